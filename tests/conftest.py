@@ -1,0 +1,105 @@
+"""Fixtures: the real servers. A server that cannot be had skips its tests loudly, and fails them where CI is set."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import pytest
+
+from tests.services.asyncua_server import AsyncuaServer
+from tests.services.kafka import Kafka
+from tests.services.libmodbus import LibmodbusServer
+from tests.services.milo import Milo
+from tests.services.mosquitto import Mosquitto
+from tests.services.node_opcua import NodeOpcua
+from tests.services.process import Service, ServiceMissing
+from tests.services.pymodbus_server import PymodbusServer
+from tests.services.tls import Certificates, make_certificates
+
+ServiceT = TypeVar("ServiceT", bound=Service)
+Factory = Callable[..., ServiceT]
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A CA with a server's and a client's certificate."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def mosquitto() -> Iterator[Mosquitto]:
+    """A plain broker, shared: use topics of your own. A test that stops its broker makes one by mosquitto_factory."""
+    with made(Mosquitto) as broker:
+        yield broker
+
+
+@pytest.fixture
+def mosquitto_factory() -> Iterator[Factory[Mosquitto]]:
+    """Starts brokers of one's own: mosquitto_factory(users=..., tls=..., ...)."""
+    yield from _factory(Mosquitto)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    """A plain broker, shared: use topics of your own. A test that stops its broker makes one by kafka_factory."""
+    with made(Kafka) as broker:
+        yield broker
+
+
+@pytest.fixture
+def kafka_factory() -> Iterator[Factory[Kafka]]:
+    """Starts brokers of one's own: kafka_factory(users=..., tls=..., ...)."""
+    yield from _factory(Kafka)
+
+
+@pytest.fixture
+def milo() -> Iterator[Factory[Milo]]:
+    """Starts foreign OPC UA load generators: milo([Group("v", "double", 1000, 10)], ticks=...)."""
+    yield from _factory(Milo)
+
+
+@pytest.fixture(scope="session")
+def node_opcua() -> Iterator[NodeOpcua]:
+    """The second foreign OPC UA server, shared, with user "operator" and password "secret"."""
+    with made(lambda: NodeOpcua(user="operator", password="secret")) as server:
+        yield server
+
+
+@pytest.fixture
+def asyncua_server() -> Iterator[Factory[AsyncuaServer]]:
+    """Starts asyncua servers: asyncua_server(doubles=...)."""
+    yield from _factory(AsyncuaServer)
+
+
+@pytest.fixture
+def pymodbus_server() -> Iterator[Factory[PymodbusServer]]:
+    """Starts pymodbus servers: pymodbus_server(framer="rtu", image=..., delay_ms=..., silent=...)."""
+    yield from _factory(PymodbusServer)
+
+
+@pytest.fixture(scope="session")
+def libmodbus_server() -> Iterator[LibmodbusServer]:
+    """The foreign Modbus server, shared; coils and holding registers can be written."""
+    with made(LibmodbusServer) as server:
+        yield server
+
+
+def made(make: Callable[[], ServiceT]) -> ServiceT:
+    try:
+        return make()
+    except ServiceMissing as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"no skips in CI: {error}", pytrace=False)
+        pytest.skip(f"NOT TESTED: {error}")
+
+
+def _factory(kind: type[ServiceT]) -> Iterator[Factory[ServiceT]]:
+    with ExitStack() as servers:
+
+        def start(*args: Any, **kwargs: Any) -> ServiceT:
+            server = made(lambda: kind(*args, **kwargs))
+            servers.enter_context(server)
+            return server
+
+        yield start

@@ -1,0 +1,40 @@
+"""Installs what every service needs, ahead of the tests: `python -m tests.services.install`.
+
+One line per service; what cannot be installed is said in one line, and the exit code is 1 then if CI is set (its tests
+would skip, and CI has no skips).
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from tests.services import kafka, libmodbus, milo, mosquitto, node_opcua
+from tests.services.process import ServiceMissing
+
+SERVICES: dict[str, Callable[[], None]] = {
+    "Mosquitto": mosquitto.install,
+    "libmodbus server": libmodbus.install,
+    "Apache Kafka": kafka.install,
+    "Eclipse Milo server": milo.install,
+    "node-opcua server": node_opcua.install,
+}
+
+
+def main() -> int:
+    """Installs everything; 0 when all is there or when missing ones are allowed to be skipped."""
+    missing = 0
+    for name, install in SERVICES.items():
+        begun_s = time.monotonic()
+        try:
+            install()
+        except ServiceMissing as error:
+            missing += 1
+            print(f"{name}: {error}", file=sys.stderr)
+        else:
+            print(f"{name}: ready ({time.monotonic() - begun_s:.1f} s)", flush=True)
+    return 1 if missing and os.environ.get("CI") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The foreign Modbus server: libmodbus_server.c on Debian's libmodbus. What its registers hold is computed here too."""
+
+from pathlib import Path
+
+from tests.services.cache import cached, run
+from tests.services.packages import apt_install, program
+from tests.services.ports import HOST, free_port
+from tests.services.process import Service
+
+LIMIT = 2_000
+"""The first address of each kind that is answered with exception 2."""
+
+_SOURCE = Path(__file__).parent / "libmodbus_server.c"
+_HEADER = Path("/usr/include/modbus/modbus.h")
+
+
+def holding(register: int) -> int:
+    """What a holding register has until somebody writes it."""
+    return (register * 31 + 7) % 65_536
+
+
+def input_register(register: int) -> int:
+    """What an input register has."""
+    return (register * 17 + 3) % 65_536
+
+
+def coil(address: int) -> bool:
+    """What a coil has until somebody writes it."""
+    return address % 3 == 0
+
+
+def discrete_input(address: int) -> bool:
+    """What a discrete input has."""
+    return address % 5 == 0
+
+
+def install() -> None:
+    """Compiles the server when it is not there yet. ServiceMissing when that cannot be."""
+    _install()
+
+
+class LibmodbusServer(Service):
+    """A Modbus TCP server for several clients that answers every unit id."""
+
+    def __init__(self) -> None:
+        folder = _install()
+        super().__init__("libmodbus", free_port())
+        self.run_as([folder / "server", str(self.port)])
+
+    @property
+    def url(self) -> str:
+        """tcp://127.0.0.1:port"""
+        return f"tcp://{HOST}:{self.port}"
+
+    def wait_ready(self) -> None:
+        """Returns when the server listens."""
+        self.process.wait_line("^ready$", self.ready_s)
+
+
+def _install() -> Path:
+    return cached("libmodbus", [_SOURCE], _build)
+
+
+def _build(folder: Path) -> None:
+    if not _HEADER.exists():
+        apt_install("libmodbus-dev", needed="libmodbus")
+    compiler = program("cc", "build-essential")
+    options = ["-O2", "-Wall", "-Wextra", "-o", str(folder / "server")]
+    run([compiler, *options, _SOURCE, "-lmodbus"], "compiling libmodbus_server.c")

@@ -1,0 +1,68 @@
+"""The second foreign OPC UA server: node-opcua, running node_opcua/server.js (its head lists the variables)."""
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.services.cache import cached, run
+from tests.services.packages import node, npm
+from tests.services.ports import HOST, free_port
+from tests.services.process import Service
+
+_FILES = Path(__file__).parent / "node_opcua"
+_PACKAGE = _FILES / "package.json"
+
+Json = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
+
+
+def install() -> None:
+    """Installs node-opcua into the cache when it is absent. ServiceMissing when that cannot be."""
+    _install()
+
+
+class NodeOpcua(Service):
+    """The server: endpoints None and SignAndEncrypt (three policies), anonymous, and user/password where given.
+
+    Every client certificate is accepted. Variables: ns=1;s=Double and so on, named by their type. It makes a new
+    certificate of its own at each construction, kept over restarts.
+    """
+
+    ready_s = 90.0
+
+    def __init__(self, *, user: str | None = None, password: str | None = None) -> None:
+        folder = _install()
+        super().__init__("node-opcua", free_port())
+        credentials = [user, password or ""] if user is not None else []
+        argv: list[str | Path] = [node(), _FILES / "server.js", str(self.port), self.folder / "pki", *credentials]
+        self.run_as(argv, env={"NODE_OPCUA_FOLDER": str(folder)})
+
+    @property
+    def url(self) -> str:
+        """opc.tcp://127.0.0.1:port"""
+        return f"opc.tcp://{HOST}:{self.port}"
+
+    def wait_ready(self) -> None:
+        """Returns when the server accepts sessions."""
+        self.process.wait_line("^ready$", self.ready_s)
+
+    def set_value(self, name: str, value: Json, *, source_ms: int | None = None, status: int = 0) -> None:
+        """Sets ns=1;s=<name>, and returns when it is set.
+
+        64-bit integers as decimal text, ByteString as base64, DateTime as RFC 3339. source_ms: UTC ms since 1970, now
+        by default. status: a StatusCode. ServiceFailed when the server does not know the name.
+        """
+        command: dict[str, Json] = {"set": name, "value": value, "status": status}
+        if source_ms is not None:
+            command["source_ms"] = source_ms
+        mark = self.process.mark()
+        self.process.send(json.dumps(command))
+        self.process.wait_line(f"^set {name}$", 5.0, mark)
+
+
+def _install() -> Path:
+    def build(folder: Path) -> None:
+        shutil.copy(_PACKAGE, folder)
+        options = ["--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
+        run([npm(), "install", *options], "npm package node-opcua", cwd=folder)
+
+    return cached("node-opcua", [_PACKAGE], build)

@@ -1,0 +1,39 @@
+"""Ports for servers that tests start, stop and start again on the same port."""
+
+import random
+import socket
+
+HOST = "127.0.0.1"
+
+# Below Linux's ephemeral range (32768-60999): while a test has its server stopped, no outgoing connection can be given
+# the server's port, and a client that keeps dialling the dead port cannot end up connected to itself.
+_RANGE = range(20_000, 32_000)
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on at 127.0.0.1; never given twice by this process. OSError when there is none."""
+    for _ in range(1_000):
+        port = random.choice(_RANGE)
+        if port not in _given and _can_bind(port):
+            _given.add(port)
+            return port
+    raise OSError(f"no free port in {_RANGE.start}-{_RANGE.stop - 1}")
+
+
+def accepts(port: int) -> bool:
+    """Whether something accepts TCP connections on 127.0.0.1:port now."""
+    try:
+        socket.create_connection((HOST, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _can_bind(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
