@@ -1,0 +1,154 @@
+"""The four contracts. Their prose lives here and only here.
+
+A **source** is read, **stages** are plain functions, a **lane** holds batches, a **sink** is written. Acknowledgements
+are returns: `append` returned, so the lane has it; `sync` returned, so the disk has it; `write` returned, so the broker
+has it. Then, and only then, `commit` goes back one step: the span in the lane after `write`, the machine's notification
+after `sync`. The lane is the only retry queue: a failed write ends the pump, and the next pump reads again what was not
+committed. Connectors have no reconnect loop of their own; they raise what `pipelines.errors` names and the supervisor
+acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from pipelines.batch import Batch
+from pipelines.counters import Counters
+
+
+class Part(Enum):
+    """Which batches of a lane a reader is for."""
+
+    ALL = "all"
+    """Everything pending, in order."""
+    LIVE = "live"
+    """What is appended after the reader's last `rewind` (or since its creation)."""
+    BACKLOG = "backlog"
+    """Everything pending that is not LIVE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Offsets [start, end) of a lane: consecutive batches that were read together."""
+
+    start: int
+    end: int
+
+
+class Source(Protocol):
+    """A machine. Its constructor does no I/O; it adds its tags to the TagTable."""
+
+    name: str
+    replayable: bool
+    """The far side keeps what was not acknowledged (`commit`) and sends it again."""
+    counters: Counters
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """Tag name -> one clear line, for each tag that cannot be read now while the others can."""
+
+    async def connect(self, resume: Sequence[bytes]) -> None:
+        """Makes ready for `read`; `resume` holds each lane's newest origin. Raises NotConnected or Permanent.
+
+        May be called again after `close`. Cancelled in the middle it leaves nothing open behind.
+        """
+
+    async def read(self) -> Batch:
+        """Waits for the next batch; called again only when every lane holds the previous one. Raises NotConnected."""
+
+    def commit(self, number: int) -> None:
+        """Every batch up to and with `number` is safe in each durable lane and may be acknowledged. Idempotent."""
+
+    async def close(self) -> None:
+        """Idempotent, allowed before `connect`, bounded in time, leaves nothing running."""
+
+
+class Stage(Protocol):
+    """One step between source and lane. Deterministic; may keep state; never awaits."""
+
+    def process(self, batch: Batch) -> Batch | None:
+        """A new batch (columns may be shared), the same one, or None when no row is left."""
+
+
+class Reader(Protocol):
+    """One consumer's way through a lane."""
+
+    async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
+        """The next unread batches of one interval: what is there, up to `rows_max` rows, but at least one batch. Waits
+        while there is nothing; cancelled meanwhile, it has taken nothing."""
+
+    def commit(self, span: Span) -> None:
+        """Delivered: never read again. In any order; idempotent."""
+
+    def rewind(self) -> None:
+        """All of this part that is not committed is unread again; what another reader has in hand stays its own.
+
+        What was LIVE becomes BACKLOG.
+        """
+
+
+class Lane(Protocol):
+    """A bounded queue between stages and sink; several readers see each batch once, together."""
+
+    name: str
+    """The stream's name in what is sent; (gateway, stream, seq) is the consumer's key against duplicates."""
+    durable: bool
+    """`sync` puts what was appended on disk."""
+    counters: Counters
+
+    @property
+    def pending_rows(self) -> int:
+        """Rows appended and neither committed nor dropped."""
+
+    async def append(self, batch: Batch) -> None:
+        """Returned: the lane has it, numbered with a `seq`.
+
+        A full lane acts on its policy and counts what it drops; what a reader has in hand is not dropped. A dropped
+        batch has used up its number, so that a consumer sees the gap.
+        """
+
+    async def sync(self) -> None:
+        """Returned: everything appended before the call is on disk (a memory lane returns at once)."""
+
+    def reader(self, part: Part) -> Reader:
+        """A reader, as after `rewind`; ALL stands alone, LIVE and BACKLOG beside each other, one at a time of each."""
+
+    def position(self, span: Span | None = None) -> bytes:
+        """What is still pending, once `span` is delivered. What is appended later is pending by itself."""
+
+    def restore(self, position: bytes) -> None:
+        """The far side knows better what is pending. A foreign lane's position is not believed (raises Corrupt)."""
+
+    async def close(self) -> None:
+        """Idempotent."""
+
+
+class Sink(Protocol):
+    """A session to a destination, shared by the lanes that it serves. Its constructor does no I/O."""
+
+    name: str
+    in_flight_max: int
+    """Writes that may be outstanding at a time."""
+    counters: Counters
+
+    async def connect(self) -> Mapping[str, bytes]:
+        """Lane name -> position where the far side keeps it, else empty. Raises NotConnected or Permanent.
+
+        May be called again after `close`. Cancelled in the middle it leaves nothing open behind.
+        """
+
+    async def write(self, lane: str, batches: Sequence[Batch], position: bytes, historical: bool) -> None:
+        """Returned: the broker has acknowledged every row. Writes started one after the other are sent in that order.
+
+        Raises NotConnected, Transient, Permanent (nothing of the write may be taken as delivered), or Rejected (all
+        rows but the named ones were delivered).
+        """
+
+    async def wait_closed(self) -> None:
+        """Returns or raises NotConnected as soon as the session has ended, also while nothing is written."""
+
+    async def close(self) -> None:
+        """Idempotent, allowed before `connect`, bounded in time, leaves nothing running."""
