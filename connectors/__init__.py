@@ -1,0 +1,30 @@
+"""Protocols: sources read machines, sinks write to brokers. Never imports `gateway`, and no protocol another.
+
+The tables below are the registry: the word of the configuration file -> where its class lives. Classes are loaded on
+first use, so that a gateway without OPC UA machines does not carry an OPC UA stack in memory.
+
+Constructors (no I/O in any of them):
+    a source: (name: str, source_id: int, settings, tags: TagTable, clock: Clock, data_dir: Path)
+    a sink:   (name: str, settings, identity: Identity, tags: TagTable, clock: Clock)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+SOURCES: Mapping[str, str] = {
+    "opcua": "connectors.opcua:OpcUaSource",
+    "modbus": "connectors.modbus:ModbusSource",
+}
+SINKS: Mapping[str, str] = {
+    "mqtt": "connectors.mqtt:MqttSink",
+    "kafka": "connectors.kafka:KafkaSink",
+}
+
+
+def load(place: str) -> Any:
+    """The class at `module:name`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)

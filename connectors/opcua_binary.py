@@ -1,0 +1,254 @@
+"""OPC UA Binary, one value at a time: a cursor over received bytes (Part 6, section 5.2). Pure.
+
+Every read is checked against the end of the field that it lies in; what does not fit raises DecodeError. Values come
+out as the `extra` of a batch holds them: DateTime as int UTC ns, Guid and node ids as text, LocalizedText as its text.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import UUID
+
+import numpy as np
+
+from pipelines.batch import Kind
+
+EPOCH_TICKS: Final = 116_444_736_000_000_000
+"""1970-01-01 in 100 ns ticks since 1601-01-01 (Part 6, 5.2.2.5)."""
+DEPTH_MAX: Final = 32
+"""Nesting of Variants, DataValues and DiagnosticInfos that is accepted (Part 6 asks for a limit of at least 4)."""
+
+FIXED: Final[dict[int, np.dtype[Any]]] = {
+    Kind.BOOLEAN: np.dtype("?"),
+    Kind.SBYTE: np.dtype("i1"),
+    Kind.BYTE: np.dtype("u1"),
+    Kind.INT16: np.dtype("<i2"),
+    Kind.UINT16: np.dtype("<u2"),
+    Kind.INT32: np.dtype("<i4"),
+    Kind.UINT32: np.dtype("<u4"),
+    Kind.INT64: np.dtype("<q"),
+    Kind.UINT64: np.dtype("<Q"),
+    Kind.FLOAT: np.dtype("<f4"),
+    Kind.DOUBLE: np.dtype("<f8"),
+    Kind.STATUS_CODE: np.dtype("<u4"),
+}
+"""Numbers: the built-in types whose values are a fixed number of bytes and fit a column."""
+
+_Length: Final = struct.Struct("<i")
+_NUMBER: Final = {kind: struct.Struct(f"<{dtype.char}") for kind, dtype in FIXED.items()}
+
+
+class DecodeError(ValueError):
+    """The bytes are not what OPC UA Part 6 allows here."""
+
+
+class Cursor:
+    """Reads forward from `at`, never beyond `end` (default: the end of `body`)."""
+
+    __slots__ = ("at", "body", "depth", "end")
+
+    def __init__(self, body: bytes, at: int = 0, end: int | None = None) -> None:
+        self.body = body
+        self.at = at
+        self.end = len(body) if end is None else end
+        self.depth = 0
+
+    def skip(self, size: int) -> int:
+        """The offset before the step; raises DecodeError where `size` is negative or leads beyond the end."""
+        start = self.at
+        if size < 0 or start + size > self.end:
+            raise DecodeError(f"{size} bytes at offset {start} go beyond the end of the field at {self.end}")
+        self.at = start + size
+        return start
+
+    def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
+        """The fields of `layout`."""
+        return layout.unpack_from(self.body, self.skip(layout.size))
+
+    def byte(self) -> int:
+        return self.body[self.skip(1)]
+
+    def uint16(self) -> int:
+        return int.from_bytes(self.body[self.skip(2) : self.at], "little")
+
+    def uint32(self) -> int:
+        return int.from_bytes(self.body[self.skip(4) : self.at], "little")
+
+    def int32(self) -> int:
+        return int.from_bytes(self.body[self.skip(4) : self.at], "little", signed=True)
+
+    def int64(self) -> int:
+        return int.from_bytes(self.body[self.skip(8) : self.at], "little", signed=True)
+
+    def count(self, bytes_each_min: int = 1) -> int:
+        """An array's length; null arrays (-1) count as empty. Refused where its elements cannot be in the field."""
+        count = max(self.int32(), 0)
+        if count * bytes_each_min > self.end - self.at:
+            raise DecodeError(f"an array of {count} elements at offset {self.at} cannot fit into its field")
+        return count
+
+    def bytestring(self) -> bytes | None:
+        start = self.skip(4) + 4  # written out: text is what slow rows are made of
+        size: int = _Length.unpack_from(self.body, start - 4)[0]
+        if size < 0:
+            return None
+        stop = self.at = start + size
+        if stop > self.end:
+            raise DecodeError(f"{size} bytes at offset {start} go beyond the end of the field at {self.end}")
+        return self.body[start:stop]
+
+    def text(self) -> str | None:
+        raw = self.bytestring()
+        return None if raw is None else raw.decode("utf-8", errors="replace")
+
+    def guid(self) -> str:
+        return str(UUID(bytes_le=self.body[self.skip(16) : self.at]))
+
+    def datetime(self) -> int:
+        """UTC ns since 1970."""
+        return (self.int64() - EPOCH_TICKS) * 100
+
+    def node_id(self) -> str:
+        """Text form of a NodeId or ExpandedNodeId (Part 6, 5.2.2.9 and 5.2.2.10)."""
+        encoding = self.byte()
+        identifier, namespace = self._identifier(encoding & 0x3F)
+        prefix = f"ns={namespace};" if namespace else ""
+        if encoding & 0x80:
+            prefix = f"nsu={self.text()};"
+        if encoding & 0x40:
+            prefix = f"svr={self.uint32()};{prefix}"
+        return prefix + identifier
+
+    def _identifier(self, form: int) -> tuple[str, int]:
+        if form == 0:
+            return f"i={self.byte()}", 0
+        if form == 1:
+            namespace = self.byte()
+            return f"i={self.uint16()}", namespace
+        namespace = self.uint16()
+        if form == 2:
+            return f"i={self.uint32()}", namespace
+        if form == 3:
+            return f"s={self.text() or ''}", namespace
+        if form == 4:
+            return f"g={self.guid()}", namespace
+        if form == 5:
+            return f"b={base64.b64encode(self.bytestring() or b'').decode()}", namespace
+        raise DecodeError(f"unknown node id encoding {form} at offset {self.at}")
+
+    def qualified_name(self) -> str:
+        namespace = self.uint16()
+        name = self.text() or ""
+        return f"{namespace}:{name}" if namespace else name
+
+    def localized_text(self) -> str | None:
+        mask = self.byte()
+        if mask & 1:
+            self.text()
+        return self.text() if mask & 2 else None
+
+    def extension_object(self) -> dict[str, Any]:
+        """Its type and undecoded body: `{"type": "i=...", "body": bytes or text or None}`."""
+        type_id = self.node_id()
+        encoding = self.byte()
+        if encoding > 2:
+            raise DecodeError(f"unknown extension object encoding {encoding} at offset {self.at}")
+        body = (None, self.bytestring, self.text)[encoding]
+        return {"type": type_id, "body": body() if body else None}
+
+    def diagnostic_info(self) -> dict[str, Any]:
+        """Its fields by name (Part 6, 5.2.2.12); empty for the usual zero mask."""
+        mask = self.byte()
+        info: dict[str, Any] = {}
+        for bit, name in ((1, "symbolicId"), (2, "namespaceUri"), (8, "locale"), (4, "localizedText")):
+            if mask & bit:
+                info[name] = self.int32()
+        if mask & 0x10:
+            info["additionalInfo"] = self.text()
+        if mask & 0x20:
+            info["innerStatusCode"] = self.uint32()
+        if mask & 0x40:
+            info["innerDiagnosticInfo"] = self._nested(Cursor.diagnostic_info)
+        return info
+
+    def data_value(self) -> Any:
+        """A nested DataValue: its value only."""
+        mask = self.byte()
+        value = self._nested(Cursor.variant)[1] if mask & 1 else None
+        for bit, size in ((2, 4), (4, 8), (0x10, 2), (8, 8), (0x20, 2)):
+            if mask & bit:
+                self.skip(size)
+        return value
+
+    def variant(self) -> tuple[int, Any]:
+        """(built-in type, with 0x80 for an array; value). Matrices come as nested lists (Part 6, 5.2.2.16)."""
+        encoding = self.byte()
+        kind = encoding & 0x3F
+        if not encoding & 0x80:
+            return kind, self.scalar(kind)
+        values = self._array(kind)
+        if encoding & 0x40:
+            values = _nest(values, [self.int32() for _ in range(self.count(4))])
+        return kind | 0x80, values
+
+    def scalar(self, kind: int) -> Any:
+        """One value of a built-in type."""
+        if kind == Kind.NULL:
+            return None
+        number = _NUMBER.get(kind)
+        if number is not None:
+            return number.unpack_from(self.body, self.skip(number.size))[0]
+        read = _VARIABLE.get(kind)
+        if read is None:
+            raise DecodeError(f"unknown built-in type {kind} at offset {self.at}")
+        return read(self)
+
+    def _array(self, kind: int) -> list[Any]:
+        fixed = FIXED.get(kind)
+        if fixed is None:
+            if kind == Kind.NULL:
+                raise DecodeError(f"an array without a type at offset {self.at}")
+            return [self.scalar(kind) for _ in range(self.count())]
+        count = self.count(fixed.itemsize)
+        values: list[Any] = np.frombuffer(self.body, fixed, count, self.skip(count * fixed.itemsize)).tolist()
+        return values
+
+    def _nested(self, read: Any) -> Any:
+        self.depth += 1
+        if self.depth > DEPTH_MAX:
+            raise DecodeError(f"values are nested deeper than {DEPTH_MAX}")
+        value = read(self)
+        self.depth -= 1
+        return value
+
+
+_VARIABLE: Final[dict[int, Callable[[Cursor], Any]]] = {
+    Kind.STRING: Cursor.text,
+    Kind.DATETIME: Cursor.datetime,
+    Kind.GUID: Cursor.guid,
+    Kind.BYTESTRING: Cursor.bytestring,
+    Kind.XML_ELEMENT: Cursor.text,
+    Kind.NODE_ID: Cursor.node_id,
+    Kind.EXPANDED_NODE_ID: Cursor.node_id,
+    Kind.QUALIFIED_NAME: Cursor.qualified_name,
+    Kind.LOCALIZED_TEXT: Cursor.localized_text,
+    Kind.EXTENSION_OBJECT: Cursor.extension_object,
+    Kind.DATA_VALUE: Cursor.data_value,
+    Kind.VARIANT: lambda cursor: cursor._nested(Cursor.variant)[1],
+    Kind.DIAGNOSTIC_INFO: Cursor.diagnostic_info,
+}
+
+
+def _nest(values: list[Any], dimensions: list[int]) -> list[Any]:
+    """A flat array as nested lists, last dimension fastest; left flat where the dimensions do not multiply out."""
+    total = 1
+    for size in dimensions:
+        total *= size
+    if total != len(values) or min(dimensions, default=0) < 1:
+        return values
+    for size in reversed(dimensions[1:]):
+        values = [values[at : at + size] for at in range(0, len(values), size)]
+    return values

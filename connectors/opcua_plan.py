@@ -1,0 +1,60 @@
+"""Settings -> the subscriptions and monitored items that a device gets. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from connectors.opcua_settings import OpcUaDevice
+from pipelines.quantities import format_duration
+
+KEEP_ALIVE_NS: Final = 5 * 10**9
+"""An idle subscription says that it is alive about this often."""
+LIFETIME_KEEP_ALIVES: Final = 12
+"""Keep-alives without a PublishRequest after which the server deletes the subscription (Part 4 asks for at least 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedItem:
+    """One tag of a subscription; `index` is its place in the device's `tags:`, and its client handle."""
+
+    index: int
+    name: str
+    node: str
+    sampling_ns: int
+    queue: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSubscription:
+    """All tags of a device with one publishing interval."""
+
+    publishing_ns: int
+    items: Sequence[PlannedItem]
+
+    @property
+    def keep_alive_count(self) -> int:
+        """Publishing intervals without data after which the server sends an empty response."""
+        return max(1, KEEP_ALIVE_NS // self.publishing_ns)
+
+
+def plan_subscriptions(settings: OpcUaDevice) -> list[PlannedSubscription]:
+    """One subscription per publishing interval, shortest first; items in the order of the file."""
+    by_interval: dict[int, list[PlannedItem]] = {}
+    for index, (name, tag) in enumerate(settings.tags.items()):
+        item = PlannedItem(index, name, tag.node, settings.sampling_ns(tag), settings.queue_values(tag))
+        by_interval.setdefault(settings.publishing_ns(tag), []).append(item)
+    return [PlannedSubscription(interval, items) for interval, items in sorted(by_interval.items())]
+
+
+def describe_plan(settings: OpcUaDevice) -> list[str]:
+    """The lines that `gateway plan` prints for this device."""
+    lines = [f"{settings.opcua}, security {settings.security}, {len(settings.tags)} tags"]
+    for subscription in plan_subscriptions(settings):
+        interval = format_duration(subscription.publishing_ns)
+        lines.append(f"subscription every {interval}: {len(subscription.items)} monitored items")
+        for item in subscription.items:
+            sampling = format_duration(item.sampling_ns) if item.sampling_ns else "every change"
+            lines.append(f"  {item.name}: {item.node}, sampling {sampling}, queue {item.queue}")
+    return lines

@@ -1,0 +1,96 @@
+"""An asyncua session with a publish loop of our own: responses are kept as bytes, acknowledgements wait for the lanes.
+
+asyncua's own loop sends one PublishRequest at a time, decodes every value into objects and acknowledges whatever came.
+Here several requests are outstanding, and `PublishSession.arm` sends the next one together with the acknowledgements
+that have become due (Part 4, 5.13.5). Built on asyncua 2.1: `UaSession`, `UASocketProtocol._connection` and
+`._callbackmap`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from asyncua.client.ua_client import UaClient
+from asyncua.client.ua_session import UaSession
+from asyncua.ua import MessageType
+from asyncua.ua.ua_binary import nodeid_to_binary
+
+from connectors import opcua_requests
+from connectors.opcua_requests import RequestHeader
+from pipelines.clock import Clock
+from pipelines.errors import NotConnected
+
+
+class PublishSession(UaSession):
+    """A `UaSession` for `client.uaclient.session`; see the module."""
+
+    def __init__(self, client: UaClient, clock: Clock, timeout_s: float) -> None:
+        super().__init__(client)
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._responses: deque[bytes] = deque()
+        self._lost: str | None = None
+        self._wake = asyncio.Event()
+        self.outstanding = 0
+
+    def ensure_publish_loop(self) -> None:
+        """asyncua calls this after CreateSubscription; its loop stays off."""
+
+    def arm(self, acks: Sequence[tuple[int, int]]) -> None:
+        """Sends one PublishRequest that acknowledges `acks`. Raises NotConnected."""
+        future = self._send(lambda header: opcua_requests.publish(header, acks), timeout_ms=0)
+        self.outstanding += 1
+        future.add_done_callback(self._responded)
+
+    async def response(self) -> bytes:
+        """The next PublishResponse or ServiceFault, in order of arrival. Raises NotConnected: the session is gone."""
+        while not self._responses:
+            if self._lost is not None:
+                raise NotConnected(self._lost)
+            self._wake.clear()
+            await self._wake.wait()
+        return self._responses.popleft()
+
+    def lose(self, reason: str) -> None:
+        """The connection is gone: `response` raises after what has arrived was read."""
+        self._lost = self._lost or reason
+        self._wake.set()
+
+    async def request(self, encode: Callable[[RequestHeader], bytes]) -> bytes:
+        """Sends an encoded request and returns the response's bytes. Raises NotConnected, TimeoutError."""
+        async with asyncio.timeout(self._timeout_s):
+            try:
+                return bytes(await self._send(encode, timeout_ms=int(self._timeout_s * 1000)))
+            except (ConnectionError, OSError) as error:
+                raise NotConnected(f"the connection was lost: {error}") from error
+
+    def _send(self, encode: Callable[[RequestHeader], bytes], timeout_ms: int) -> asyncio.Future[Any]:
+        protocol = self._client.protocol
+        if protocol is None or protocol.transport is None:
+            raise NotConnected(self._lost or "the connection is closed")
+        protocol._request_handle += 1
+        header = RequestHeader(
+            nodeid_to_binary(self.authentication_token), protocol._request_handle, self._clock.wall_ns(), timeout_ms
+        )
+        protocol.revolve_security_token()
+        protocol._request_id += 1
+        secure = cast(MessageType, MessageType.SecureMessage)
+        message = protocol._connection.message_to_binary(encode(header), secure, protocol._request_id)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        protocol._callbackmap[protocol._request_id] = future
+        protocol.transport.write(message)
+        return future
+
+    def _responded(self, future: asyncio.Future[Any]) -> None:
+        self.outstanding -= 1
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self.lose(str(error) or "the connection was lost")
+            return
+        self._responses.append(bytes(future.result()))
+        self._wake.set()

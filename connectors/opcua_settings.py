@@ -1,0 +1,101 @@
+"""The keys of an OPC UA device in the configuration file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+
+from pipelines.quantities import Duration, Settings, duration_ns
+
+_NODE_ID = re.compile(r"(ns=\d+;)?(i=\d+|s=.+|b=[A-Za-z0-9+/]+=*|g=[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})")
+
+
+def _tag_from_text(value: Any) -> Any:
+    return {"node": value} if isinstance(value, str) else value
+
+
+class OpcUaTag(Settings):
+    """One monitored item: `temperature: ns=2;s=Press4.Temp`, or a mapping with these keys."""
+
+    node: str = Field(description="Node id: `ns=2;s=Press4.Temp`, `i=2258`, `ns=3;g=...`, `ns=1;b=...`.")
+    unit: str = Field("", description="Engineering unit, for people and for formats that carry it.")
+    scale: float = Field(1.0, description="Factor applied to numbers; the result is a Double.")
+    offset: float = Field(0.0, description="Added after `scale`.")
+    deadband: float = Field(
+        0.0, ge=0.0, description="Absolute, in engineering units: smaller changes are not sent. 0 sends every change."
+    )
+    every: Duration | None = Field(None, description="Publishing interval of this tag; default: the device's.")
+    sampling: Duration | None = Field(None, description="Sampling interval of this tag; default: the device's.")
+    queue: int | None = Field(None, ge=1, le=100_000, description="Server-side queue in values; default: the device's.")
+
+    @field_validator("node")
+    @classmethod
+    def _node_id(cls, text: str) -> str:
+        if not _NODE_ID.fullmatch(text):
+            raise ValueError(f"{text!r} is not a node id: write ns=2;s=Name or ns=2;i=1234")
+        return text
+
+
+class OpcUaAuth(Settings):
+    """`auth: {user: collector, password: ${file:/run/secrets/press4}}`."""
+
+    user: str = Field(description="User name.")
+    password: SecretStr = Field(SecretStr(""), description="Password; write `${file:...}` or `${env:...}`.")
+
+
+class OpcUaDevice(Settings):
+    """A machine with an OPC UA server."""
+
+    opcua: str = Field(description="Endpoint URL, `opc.tcp://host:4840`.")
+    security: Literal["best", "none"] = Field(
+        "best",
+        description="`best`: SignAndEncrypt with the best policy that the server offers, and nothing less; "
+        "`none`: no signature and no encryption, insecure, has to be written out.",
+    )
+    auth: OpcUaAuth | None = Field(None, description="User and password; default: anonymous.")
+    every: Duration = Field(
+        duration_ns("1s"), gt=0, description="Publishing interval: how often the server sends what changed."
+    )
+    sampling: Duration | None = Field(
+        None, description="How often the server looks at a value; `0` asks for every change; default: `every`."
+    )
+    queue: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Values that the server keeps per tag between two publishings; default: those of two publishing "
+        "intervals, at least 10; 100 with `sampling: 0`.",
+    )
+    timeout: Duration = Field(duration_ns("4s"), gt=0, description="For connecting and for each request.")
+    tags: Annotated[
+        dict[str, Annotated[OpcUaTag, BeforeValidator(_tag_from_text)]],
+        Field(min_length=1, description="Tag name -> node id, or a mapping with `node:` and options."),
+    ]
+
+    @field_validator("opcua")
+    @classmethod
+    def _endpoint(cls, url: str) -> str:
+        if not url.startswith("opc.tcp://") or not url.removeprefix("opc.tcp://").strip("/"):
+            raise ValueError(f"{url!r} is not an OPC UA endpoint: write opc.tcp://host:4840")
+        if "@" in url:
+            raise ValueError("user and password do not belong into the URL: use `auth: {user: ..., password: ...}`")
+        return url
+
+    def publishing_ns(self, tag: OpcUaTag) -> int:
+        """Publishing interval of a tag."""
+        return self.every if tag.every is None else tag.every
+
+    def sampling_ns(self, tag: OpcUaTag) -> int:
+        """Sampling interval of a tag; 0 asks for every change."""
+        own = self.sampling if tag.sampling is None else tag.sampling
+        return self.publishing_ns(tag) if own is None else own
+
+    def queue_values(self, tag: OpcUaTag) -> int:
+        """Queue size of a tag at the server."""
+        own = self.queue if tag.queue is None else tag.queue
+        if own is not None:
+            return own
+        sampling = self.sampling_ns(tag)
+        return max(10, 2 * self.publishing_ns(tag) // sampling) if sampling else 100

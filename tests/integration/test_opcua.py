@@ -1,0 +1,217 @@
+"""The OPC UA source where the contract suite does not look: security, retries, limits, overflow, silence, browsing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asyncua import Server, ua
+from ruamel.yaml import YAML
+
+from connectors import opcua_items, opcua_plan
+from connectors.opcua import OpcUaSource
+from connectors.opcua_browse import browse
+from connectors.opcua_settings import OpcUaAuth, OpcUaDevice
+from pipelines.batch import Batch
+from pipelines.clock import SystemClock
+from pipelines.errors import NotConnected, Permanent
+from pipelines.tags import TagTable
+from tests.contract.source_suite import within
+from tests.services.asyncua_server import VARIABLES, AsyncuaServer
+from tests.services.milo import Group, Milo
+from tests.services.node_opcua import NodeOpcua
+from tests.services.ports import HOST, free_port
+
+Make = Callable[..., OpcUaSource]
+
+
+@pytest.fixture
+async def source(tmp_path: Path) -> AsyncIterator[Make]:
+    """Makes sources and closes them."""
+    made: list[OpcUaSource] = []
+
+    def make(url: str, tags: dict[str, Any], **options: Any) -> OpcUaSource:
+        settings = {"opcua": url, "security": "none", "every": "50ms", "timeout": "2s", "tags": tags, **options}
+        made.append(
+            OpcUaSource("press", 0, OpcUaDevice.model_validate(settings), TagTable(), SystemClock(), tmp_path)
+        )
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.close()
+
+
+@pytest.fixture
+async def plant() -> AsyncIterator[Server]:
+    """An asyncua server in this process, so that a test can reach into it; variables ns=2;s=v0 ... v9."""
+    server = Server()
+    await server.init()
+    server.set_endpoint(f"opc.tcp://{HOST}:{free_port()}/")
+    server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+    await server.register_namespace("urn:test")
+    for i in range(10):
+        await server.nodes.objects.add_variable(ua.NodeId(f"v{i}", 2), f"2:v{i}", float(i))
+    async with server:
+        yield server
+
+
+def url(server: Server) -> str:
+    return str(server.endpoint.geturl())
+
+
+async def rows(source: OpcUaSource, count: int) -> list[Batch]:
+    batches: list[Batch] = []
+    while sum(map(len, batches)) < count:
+        batches.append(await within(source.read()))
+        source.commit(batches[-1].number)
+    return batches
+
+
+async def test_a_node_that_appears_later_is_picked_up(
+    plant: Server, source: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad node is retried with back-off; when the server has it, its value is delivered and the fault is gone."""
+    monkeypatch.setattr(opcua_items, "RETRY_FIRST_S", 0.05)
+    press = source(url(plant), {"there": "ns=2;s=v1", "later": "ns=2;s=later"})
+    await within(press.connect([]))
+    await rows(press, 2)
+    assert "BadNodeIdUnknown" in press.faults["later"]
+    await plant.nodes.objects.add_variable(ua.NodeId("later", 2), "2:later", 7.5)
+    [*_, last] = await rows(press, 1)
+    assert last.values() == [7.5] and not press.faults
+
+
+async def test_operation_limits_are_honoured(plant: Server, source: Make) -> None:
+    """A server that takes 3 nodes per Read and 4 items per call is asked in such steps, and every item is there."""
+    ids = ua.ObjectIds
+    for identifier, limit in (
+        (ids.Server_ServerCapabilities_OperationLimits_MaxNodesPerRead, 3),
+        (ids.Server_ServerCapabilities_OperationLimits_MaxMonitoredItemsPerCall, 4),
+    ):
+        node = plant.get_node(ua.NodeId(ua.Int32(identifier)))
+        await node.write_value(ua.Variant(limit, ua.VariantType.UInt32))
+    calls: list[int] = []
+    create = plant.iserver.subscription_service.create_monitored_items
+
+    async def counted(params: Any) -> Any:
+        calls.append(len(params.ItemsToCreate))
+        return await create(params)
+
+    plant.iserver.subscription_service.create_monitored_items = counted
+    press = source(url(plant), {f"v{i}": f"ns=2;s=v{i}" for i in range(10)})
+    await within(press.connect([]))
+    assert sum(map(len, await rows(press, 10))) == 10
+    assert calls == [4, 4, 2]
+
+
+async def test_queue_overflow_is_counted_and_the_value_delivered(
+    asyncua_server: Callable[..., AsyncuaServer], source: Make
+) -> None:
+    """The overflow bits say that older values fell out of the queue; this one is good."""
+    server = asyncua_server()
+    press = source(server.url, {"x": "ns=2;s=Double"})
+    await within(press.connect([]))
+    await rows(press, 1)
+    server.set_value("Double", 2.5, status=0x0480)
+    [batch] = await rows(press, 1)
+    assert batch.values() == [2.5] and int(batch.status[0]) == 0x0480
+    assert press.counters.totals["queue_overflows"] == 1
+
+
+async def test_a_server_that_falls_silent_is_noticed(
+    asyncua_server: Callable[..., AsyncuaServer], source: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-open connection: nothing arrives, not even keep-alives; read() ends with NotConnected."""
+    monkeypatch.setattr(opcua_plan, "KEEP_ALIVE_NS", 100_000_000)
+    server = asyncua_server()
+    press = source(server.url, {"x": "ns=2;s=Double"})
+    await within(press.connect([]))
+    await rows(press, 1)
+    server.process.pause()
+    try:
+        with pytest.raises(NotConnected):
+            await rows(press, 1)
+    finally:
+        server.process.resume()
+
+
+async def test_ten_thousand_items_come_in_one_connect(milo: Callable[..., Milo], source: Make) -> None:
+    """Ten calls of 1,000 items, no item lost, values of the right tags."""
+    server = milo([Group("v", "double", 10_000, 1000)])
+    press = source(server.url, {f"v{i}": f"ns=2;s=v{i}" for i in range(10_000)}, timeout="10s")
+    await within(press.connect([]))
+    batches = await rows(press, 10_000)
+    assert sorted(int(tag) for batch in batches for tag in batch.tag) == list(range(10_000))
+    assert max(map(len, batches)) <= 1000
+
+
+async def test_encryption_by_default_and_trust_by_an_operator(
+    node_opcua: NodeOpcua, source: Make, tmp_path: Path
+) -> None:
+    """Unknown certificate: Permanent, and the text says what to move where; done, the same source connects."""
+    auth = {"user": "operator", "password": "secret"}
+    press = source(node_opcua.url, {"x": "ns=1;s=Double"}, security="best", auth=auth)
+    with pytest.raises(Permanent, match="not trusted") as refused:
+        await within(press.connect([]))
+    [pending] = (tmp_path / "pki" / "pending").iterdir()
+    assert str(pending) in str(refused.value)
+    shutil.move(pending, tmp_path / "pki" / "trusted")
+    await within(press.connect([]))
+    [batch] = await rows(press, 1)
+    assert batch.values() == [0.25]
+
+
+async def test_a_wrong_password_is_permanent_and_not_in_the_text(
+    node_opcua: NodeOpcua, source: Make, tmp_path: Path
+) -> None:
+    """Refused credentials are no network fault: the component is faulted, and the password stays secret."""
+    auth = {"user": "operator", "password": "not-the-secret"}
+    press = source(node_opcua.url, {"x": "ns=1;s=Double"}, auth=auth)
+    with pytest.raises(Permanent, match="BadUserAccessDenied|BadIdentityTokenRejected") as refused:
+        await within(press.connect([]))
+    assert "not-the-secret" not in str(refused.value)
+
+
+async def test_nothing_falls_back_to_insecure(plant: Server, source: Make) -> None:
+    """A server with None only is refused unless the file says `security: none`."""
+    press = source(url(plant), {"x": "ns=2;s=v1"}, security="best")
+    with pytest.raises(Permanent, match="security: none"):
+        await within(press.connect([]))
+
+
+async def test_browse_prints_tags_that_load(asyncua_server: Callable[..., AsyncuaServer], tmp_path: Path) -> None:
+    """The block is YAML that the settings accept, with every variable of the server and none of the standard's."""
+    server = asyncua_server()
+    text = await browse(server.url, root=None, limit=100, insecure=True, auth=None, data_dir=tmp_path)
+    tags = YAML(typ="safe").load(text)["tags"]
+    assert tags == {name: f"ns=2;s={name}" for name in VARIABLES}
+    assert OpcUaDevice.model_validate({"opcua": server.url, "tags": tags})
+
+
+async def test_browse_names_an_absent_server(tmp_path: Path) -> None:
+    """One clear line with the address."""
+    address = f"opc.tcp://{HOST}:{free_port()}"
+    with pytest.raises(NotConnected, match=re.escape(address)):
+        await browse(
+            address,
+            root=None,
+            limit=1,
+            insecure=True,
+            auth=OpcUaAuth(user="a", password="b"),  # type: ignore[arg-type]
+            data_dir=tmp_path,
+        )
+
+
+async def test_two_publishing_intervals_make_two_subscriptions(plant: Server, source: Make) -> None:
+    """`every` per tag: one subscription for each interval; both deliver."""
+    press = source(url(plant), {"fast": "ns=2;s=v1", "slow": {"node": "ns=2;s=v2", "every": "200ms"}})
+    await within(press.connect([]))
+    assert len(plant.iserver.subscription_service.subscriptions) == 2
+    assert sum(map(len, await rows(press, 2))) == 2
+    await asyncio.wait_for(press.close(), 5)

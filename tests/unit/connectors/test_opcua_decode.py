@@ -1,0 +1,281 @@
+"""opcua_decode and opcua_binary against asyncua's own encoder, which is an independent reading of OPC UA Part 6."""
+
+from __future__ import annotations
+
+import random
+import struct
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from asyncua import ua
+from asyncua.ua.ua_binary import struct_to_binary
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from connectors.opcua_binary import Cursor, DecodeError
+from connectors.opcua_decode import Columns, decode_changes, parse_response
+from pipelines.batch import ARRAY, Flag, Kind
+
+ARRIVAL_NS = 1_700_000_000_000_000_000
+SOURCE = datetime(2026, 11, 23, 10, 0, 0, 123456, tzinfo=UTC)
+SOURCE_NS = 1_795_428_000_123_456_000
+VT = ua.VariantType
+
+
+def response(items: list[tuple[int, ua.DataValue]], *, sequence: int = 7, more: bool = False) -> bytes:
+    """A PublishResponse with one DataChangeNotification, encoded by asyncua."""
+    change = ua.DataChangeNotification(
+        MonitoredItems=[ua.MonitoredItemNotification(ClientHandle=handle, Value=value) for handle, value in items]
+    )
+    message = ua.PublishResponse()
+    message.Parameters = ua.PublishResult(
+        SubscriptionId=3,
+        AvailableSequenceNumbers=[5, 6, 7],
+        MoreNotifications=more,
+        NotificationMessage=ua.NotificationMessage(
+            SequenceNumber=sequence, PublishTime=SOURCE, NotificationData=[change]
+        ),
+        Results=[ua.StatusCode(0), ua.StatusCode(ua.StatusCodes.BadSequenceNumberUnknown)],
+    )
+    return bytes(struct_to_binary(message))
+
+
+def data_value(variant: ua.Variant | None, status: int | None = None, source: datetime | None = SOURCE) -> ua.DataValue:
+    return ua.DataValue(
+        variant, None if status is None else ua.StatusCode(status), SourceTimestamp=source, ServerTimestamp=SOURCE
+    )
+
+
+def rows(body: bytes, rows_max: int = 1000) -> list[tuple[int, int, Any, int, int, int]]:
+    """(handle, ts_ns, value, status, kind, flags) per row; values as Python objects."""
+    out = []
+    for part in decode_changes(body, parse_response(body), ARRIVAL_NS, rows_max):
+        assert len(part.handle) <= rows_max
+        for row in range(len(part.handle)):
+            value = part.extra.get(row, float(part.value[row]))
+            out.append(
+                (
+                    int(part.handle[row]), int(part.ts_ns[row]), value,
+                    int(part.status[row]), int(part.kind[row]), int(part.flags[row]),
+                )
+            )  # fmt: skip
+    return out
+
+
+GUID = uuid.UUID("72962b91-fa75-4ae6-8d28-b404dc7daf63")
+SAMPLES: list[tuple[ua.Variant, int, Any]] = [
+    (ua.Variant(True, VT.Boolean), Kind.BOOLEAN, 1.0),
+    (ua.Variant(-128, VT.SByte), Kind.SBYTE, -128.0),
+    (ua.Variant(255, VT.Byte), Kind.BYTE, 255.0),
+    (ua.Variant(-32768, VT.Int16), Kind.INT16, -32768.0),
+    (ua.Variant(65535, VT.UInt16), Kind.UINT16, 65535.0),
+    (ua.Variant(-(2**31), VT.Int32), Kind.INT32, float(-(2**31))),
+    (ua.Variant(2**32 - 1, VT.UInt32), Kind.UINT32, float(2**32 - 1)),
+    (ua.Variant(2**53, VT.Int64), Kind.INT64, float(2**53)),
+    (ua.Variant(2**53 + 1, VT.Int64), Kind.INT64, 2**53 + 1),
+    (ua.Variant(-(2**63), VT.Int64), Kind.INT64, -(2**63)),
+    (ua.Variant(2**64 - 1, VT.UInt64), Kind.UINT64, 2**64 - 1),
+    (ua.Variant(0.5, VT.Float), Kind.FLOAT, 0.5),
+    (ua.Variant(0.1, VT.Double), Kind.DOUBLE, 0.1),
+    (ua.Variant("größer", VT.String), Kind.STRING, "größer"),
+    (ua.Variant(SOURCE, VT.DateTime), Kind.DATETIME, SOURCE_NS),
+    (ua.Variant(GUID, VT.Guid), Kind.GUID, str(GUID)),
+    (ua.Variant(b"\0\xff", VT.ByteString), Kind.BYTESTRING, b"\0\xff"),
+    (ua.Variant(ua.XmlElement("<a/>"), VT.XmlElement), Kind.XML_ELEMENT, "<a/>"),
+    (ua.Variant(ua.NodeId("Press", 2), VT.NodeId), Kind.NODE_ID, "ns=2;s=Press"),
+    (ua.Variant(ua.NodeId(70000, 3), VT.NodeId), Kind.NODE_ID, "ns=3;i=70000"),
+    (ua.Variant(ua.NodeId(GUID, 1), VT.NodeId), Kind.NODE_ID, f"ns=1;g={GUID}"),
+    (ua.Variant(ua.StatusCode(0x80340000), VT.StatusCode), Kind.STATUS_CODE, float(0x80340000)),
+    (ua.Variant(ua.QualifiedName("Name", 2), VT.QualifiedName), Kind.QUALIFIED_NAME, "2:Name"),
+    (ua.Variant(ua.LocalizedText("Hallo", "de"), VT.LocalizedText), Kind.LOCALIZED_TEXT, "Hallo"),
+    (ua.Variant([1.5, -2.5], VT.Double), Kind.DOUBLE | ARRAY, [1.5, -2.5]),
+    (ua.Variant([True, False], VT.Boolean), Kind.BOOLEAN | ARRAY, [True, False]),
+    (ua.Variant([2**63 - 1], VT.Int64), Kind.INT64 | ARRAY, [2**63 - 1]),
+    (ua.Variant(["a", "", "ü"], VT.String), Kind.STRING | ARRAY, ["a", "", "ü"]),
+    (ua.Variant([], VT.Int32, is_array=True), Kind.INT32 | ARRAY, []),
+    (ua.Variant([SOURCE], VT.DateTime), Kind.DATETIME | ARRAY, [SOURCE_NS]),
+    (ua.Variant([[1, 2, 3], [4, 5, 6]], VT.Int32), Kind.INT32 | ARRAY, [[1, 2, 3], [4, 5, 6]]),
+    (ua.Variant([ua.Variant(1, VT.Int32), ua.Variant("x", VT.String)], VT.Variant), Kind.VARIANT | ARRAY, [1, "x"]),
+]
+
+
+@pytest.mark.parametrize(("variant", "kind", "value"), SAMPLES)
+@pytest.mark.parametrize("count", [1, 40])
+def test_each_builtin_type_is_decoded_alone_and_as_a_run(
+    variant: ua.Variant, kind: int, value: Any, count: int
+) -> None:
+    """Every built-in type and array gives the value that was encoded, on the scalar way and on the column way."""
+    body = response([(i, data_value(variant)) for i in range(count)])
+    assert rows(body) == [(i, SOURCE_NS, value, 0, kind, 0) for i in range(count)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(SAMPLES), st.sampled_from([None, 0, 0x40000000, 0x80350000])), max_size=60),
+       st.integers(1, 17))  # fmt: skip
+def test_any_mixture_keeps_every_row_in_its_place(
+    picked: list[tuple[tuple[ua.Variant, int, Any], int | None]], rows_max: int
+) -> None:
+    """Runs, gathered records and scalar records may follow each other in any order, whatever the parts' size."""
+    body = response([(i, data_value(sample[0], status)) for i, (sample, status) in enumerate(picked)])
+    expected = [(i, SOURCE_NS, sample[2], status or 0, sample[1], 0) for i, (sample, status) in enumerate(picked)]
+    assert rows(body, rows_max) == expected
+
+
+def test_the_frame_is_read() -> None:
+    """Subscription, sequence number, available numbers, MoreNotifications and acknowledgement results."""
+    parsed = parse_response(response([(0, data_value(ua.Variant(1.0)))], more=True))
+    assert (parsed.subscription_id, parsed.sequence_number, parsed.available) == (3, 7, (5, 6, 7))
+    assert parsed.more and parsed.rows == 1 and parsed.result == 0
+    assert parsed.ack_results == (0, ua.StatusCodes.BadSequenceNumberUnknown)
+
+
+def test_a_keep_alive_has_no_rows() -> None:
+    """An empty NotificationData means that the server is alive."""
+    message = ua.PublishResponse()
+    message.Parameters.SubscriptionId = 3
+    parsed = parse_response(bytes(struct_to_binary(message)))
+    assert parsed.rows == 0 and parsed.status_change is None
+
+
+def test_a_status_change_is_seen() -> None:
+    """BadTimeout in a StatusChangeNotification: the subscription has expired."""
+    message = ua.PublishResponse()
+    message.Parameters.NotificationMessage.NotificationData = [
+        ua.StatusChangeNotification(Status=ua.StatusCode(ua.StatusCodes.BadTimeout))
+    ]
+    assert parse_response(bytes(struct_to_binary(message))).status_change == ua.StatusCodes.BadTimeout
+
+
+def test_a_service_fault_gives_its_code() -> None:
+    """ServiceFault and a bad service result both end up in `result`."""
+    fault = ua.ServiceFault()
+    fault.ResponseHeader.ServiceResult = ua.StatusCode(ua.StatusCodes.BadNoSubscription)
+    assert parse_response(bytes(struct_to_binary(fault))).result == ua.StatusCodes.BadNoSubscription
+
+
+def test_every_mask_gives_the_same_value() -> None:
+    """Servers send masks 1, 5, 13, 15, 63, ...: the record's layout follows the mask, on both ways of decoding."""
+    for mask in range(0x40):
+        record = struct.pack("<IB", 9, mask)
+        if mask & 1:
+            record += struct.pack("<Bd", 11, 2.5)
+        if mask & 2:
+            record += struct.pack("<I", 0x40000000)
+        ticks = SOURCE_NS // 100 + 116_444_736_000_000_000
+        for bit, layout, field in ((4, "<q", ticks), (0x10, "<H", 3), (8, "<q", ticks), (0x20, "<H", 3)):
+            if mask & bit:
+                record += struct.pack(layout, field)
+        for count in (1, 20):
+            [row] = set(map(repr, rows(_raw(record * count, count))))
+            time, flags = (SOURCE_NS, 0) if mask & 4 else (ARRIVAL_NS, int(Flag.ARRIVAL_TIME))
+            value, kind = (2.5, 11) if mask & 1 else (float("nan"), 0)
+            assert row == repr((9, time, value, 0x40000000 if mask & 2 else 0, kind, flags)), mask
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_time_outside_of_what_nanoseconds_hold_is_flagged(count: int) -> None:
+    """Year 1601 (unset) and 9999 (DateTime's end) are no source times: the arrival time is used, and said."""
+    for when in (ua.uatypes.MinDateTime if hasattr(ua.uatypes, "MinDateTime") else datetime(1601, 1, 1, tzinfo=UTC),
+                 datetime(9999, 12, 31, tzinfo=UTC)):  # fmt: skip
+        body = response([(0, data_value(ua.Variant(1.0), source=when))] * count)
+        assert rows(body) == [(0, ARRIVAL_NS, 1.0, 0, Kind.DOUBLE, int(Flag.ARRIVAL_TIME))] * count
+
+
+def test_a_run_of_65000_is_split_into_steps() -> None:
+    """One message with 65,000 values comes in parts of at most 1,000 rows, none lost, in order."""
+    record = b"".join(struct.pack("<IBBdq", i, 5, 11, i / 2, 132_000_000_000_000_000 + i) for i in range(65_000))
+    body = _raw(record, 65_000)
+    parts = list(decode_changes(body, parse_response(body), ARRIVAL_NS, 1000))
+    assert [len(part.handle) for part in parts] == [1000] * 65
+    assert np.array_equal(np.concatenate([part.handle for part in parts]), np.arange(65_000))
+    assert np.array_equal(np.concatenate([part.value for part in parts]), np.arange(65_000) / 2)
+
+
+def test_truncated_responses_are_refused() -> None:
+    """Cut anywhere, a response raises DecodeError; no other exception, no row made of missing bytes."""
+    body = response([(i, data_value(sample[0])) for i, sample in enumerate(SAMPLES * 2)])
+    for size in range(len(body)):
+        with pytest.raises(DecodeError):
+            rows(body[:size])
+
+
+def test_a_record_must_not_reach_beyond_its_notification() -> None:
+    """The notification's own length bounds its records, although the message goes on behind it."""
+    record = struct.pack("<IBBdq", 1, 5, 11, 1.0, SOURCE_NS)
+    with pytest.raises(DecodeError):
+        rows(_raw(record * 19 + record[:-3], 20))
+
+
+def test_random_mutations_raise_nothing_but_decode_errors() -> None:
+    """20,000 flipped, cut and doubled responses: rows or DecodeError, and every part is as long as it says."""
+    rng = random.Random(20261123)
+    originals = [
+        response([(i, data_value(sample[0])) for i, sample in enumerate(SAMPLES)]),
+        response([(i, data_value(ua.Variant(float(i)))) for i in range(50)]),
+        response([(i, data_value(SAMPLES[i % 12][0], 0)) for i in range(60)]),
+    ]
+    refused = 0
+    for _ in range(20_000):
+        body = bytearray(rng.choice(originals))
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(body))
+            match rng.randrange(4):
+                case 0:
+                    body[at] ^= 1 << rng.randrange(8)
+                case 1:
+                    body[at] = rng.randrange(256)
+                case 2:
+                    del body[at : at + rng.randint(1, 9)]
+                case _:
+                    body[at:at] = body[at : at + rng.randint(1, 9)]
+        try:
+            mutated = bytes(body)
+            for part in decode_changes(mutated, parse_response(mutated), ARRIVAL_NS, 1000):
+                _check_columns(part)
+        except DecodeError:
+            refused += 1
+    assert 1000 < refused < 20_000
+
+
+def test_nesting_is_bounded() -> None:
+    """A Variant in a Variant in a Variant ... is refused instead of exhausting the stack."""
+    deep = (bytes([0x80 | Kind.VARIANT]) + struct.pack("<i", 1)) * 5000 + b"\x01\x01"
+    with pytest.raises(DecodeError, match="nested deeper"):
+        Cursor(deep).variant()
+
+
+def test_a_huge_array_length_allocates_nothing() -> None:
+    """A length of 2^31 - 1 with no bytes behind it is refused before anything is read."""
+    for kind in (Kind.DOUBLE, Kind.STRING, Kind.VARIANT, Kind.NULL):
+        with pytest.raises(DecodeError):
+            Cursor(bytes([0x80 | kind]) + struct.pack("<i", 2**31 - 1)).variant()
+
+
+def test_datetimes_of_the_standard_are_exact() -> None:
+    """100 ns steps survive, also before 1970."""
+    for when in (datetime(1969, 1, 1, tzinfo=UTC), SOURCE + timedelta(microseconds=1)):
+        [row] = rows(response([(0, data_value(ua.Variant(when, VT.DateTime)))]))
+        assert row[2] == (when - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+
+
+def _raw(records: bytes, count: int) -> bytes:
+    """A PublishResponse around hand-made records."""
+    template = response([])
+    empty = struct.pack("<ii", 0, 0)  # no items, no diagnostics: what asyncua writes for empty lists
+    at = template.index(b"\x01\x00\x2b\x03\x01") + 5
+    [size] = struct.unpack_from("<i", template, at)
+    assert template[at + 4 : at + 4 + size] in (empty, struct.pack("<ii", -1, -1), struct.pack("<ii", 0, -1))
+    body = struct.pack("<i", count) + records + struct.pack("<i", -1)
+    return template[:at] + struct.pack("<i", len(body)) + body + template[at + 4 + size :]
+
+
+def _check_columns(part: Columns) -> None:
+    rows = len(part.handle)
+    columns = (part.ts_ns, part.value, part.status, part.kind, part.flags)
+    assert all(len(column) == rows for column in columns)
+    assert all(0 <= row < rows for row in part.extra)
+    text = (str, bytes, list, dict, int, type(None))
+    assert all(isinstance(value, text) for value in part.extra.values())
