@@ -1,0 +1,137 @@
+"""What the file may say of a Modbus device, and the one line it gets when it says something else."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from connectors.modbus import describe_plan
+from connectors.modbus_plan import DataType, Point, Table, WordOrder
+from connectors.modbus_settings import ModbusDevice, parse_register, parse_url
+
+
+@pytest.mark.parametrize(
+    ("text", "point"),
+    [
+        ("holding 40 int16", Point("", Table.HOLDING, 40, 1, DataType.INT16)),
+        ("input 12 float32", Point("", Table.INPUT, 12, 2, DataType.FLOAT32)),
+        ("holding 0x28 uint64", Point("", Table.HOLDING, 40, 4, DataType.UINT64)),
+        ("HOLDING 007 Int32", Point("", Table.HOLDING, 7, 2, DataType.INT32)),
+        ("holding 12.3 bool", Point("", Table.HOLDING, 12, 1, DataType.BOOL, bit=3)),
+        ("holding 12.15", Point("", Table.HOLDING, 12, 1, DataType.BOOL, bit=15)),
+        ("coil 7", Point("", Table.COIL, 7, 1, DataType.BOOL)),
+        ("discrete 65535 bool", Point("", Table.DISCRETE, 65535, 1, DataType.BOOL)),
+        ("holding 100 string 15", Point("", Table.HOLDING, 100, 8, DataType.STRING, length=15)),
+    ],
+)
+def test_a_register_is_named_by_table_address_and_type(text: str, point: Point) -> None:
+    assert parse_register(text) == point
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "is not a register"),
+        ("40041", "is not a register"),
+        ("holding forty int16", "is not a register"),
+        ("holdings 40 int16", "there is no table 'holdings'"),
+        ("holding 40", "the type is missing"),
+        ("holding 40 word", "there is no type 'word'"),
+        ("holding 40 bool", "needs its bit"),
+        ("holding 40.3 int16", "only a bool has one"),
+        ("holding 40.16 bool", "bits 0"),
+        ("coil 7 int16", "is a single bit"),
+        ("coil 7.1", "is a single bit"),
+        ("holding 100 string", "length in characters"),
+        ("holding 100 int16 4", "length in characters"),
+        ("holding 100 string 0", "1 to 250 characters"),
+        ("holding 65535 int32", "beyond address 65535"),
+        ("holding 70000 int16", "beyond address 65535"),
+    ],
+)
+def test_a_wrong_register_is_one_clear_line(text: str, part: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_register(text)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_urls_have_defaults_for_port_and_unit() -> None:
+    assert str(parse_url("tcp://meter")) == "tcp://meter:502/1"
+    assert str(parse_url("rtu+tcp://10.0.0.8:4001/17")) == "rtu+tcp://10.0.0.8:4001/17"
+    assert str(parse_url("tcp://[::1]:1502/0")) == "tcp://[::1]:1502/0"
+    assert parse_url("rtu+tcp://10.0.0.8").rtu
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        ("rtu:///dev/ttyUSB0?baud=9600/1", "not in this version"),
+        ("udp://meter/1", "not in this version"),
+        ("tls://meter/1", "not in this version"),
+        ("http://meter", "is not a Modbus address"),
+        ("meter:502", "is not a Modbus address"),
+        ("tcp://", "is not a Modbus address"),
+        ("tcp://user:secret@meter", "is not a Modbus address"),
+        ("tcp://meter:99999/1", "the port is"),
+        ("tcp://meter:0/1", "the port is"),
+        ("tcp://meter:502/256", "the unit id"),
+        ("tcp://meter:502/one", "the unit id"),
+        ("rtu+tcp://meter:502/0", "the unit id"),
+    ],
+)
+def test_a_wrong_url_is_one_clear_line(url: str, part: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_url(url)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tag_is_a_text_or_a_mapping_and_inherits_from_the_device() -> None:
+    device = ModbusDevice.model_validate(
+        {
+            "modbus": "tcp://10.0.0.7:502/1",
+            "word_order": "little",
+            "tags": {
+                "spare": "holding 40 int16",
+                "flow": {"register": "input 12 float32", "scale": 0.1, "unit": "m3/h", "every": "5s"},
+                "total": {"register": "input 20 uint32", "word_order": "big"},
+            },
+        }
+    )
+    by_period = device.points()
+    assert list(by_period) == [10**9, 5 * 10**9]
+    assert [point.name for point in by_period[10**9]] == ["spare", "total"]
+    assert [point.order for point in by_period[10**9]] == [WordOrder.LITTLE, WordOrder.BIG]
+    assert by_period[5 * 10**9][0].order is WordOrder.LITTLE
+
+
+def test_errors_are_found_at_their_key() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ModbusDevice.model_validate(
+            {"modbus": "udp://x", "max_block": 126, "tags": {"a": "holding 1", "b": {"register": "coil 1", "scael": 1}}}
+        )
+    places = {error["loc"] for error in caught.value.errors()}
+    assert places == {("modbus",), ("max_block",), ("tags", "a", "register"), ("tags", "b", "scael")}
+
+
+def test_a_value_must_fit_one_read() -> None:
+    with pytest.raises(ValidationError, match="tag name: needs 16 registers in one read, max_block is 10"):
+        ModbusDevice.model_validate({"modbus": "tcp://x", "max_block": 10, "tags": {"name": "holding 1 string 32"}})
+
+
+def test_every_key_is_described_for_the_schema() -> None:
+    schema = ModbusDevice.model_json_schema()
+    for model in (schema, schema["$defs"]["ModbusTag"]):
+        assert all(key.get("description") for key in model["properties"].values())
+    assert "register" in schema["$defs"]["ModbusTag"]["properties"]
+
+
+def test_describe_plan_is_one_line_a_request() -> None:
+    tags = {f"t{at}": f"holding {at} int16" for at in range(40)} | {"far": "holding 46 uint32", "on": "coil 3"}
+    tags |= {"slow": {"register": "input 5 int16", "every": "1m"}}  # type: ignore[dict-item]
+    assert describe_plan(ModbusDevice.model_validate({"modbus": "tcp://x", "tags": tags})) == [
+        "every 1s: holding 0-47 (48 registers, 41 tags, 1 gap bridged)",
+        "every 1s: coil 3 (1 bit, 1 tag)",
+        "every 1m: input 5 (1 register, 1 tag)",
+    ]
