@@ -1,0 +1,1 @@
+"""The runtime: configuration, supervision, health and the command line."""

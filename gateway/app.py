@@ -1,0 +1,176 @@
+"""The running gateway: starts sinks, then sources; stops in reverse; one TaskGroup holds every task.
+
+Stop, within `stop_timeout`: sources close, lanes drain while their sink is up, sinks close. What a memory lane still
+holds then is lost, counted and said in one line. A second signal skips the rest of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from gateway.health import Health
+from gateway.http import HttpService
+from gateway.log import Log
+from gateway.loopwatch import LoopWatch
+from gateway.session import SinkSession, SourceSession
+from gateway.supervisor import State, Supervisor, worst
+from pipelines.clock import Clock
+from pipelines.contracts import Lane
+from pipelines.errors import Poisoned
+
+LOOK_EVERY_S: Final = 0.02
+"""How often a stop looks whether the lanes are empty."""
+CLOSE_S: Final = 5.0
+FROZEN_AFTER_S: Final = 30.0
+"""By then what lives as long as the process has been made, and the garbage collector need not look at it again."""
+
+
+class Exit(IntEnum):
+    """Exit codes of the process."""
+
+    STOPPED = 0
+    BAD_CONFIGURATION = 2
+    STORAGE_FAILED = 3
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the configuration file describes, ready to be supervised."""
+
+    sources: Sequence[SourceSession]
+    sinks: Sequence[SinkSession]
+    lanes: Sequence[Lane]
+
+
+class App:
+    """Runs the parts until `request_stop`. Its `health` is there from the start."""
+
+    def __init__(
+        self, parts: Parts, gateway: str, clock: Clock, random: Callable[[], float], stop_timeout_s: float
+    ) -> None:
+        self.sinks = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.sinks]
+        self.sources = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.sources]
+        self.health = Health(gateway, clock, [*self.sources, *self.sinks], parts.lanes)
+        self.parts = parts
+        self._clock = clock
+        self._stop_timeout_s = stop_timeout_s
+        self._deadline_ns: int | None = None
+        self._signals = 0
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._log = Log("gateway")
+
+    def request_stop(self) -> None:
+        """The first call stops in order, the second at once."""
+        self._signals += 1
+        if self._signals == 1:
+            self._log.info("stopping", within_s=self._stop_timeout_s)
+            self._stop.set()
+        else:
+            self._log.warning("stopping at once")
+            self._hurry.set()
+
+    async def run(self) -> Exit:
+        """Returns when stopped, or when storage has failed."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                sinks = [group.create_task(supervisor.run()) for supervisor in self.sinks]
+                sources = [group.create_task(supervisor.run()) for supervisor in self.sources]
+                await self._stop.wait()
+                self.health.phase = "stopping"
+                self._deadline_ns = self._clock.mono_ns() + int(self._stop_timeout_s * 1e9)
+                await self._stop_unless_hurried(group, sources, sinks)
+        except BaseExceptionGroup as errors:
+            error = worst(errors)
+            if not isinstance(error, Poisoned):
+                raise
+            self.health.phase = "failed"
+            self._log.error(f"storage failed, the gateway ends: {error}")
+            return Exit.STORAGE_FAILED
+        finally:
+            self._say_what_is_lost()
+        return Exit.STOPPED
+
+    async def _stop_unless_hurried(
+        self, group: asyncio.TaskGroup, sources: list[asyncio.Task[None]], sinks: list[asyncio.Task[None]]
+    ) -> None:
+        """The deadline is for all of it: what is not closed by then is cancelled once more, out of its clean-up."""
+        in_order = group.create_task(self._stop_in_order(sources, sinks))
+        hurry = group.create_task(self._hurry.wait())
+        await asyncio.wait((in_order, hurry), timeout=self._stop_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in (in_order, hurry, *sources, *sinks):
+            task.cancel()
+
+    async def _stop_in_order(self, sources: list[asyncio.Task[None]], sinks: list[asyncio.Task[None]]) -> None:
+        await _cancel(sources)
+        reserve_s = min(2.0, self._stop_timeout_s / 4)
+        while self._draining() and self._remaining_s() > reserve_s:
+            await self._clock.sleep(LOOK_EVERY_S)
+        await _cancel(sinks)
+        for lane in self.parts.lanes:
+            await lane.close()
+
+    def _draining(self) -> bool:
+        """Some lane holds rows and its sink can take them."""
+        up = {supervisor.name for supervisor in self.sinks if supervisor.status.state is State.UP}
+        return any(lane.pending_rows for sink in self.parts.sinks if sink.name in up for lane in sink.lanes)
+
+    def _close_budget(self) -> float:
+        if self._hurry.is_set():
+            return 0.0
+        return CLOSE_S if self._deadline_ns is None else min(CLOSE_S, max(0.2, self._remaining_s() / 2))
+
+    def _remaining_s(self) -> float:
+        return ((self._deadline_ns or 0) - self._clock.mono_ns()) / 1e9
+
+    def _say_what_is_lost(self) -> None:
+        lost = {lane.name: lane.pending_rows for lane in self.parts.lanes if not lane.durable and lane.pending_rows}
+        for lane in self.parts.lanes:
+            if lane.name in lost:
+                lane.counters.add("lost_rows", lost[lane.name])
+        if lost:
+            routes = ",".join(f"{name}={rows}" for name, rows in lost.items())
+            self._log.warning("stopped; rows that were not delivered are lost", rows=sum(lost.values()), routes=routes)
+        else:
+            self._log.info("stopped; every row was delivered")
+
+
+async def serve(app: App, service: HttpService | None, watch: LoopWatch) -> Exit:
+    """The whole life of the process: signals, HTTP, loop watch, app. Raises Permanent where `listen` cannot be had."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, app.request_stop)
+    try:
+        if service:
+            await service.start()
+            Log("gateway").info("listening", health=f"{service.url}/health", metrics=f"{service.url}/metrics")
+        _calm_garbage_collection(loop)
+        watch.start()
+        return await app.run()
+    finally:
+        watch.stop()
+        if service:
+            await service.close()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _calm_garbage_collection(loop: asyncio.AbstractEventLoop) -> None:
+    """A full collection over all loaded modules takes 50 ms and more: they are taken out of its view for good."""
+    gc.set_threshold(20_000, 20, 50)
+    gc.collect()
+    gc.freeze()
+    loop.call_later(FROZEN_AFTER_S, gc.freeze)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

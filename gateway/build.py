@@ -1,0 +1,141 @@
+"""Settings -> tags, sources, routes, sinks, ready to be supervised. The only file that names concrete classes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from connectors import SINKS, SOURCES, load
+from connectors.payload import Identity, make_format
+from gateway.app import App, Parts
+from gateway.dead_letter import DeadLetter
+from gateway.http import HttpService
+from gateway.instance import next_instance
+from gateway.loopwatch import LoopWatch
+from gateway.metrics import CountersCollector, Metrics, StateCollector
+from gateway.session import SinkSession, SourceSession
+from gateway.settings import DeviceSettings, GatewayFile, kind_of
+from gateway.settings import Route as RouteSettings
+from pipelines.clock import Clock, SystemClock
+from pipelines.contracts import Lane, Part, Sink, Source, Stage
+from pipelines.counters import Counters
+from pipelines.lane_memory import MemoryLane, WhenFull
+from pipelines.quantities import Settings
+from pipelines.route import Pump, Route
+from pipelines.selector import Selector, matches
+from pipelines.stage_deadband import DeadbandStage
+from pipelines.stage_scale import TagScaleStage
+from pipelines.stage_select import SelectStage
+from pipelines.tags import TagTable
+
+ROWS_PER_WRITE_MAX: Final = 10_000
+"""A busy route takes this much at a time: one write, one transaction."""
+ROWS_PER_FAST_WRITE_MAX: Final = 1_000
+
+
+@dataclass(frozen=True)
+class Built:
+    """A whole gateway; `app` belongs to `service` and `watch` in `app.serve`."""
+
+    app: App
+    service: HttpService | None
+    watch: LoopWatch
+    tags: TagTable
+
+
+def build(file: GatewayFile, clock: Clock | None = None) -> Built:
+    """Everything that `file` describes; counts the start in the data folder (see `instance` for what it raises)."""
+    clock = clock or SystemClock()
+    instance = next_instance(file.gateway.data_dir)
+    identity, tags = Identity(file.gateway.id, file.gateway.site), TagTable()
+    sources = [_source(file, name, number, tags, clock) for number, name in enumerate(file.devices)]
+    routes = {name: _route(name, settings, tags, instance) for name, settings in file.send.items()}
+    dead_letter = DeadLetter(file.gateway.data_dir, make_format("json", identity, tags))
+    collecting = [_source_session(file, source, list(routes.values()), tags) for source in sources]
+    writing = [_sink_session(file, name, identity, routes, tags, clock, dead_letter) for name in file.to]
+    parts = Parts(collecting, writing, [route.lane for route in routes.values()])
+    app = App(parts, file.gateway.id, clock, random.random, file.gateway.stop_timeout / 1e9)
+    watch = LoopWatch()
+    counted = [*_counters(parts, routes.values()), dead_letter.counters, watch.counters]
+    return Built(app, _service(file, app, parts, watch, counted), watch, tags)
+
+
+def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock: Clock) -> Source:
+    settings = file.devices[name]
+    source: Source = load(SOURCES[kind_of(settings)])(name, source_id, settings, tags, clock, file.gateway.data_dir)
+    return source
+
+
+def _route(name: str, settings: RouteSettings, tags: TagTable, instance: int) -> Route:
+    lane = MemoryLane(
+        name, bytes_max=settings.buffer.memory, when_full=WhenFull(settings.buffer.when_full), instance=instance
+    )
+    everything = "*" in settings.from_
+    select: list[Stage] = [] if everything else [SelectStage(Selector(tags, settings.from_))]
+    return Route(name, [*select, *(step.build(tags) for step in settings.steps)], lane)
+
+
+def _source_session(file: GatewayFile, source: Source, routes: Sequence[Route], tags: TagTable) -> SourceSession:
+    settings = file.devices[source.name]
+    own = [tag for tag in tags if tag.device == source.name]
+    wanted = [route for route in routes if any(matches(p, tag) for p in file.send[route.name].from_ for tag in own)]
+    return SourceSession(source, _address(settings), wanted, _tag_stages(settings, tags))
+
+
+def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
+    """What the tags of this device ask for themselves; nothing where they ask for nothing."""
+    own = settings.tags.values()
+    stages: list[Stage] = []
+    if any(tag.scale != 1.0 or tag.offset != 0.0 for tag in own):
+        stages.append(TagScaleStage(tags))
+    if any(tag.deadband > 0.0 for tag in own):
+        stages.append(DeadbandStage.per_tag(tags))
+    return stages
+
+
+def _sink_session(
+    file: GatewayFile,
+    name: str,
+    identity: Identity,
+    routes: dict[str, Route],
+    tags: TagTable,
+    clock: Clock,
+    dead_letter: DeadLetter,
+) -> SinkSession:
+    settings = file.to[name]
+    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock)
+    lanes, pumps = list[Lane](), list[Pump]()
+    for route, how in file.send.items():
+        if how.to == name:
+            lane = routes[route].lane
+            rows_max = ROWS_PER_FAST_WRITE_MAX if how.fast else ROWS_PER_WRITE_MAX
+            lanes.append(lane)
+            pumps.append(Pump(lane, lane.reader(Part.ALL), sink, clock, dead_letter, rows_max=rows_max))
+    return SinkSession(sink, _address(settings), lanes, pumps)
+
+
+def _address(settings: DeviceSettings | Settings) -> str:
+    """The text behind `opcua:`, `mqtt:`, ...; the settings refuse credentials in it."""
+    place = getattr(settings, kind_of(settings))
+    return ",".join(map(str, place)) if isinstance(place, list | tuple) else str(place)
+
+
+def _counters(parts: Parts, routes: Iterable[Route]) -> list[Counters]:
+    pumps = [pump.counters for session in parts.sinks for pump in session.pumps]
+    sources = [session.source.counters for session in parts.sources]
+    sinks = [session.sink.counters for session in parts.sinks]
+    lanes = [lane.counters for lane in parts.lanes]
+    return [*sources, *(route.counters for route in routes), *lanes, *pumps, *sinks]
+
+
+def _service(
+    file: GatewayFile, app: App, parts: Parts, watch: LoopWatch, counted: list[Counters]
+) -> HttpService | None:
+    listen = file.gateway.listen_address()
+    if listen is None:
+        return None
+    state = StateCollector(app.health.components, parts.lanes)
+    metrics = Metrics([CountersCollector(lambda: counted), state], watch.flush)
+    return HttpService(*listen, app.health, metrics)

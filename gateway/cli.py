@@ -1,0 +1,203 @@
+"""The command line: run, check, plan, schema, demo, browse, version.
+
+Exit codes: 0 done or stopped, 1 a command that could not do its work, 2 bad configuration or wrong use, 3 storage
+failed. What a command needs is imported inside it, so that `gateway version` answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from gateway.settings import GatewayFile
+
+Result = TypeVar("Result")
+STOPPED, BAD_CONFIGURATION, STORAGE_FAILED = 0, 2, 3
+
+app = typer.Typer(
+    help="Collects from OPC UA and Modbus machines, delivers to MQTT and Kafka.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+File = Annotated[Path, typer.Argument(help="The configuration file (YAML).", show_default=False)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code."""
+    try:
+        app(args=arguments, prog_name="gateway")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return STOPPED
+
+
+@app.command()
+def run(
+    file: File,
+    listen: Annotated[
+        str | None,
+        typer.Option(envvar="GATEWAY_LISTEN", help="address:port of /health and /metrics, in place of the file's."),
+    ] = None,
+) -> None:
+    """Run the gateway until it is told to stop (Ctrl-C, SIGTERM). A second signal stops at once."""
+    settings, warnings = _load(file)
+    try:
+        settings = settings.listening_on(listen) if listen else settings
+    except ValueError as error:
+        _complain(f"--listen: {error}")
+        raise typer.Exit(BAD_CONFIGURATION) from error
+    raise typer.Exit(_run(settings, warnings))
+
+
+@app.command()
+def check(file: File) -> None:
+    """Check a configuration file and print every mistake as file:line:column: message."""
+    settings, warnings = _load(file)
+    _complain(*warnings)
+    tags = sum(len(device.tags) for device in settings.devices.values())
+    counts = (_count(len(settings.devices), "device"), _count(tags, "tag"), _count(len(settings.send), "route"))
+    print(f"ok: {', '.join(counts)}")
+
+
+@app.command()
+def plan(file: File) -> None:
+    """Print the OPC UA subscriptions and the Modbus requests that a configuration file leads to."""
+    from gateway.plan import lines
+
+    settings, warnings = _load(file)
+    _complain(*warnings)
+    for line in lines(settings):
+        print(line)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    import json
+
+    from gateway.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def demo(
+    seconds: Annotated[
+        float | None, typer.Option(min=0.0, help="End by itself after this long.", show_default=False)
+    ] = None,
+) -> None:
+    """Show the gateway at work: two simulated machines, a broker, the gateway between them, and a live table."""
+    from gateway.demo import demo as run_demo
+
+    raise typer.Exit(_on_loop(lambda: run_demo(seconds)))
+
+
+@app.command()
+def browse(
+    url: Annotated[str, typer.Argument(help="opc.tcp://host:4840", show_default=False)],
+    root: Annotated[str | None, typer.Option(help="Node id to start below; default: the Objects folder.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most variables to list.")] = 1000,
+    insecure: Annotated[bool, typer.Option(help="Connect without signature and encryption.")] = False,
+    user: Annotated[
+        str | None, typer.Option(help="User name; GATEWAY_PASSWORD or a prompt gives the password.")
+    ] = None,
+    data_dir: Annotated[Path, typer.Option(help="Where the gateway's certificate is.")] = Path("/var/lib/gateway"),
+) -> None:
+    """Print a ready `tags:` block with the variables of an OPC UA server."""
+    from connectors.opcua_browse import browse as look
+    from connectors.opcua_settings import OpcUaAuth
+    from gateway.log import setup
+    from pipelines.errors import GatewayError
+
+    setup("text", "warning")
+    auth = OpcUaAuth.model_validate({"user": user, "password": _password(user)}) if user else None
+    try:
+        print(_on_loop(lambda: look(url, root=root, limit=limit, insecure=insecure, auth=auth, data_dir=data_dir)))
+    except GatewayError as error:
+        _complain(str(error))
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from gateway.version import version as known
+
+    print(known())
+
+
+def _load(path: Path) -> tuple[GatewayFile, list[str]]:
+    """The settings and warnings; for a bad file prints every mistake and ends with code 2."""
+    from gateway.config import ConfigErrors, load
+
+    try:
+        return load(path)
+    except ConfigErrors as errors:
+        _complain(str(errors))
+        raise typer.Exit(BAD_CONFIGURATION) from errors
+
+
+def _run(settings: GatewayFile, warnings: list[str]) -> int:
+    from gateway.log import Log, setup
+    from gateway.version import version as known
+    from pipelines.errors import Permanent, Poisoned
+
+    setup(settings.gateway.log.format, settings.gateway.log.level)
+    log = Log("gateway")
+    log.info(
+        "starting", version=known(), id=settings.gateway.id, devices=len(settings.devices), routes=len(settings.send)
+    )
+    for warning in warnings:
+        log.warning(warning)
+    try:
+        return int(_on_loop(lambda: _serve(settings)))
+    except Permanent as error:
+        log.error(f"cannot start: {error}")
+        return BAD_CONFIGURATION
+    except Poisoned as error:
+        log.error(f"cannot start: {error}")
+        return STORAGE_FAILED
+
+
+async def _serve(settings: GatewayFile) -> int:
+    from gateway.app import serve
+    from gateway.build import build
+
+    built = build(settings)
+    return int(await serve(built.app, built.service, built.watch))
+
+
+def _on_loop(make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """Runs it on uvloop where that exists; Ctrl-C ends a command without a traceback."""
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):
+        from uvloop import new_event_loop as new_loop
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(make())
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _password(user: str) -> str:
+    """Never as an argument, which every user of the machine can read."""
+    known = os.environ.get("GATEWAY_PASSWORD")
+    return typer.prompt(f"Password of {user}", hide_input=True) if known is None else known
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _complain(*texts: str) -> None:
+    for text in texts:
+        print(text, file=sys.stderr)

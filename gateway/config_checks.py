@@ -1,0 +1,95 @@
+"""Checks between the parts of the file: names that must exist elsewhere, and parts that nothing uses."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from gateway.config_errors import Place, hint, nearest
+from gateway.config_yaml import Item
+from pipelines.selector import matches
+from pipelines.tags import Tag
+
+Devices = dict[str, list[Tag] | None]
+"""Device -> its tags; None where the device itself has mistakes: any tag may be meant then."""
+
+
+def mistakes(root: Item, broken: Collection[str]) -> Iterator[tuple[Place, str]]:
+    """Routes to nowhere and selectors of nothing. `broken`: the devices that have mistakes of their own."""
+    devices = _devices(root, broken)
+    targets = _names(root, "to")
+    for route in _routes(root):
+        target = route.child("to")
+        if target and targets and _is_text(target) and target.value not in targets:
+            yield target.place, f"there is no destination `{target.value}` below `to:`{hint(target.value, targets)}"
+        for selector in _selectors(route) if devices else ():
+            if _is_text(selector) and not _chooses(selector.value, devices):
+                yield selector.place, _nothing(selector.value, devices)
+
+
+def warnings(root: Item) -> Iterator[tuple[Place, str]]:
+    """What is configured and not used. Only for a file without mistakes."""
+    routes = list(_routes(root))
+    used = {target.value for route in routes if (target := route.child("to"))}
+    for name, place in _names(root, "to").items():
+        if name not in used:
+            yield place, f"no route sends to `{name}`"
+    selectors = [selector.value for route in routes for selector in _selectors(route)]
+    places = _names(root, "devices")
+    for name, tags in _devices(root, ()).items():
+        if not any(matches(selector, tag) for tag in tags or () for selector in selectors):
+            yield places[name], f"no route takes anything from `{name}`: it is collected for nobody"
+
+
+def _is_text(item: Item) -> bool:
+    return isinstance(item.value, str) and not item.broken and not item.origin
+
+
+def _names(root: Item, section: str) -> dict[str, Place]:
+    item = root.child(section)
+    found = item.value if item and isinstance(item.value, dict) else {}
+    return {name: child.key_place for name, child in found.items()}
+
+
+def _routes(root: Item) -> list[Item]:
+    item = root.child("send")
+    return list(item.value.values()) if item and isinstance(item.value, dict) else []
+
+
+def _selectors(route: Item) -> list[Item]:
+    item = route.child("from")
+    return [] if item is None else item.value if isinstance(item.value, list) else [item]
+
+
+def _devices(root: Item, broken: Collection[str]) -> Devices:
+    found: Devices = {}
+    item = root.child("devices")
+    for name, device in item.value.items() if item and isinstance(item.value, dict) else ():
+        tags = device.child("tags")
+        usable = tags is not None and isinstance(tags.value, dict) and name not in broken
+        found[name] = [Tag(name, tag) for tag in tags.value] if usable and tags else None
+    return found
+
+
+def _chooses(selector: str, devices: Devices) -> bool:
+    """True when the selector matches a tag, or could match one of a device that has mistakes."""
+    whole_device = selector.partition("/")[0]
+    return any(
+        any(matches(selector, tag) for tag in tags) if tags is not None else matches(whole_device, Tag(name, ""))
+        for name, tags in devices.items()
+    )
+
+
+def _nothing(selector: str, devices: Devices) -> str:
+    """Why the selector matches nothing, in words."""
+    device, slash, tag = selector.partition("/")
+    if "*" in selector or "?" in selector or "[" in selector:
+        return f"`{selector}` matches no tag of any device"
+    if device not in devices:
+        near = nearest(device, devices)
+        meant = f": did you mean `{near}{slash}{tag}`?" if near else ""
+        return f"there is no device `{device}` below `devices:`{meant}"
+    if not slash:
+        return f"device `{device}` has no tags"
+    near = nearest(tag, [known.name for known in devices[device] or ()])
+    meant = f": did you mean `{device}/{near}`?" if near else ""
+    return f"device `{device}` has no tag `{tag}`{meant}"

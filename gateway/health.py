@@ -1,0 +1,119 @@
+"""Health: one line per component, and the roll-up that `/health` answers with.
+
+    ok        every component is up and every tag can be read
+    degraded  something is down, faulted or cannot be read; the rest goes on
+    down      no source or no destination is up: nothing is collected or nothing is delivered
+    stopping, failed    the process ends; storage failed
+
+The answer is 200 while the process works, degraded and down included: a machine that is switched off is a state of
+the plant, and restarting the gateway for it would only lose what is buffered. It is 503 when stopping or when storage
+failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from gateway.supervisor import State, Status
+from gateway.version import version
+from pipelines.clock import Clock
+from pipelines.contracts import Lane
+
+FAULTS_SHOWN_MAX = 20
+"""Tag faults listed per component; all of them are counted."""
+
+
+class Component(Protocol):
+    """What health wants to know of one source or sink."""
+
+    @property
+    def kind(self) -> str:
+        """ "source" or "sink"."""
+
+    @property
+    def name(self) -> str:
+        """The name in the file."""
+
+    @property
+    def status(self) -> Status:
+        """The supervisor's view."""
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """Tag name -> one line; empty for sinks."""
+
+
+class Health:
+    """Answers `/health`. `phase` is set by the app: running, stopping or failed."""
+
+    def __init__(self, gateway: str, clock: Clock, components: Sequence[Component], lanes: Sequence[Lane]) -> None:
+        self.components = components
+        self.phase = "running"
+        self._gateway = gateway
+        self._clock = clock
+        self._lanes = lanes
+        self._started_ns = clock.mono_ns()
+
+    @property
+    def status(self) -> str:
+        """The roll-up: ok, degraded, down, stopping or failed."""
+        if self.phase != "running":
+            return self.phase
+        if all(word(component) == "up" for component in self.components):
+            return "ok"
+        for kind in ("source", "sink"):
+            states = [c.status.state for c in self.components if c.kind == kind]
+            if states and State.UP not in states:
+                return "down"
+        return "degraded"
+
+    @property
+    def http_status(self) -> HTTPStatus:
+        """200 while running, whatever the plant does; else 503."""
+        return HTTPStatus.OK if self.phase == "running" else HTTPStatus.SERVICE_UNAVAILABLE
+
+    def report(self) -> dict[str, Any]:
+        """The whole answer, ready for JSON."""
+        return {
+            "status": self.status,
+            "gateway": self._gateway,
+            "version": version(),
+            "uptime_s": round((self._clock.mono_ns() - self._started_ns) / 1e9, 1),
+            "components": [_component(component) for component in self.components],
+            "lanes": [_lane(lane) for lane in self._lanes],
+        }
+
+
+def word(component: Component) -> str:
+    """up, degraded (up, but tags cannot be read), connecting, down, faulted, restarting or stopped."""
+    state = component.status.state
+    return "degraded" if state is State.UP and component.faults else str(state)
+
+
+def _component(component: Component) -> dict[str, Any]:
+    status, faults = component.status, component.faults
+    shown: dict[str, Any] = {
+        "kind": component.kind,
+        "name": component.name,
+        "state": word(component),
+        "since": datetime.fromtimestamp(status.since_ns / 1e9, UTC)
+        .isoformat(timespec="seconds")
+        .replace("+00:00", "Z"),
+    }
+    reason = status.reason or (f"{len(faults)} tags cannot be read" if faults else "")
+    if reason:
+        shown["reason"] = reason
+    if status.attempts:
+        shown["attempts"] = status.attempts
+    if faults:
+        shown["faults_total"] = len(faults)
+        shown["faults"] = dict(sorted(faults.items())[:FAULTS_SHOWN_MAX])
+    return shown
+
+
+def _lane(lane: Lane) -> dict[str, Any]:
+    dropped = lane.counters.totals.get("dropped_rows", 0)
+    return {"name": lane.name, "pending_rows": lane.pending_rows, "dropped_rows": dropped}

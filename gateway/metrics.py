@@ -1,0 +1,136 @@
+"""Prometheus metrics: every component's counters, read when they are asked for. Nothing is counted for this file only.
+
+A counter `rows` of source press4 becomes `gateway_source_rows_total{name="press4"}`, a gauge
+`gateway_lane_bytes{...}`, a histogram `gateway_pump_source_to_ack_seconds{...}`. The state of a component is
+`gateway_component_state{kind, name, state}`: 1 for the state that it is in, 0 for the others, so that a sum over time
+shows how long it was where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.health import Component
+from gateway.supervisor import State
+from gateway.version import version
+from pipelines.contracts import Lane
+from pipelines.counters import BOUNDS_NS, Counters, Histogram
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_BOUNDS = [*(f"{bound / 1e9:.10g}" for bound in BOUNDS_NS.tolist()), "+Inf"]
+
+
+class CountersCollector(Collector):
+    """Families over all counters that `counted` names at the time of the scrape."""
+
+    def __init__(self, counted: Callable[[], Iterable[Counters]]) -> None:
+        self._counted = counted
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for counters in self._counted():
+            for name, total in list(counters.totals.items()):
+                _counter(families, counters, name).add_metric([counters.name], total)
+            for name, value in list(counters.gauges.items()):
+                _gauge(families, counters, name).add_metric([counters.name], value)
+            for name, histogram in list(counters.histograms.items()):
+                _histogram(families, counters, name).add_metric([counters.name], *_buckets(histogram))
+        yield from families.values()
+
+
+class StateCollector(Collector):
+    """What no counter holds: states, faults, what lanes hold, build and garbage collection."""
+
+    def __init__(self, components: Sequence[Component], lanes: Sequence[Lane]) -> None:
+        self._components = components
+        self._lanes = lanes
+
+    def collect(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily(
+            "gateway_component_state", "1 for the state it is in", labels=["kind", "name", "state"]
+        )
+        faults = GaugeMetricFamily("gateway_component_faults", "Tags that cannot be read now", labels=["kind", "name"])
+        for component in self._components:
+            for each in State:
+                here = component.status.state is each
+                state.add_metric([component.kind, component.name, str(each)], float(here))
+            faults.add_metric([component.kind, component.name], len(component.faults))
+        pending = GaugeMetricFamily("gateway_lane_pending_rows", "Rows neither delivered nor dropped", labels=["name"])
+        for lane in self._lanes:
+            pending.add_metric([lane.name], lane.pending_rows)
+        build = GaugeMetricFamily("gateway_build_info", "Always 1", labels=["version", "python"])
+        build.add_metric([version(), platform.python_version()], 1)
+        yield from (state, faults, pending, build, _garbage())
+
+
+class Metrics:
+    """The text that `/metrics` answers with. `refresh` runs before each scrape."""
+
+    def __init__(self, collectors: Sequence[Collector], refresh: Callable[[], None]) -> None:
+        self._collectors = (*collectors, ProcessCollector(registry=CollectorRegistry()))
+        self._refresh = refresh
+
+    async def text(self) -> bytes:
+        """One scrape. Gives the event loop a chance between two families, so that no step of it takes long."""
+        self._refresh()
+        parts = []
+        for collector in self._collectors:
+            for family in collector.collect():
+                parts.append(generate_latest(_One(family)))
+                await asyncio.sleep(0)
+        return b"".join(parts)
+
+
+class _One(CollectorRegistry):
+    """A registry that holds one finished family."""
+
+    def __init__(self, family: Metric) -> None:
+        super().__init__()
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return [self._family]
+
+
+def _counter(families: dict[str, Metric], counters: Counters, name: str) -> CounterMetricFamily:
+    full = f"gateway_{counters.kind}_{name}"
+    family = families.setdefault(f"{full}_total", CounterMetricFamily(full, _help(counters, name), labels=["name"]))
+    assert isinstance(family, CounterMetricFamily)
+    return family
+
+
+def _gauge(families: dict[str, Metric], counters: Counters, name: str) -> GaugeMetricFamily:
+    full = f"gateway_{counters.kind}_{name}"
+    family = families.setdefault(full, GaugeMetricFamily(full, _help(counters, name), labels=["name"]))
+    assert isinstance(family, GaugeMetricFamily)
+    return family
+
+
+def _histogram(families: dict[str, Metric], counters: Counters, name: str) -> HistogramMetricFamily:
+    full = f"gateway_{counters.kind}_{name}_seconds"
+    family = families.setdefault(full, HistogramMetricFamily(full, _help(counters, name), labels=["name"]))
+    assert isinstance(family, HistogramMetricFamily)
+    return family
+
+
+def _help(counters: Counters, name: str) -> str:
+    return f"{name.replace('_', ' ')} of each {counters.kind}"
+
+
+def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    cumulative = histogram.counts.cumsum().tolist()
+    return list(zip(_BOUNDS, cumulative, strict=True)), histogram.sum_ns / 1e9
+
+
+def _garbage() -> Metric:
+    family = CounterMetricFamily("gateway_gc_collections", "Garbage collections", labels=["generation"])
+    for generation, stats in enumerate(gc.get_stats()):
+        family.add_metric([str(generation)], stats["collections"])
+    return family

@@ -1,0 +1,104 @@
+"""Settings -> parts: which stages, routes, lanes and pumps a file leads to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.build import Built, build
+from gateway.config import load
+from gateway.session import SourceSession
+from pipelines.contracts import Part
+from pipelines.lane_memory import SEQ_PER_INSTANCE
+from pipelines.stage_deadband import DeadbandStage
+from pipelines.stage_rename import RenameStage
+from pipelines.stage_scale import TagScaleStage
+from pipelines.stage_select import SelectStage
+from tests.unit.gateway.fakes import batch
+
+FILE = """
+gateway: {{id: line1-gw, site: acme, data_dir: {data_dir}, listen: {listen}, stop_timeout: 3s}}
+devices:
+  press4:
+    opcua: opc.tcp://127.0.0.1:4840
+    security: none
+    tags: {{temperature: ns=2;s=T, pressure: {{node: ns=2;s=P, deadband: 0.1}}}}
+  meter7:
+    modbus: tcp://127.0.0.1:1502/1
+    tags: {{flow: {{register: input 0 int16, scale: 0.1}}, energy: input 2 uint32}}
+send:
+  all: {{from: "*", to: broker}}
+  hot: {{from: [press4/temp*], to: broker, fast: true, steps: [{{rename: {{temperature: t}}}}]}}
+  energy: {{from: meter7/energy, to: other}}
+to:
+  broker: {{mqtt: "mqtt://127.0.0.1:1883"}}
+  other: {{mqtt: "mqtt://127.0.0.1:1884"}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "gateway.yaml"
+    path.write_text(FILE.format(data_dir=tmp_path / "data", listen="127.0.0.1:0"))
+    return path
+
+
+def built(file: Path) -> Built:
+    return build(load(file)[0])
+
+
+def kinds(stages: object) -> list[type]:
+    return [type(stage) for stage in stages]  # type: ignore[attr-defined]
+
+
+async def test_tags_of_every_device(file: Path) -> None:
+    """Sources add their tags with what the file says of them."""
+    tags = built(file).tags
+    assert [tag.path for tag in tags][:4] == ["press4/temperature", "press4/pressure", "meter7/flow", "meter7/energy"]
+    assert tags[2].scale == 0.1
+
+
+async def test_stages_only_where_a_tag_asks(file: Path) -> None:
+    """scale and offset, deadband: each costs only the devices that use it."""
+    press, meter = built(file).app.parts.sources
+    assert kinds(press.stages) == [DeadbandStage]
+    assert kinds(meter.stages) == [TagScaleStage]
+
+
+async def test_a_source_offers_to_matching_routes_only(file: Path) -> None:
+    """By selector; `*` needs no select stage."""
+    press, meter = built(file).app.parts.sources
+
+    def offered(session: SourceSession) -> dict[str, list[type]]:
+        return {route.name: kinds(route.stages) for route in session.routes}
+
+    assert offered(press) == {"all": [], "hot": [SelectStage, RenameStage]}
+    assert offered(meter) == {"all": [], "energy": [SelectStage]}
+
+
+async def test_sinks_have_the_pumps_of_their_routes(file: Path) -> None:
+    """One pump per route, at the destination that it names."""
+    sinks = built(file).app.parts.sinks
+    assert {sink.name: [lane.name for lane in sink.lanes] for sink in sinks} == {
+        "broker": ["all", "hot"],
+        "other": ["energy"],
+    }
+    assert [len(sink.pumps) for sink in sinks] == [2, 1]
+    assert sinks[0].address == "mqtt://127.0.0.1:1883"
+
+
+async def test_each_start_numbers_on(file: Path) -> None:
+    """`seq` begins at the data folder's instance count times 2^36."""
+    for instance in (1, 2):
+        lane = built(file).app.parts.lanes[0]
+        await lane.append(batch())
+        _, [stored] = await lane.reader(Part.ALL).read(1)
+        assert stored.seq == instance * SEQ_PER_INSTANCE
+
+
+async def test_no_local_pages(tmp_path: Path) -> None:
+    """`listen: null` serves nothing."""
+    path = tmp_path / "gateway.yaml"
+    path.write_text(FILE.format(data_dir=tmp_path / "data", listen="null"))
+    assert built(path).service is None
