@@ -1,0 +1,104 @@
+"""`format: json-columns`: the header of `json`, then one list per column; position i of each list is row i.
+
+    {"gateway":"line1-gw","stream":"history","seq":1234,"device":"press4","historical":false,
+     "tags":["temperature","pressure"],"t":[1795343713695123,1795343713695123],"v":[21.37,7.25],
+     "status":[0,1083179008],"arrival":[true,false],"clock":["suspect",null]}
+
+(without the line breaks). `t` is us since 1970 UTC. The last three columns are there only when they say something:
+`status` (OPC UA StatusCodes) unless every row is plain Good (0), `arrival` unless no time is the gateway's own,
+`clock` unless no clock is in doubt. Where one is there, it has an entry for each row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import orjson
+
+from connectors.payload import Identity
+from connectors.payload_fragments import (
+    SMALL_ROWS,
+    clock_word,
+    is_clean,
+    is_plain,
+    microseconds,
+    value_fragments,
+)
+from connectors.payload_json import JsonHeads
+from pipelines.batch import Batch, Flag
+from pipelines.tags import TagTable
+
+_CLOCK = Flag.MACHINE_CLOCK_SUSPECT | Flag.GATEWAY_CLOCK_STEPPED
+
+
+class JsonColumnsFormat:
+    """Rows as columns; see the module's docstring."""
+
+    content_type = "application/json"
+
+    def __init__(self, identity: Identity, tags: TagTable) -> None:
+        self._heads = JsonHeads(identity, tags)
+        self._names = _TagNames(tags)
+
+    def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
+        """One message with all rows of the batch (at least one)."""
+        names = b",".join(map(self._names.__getitem__, batch.tag.tolist()))
+        return b'%b,"tags":[%b],"t":%b,"v":%b%b}' % (
+            self._heads.head(stream, batch, historical),
+            names,
+            _times(batch),
+            _values(batch),
+            _rare(batch),
+        )
+
+    def rows(self, stream: str, batch: Batch, historical: bool) -> list[bytes]:
+        """One message per row, in order: the same schema with lists of one."""
+        head = self._heads.head(stream, batch, historical) + b',"tags":['
+        names = map(self._names.__getitem__, batch.tag.tolist())
+        columns = zip(names, microseconds(batch), value_fragments(batch), _rare_rows(batch), strict=True)
+        return [b'%b%b],"t":[%b],"v":[%b]%b}' % (head, *columns_of_row) for columns_of_row in columns]
+
+
+class _TagNames(dict[int, bytes]):
+    """Tag id -> its name as JSON."""
+
+    def __init__(self, tags: TagTable) -> None:
+        super().__init__()
+        self._tags = tags
+
+    def __missing__(self, tag_id: int) -> bytes:
+        text = self[tag_id] = orjson.dumps(self._tags[tag_id].name)
+        return text
+
+
+def _times(batch: Batch) -> bytes:
+    if len(batch) < SMALL_ROWS:
+        return b"[%b]" % b",".join(microseconds(batch))
+    return orjson.dumps(batch.ts_ns // 1000, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _values(batch: Batch) -> bytes:
+    if len(batch) >= SMALL_ROWS and is_plain(batch):
+        return orjson.dumps(np.ascontiguousarray(batch.value), option=orjson.OPT_SERIALIZE_NUMPY)
+    return b"[%b]" % b",".join(value_fragments(batch))
+
+
+def _rare(batch: Batch) -> bytes:
+    """The columns that are there only when they say something, each with a comma before it."""
+    if is_clean(batch):
+        return b""
+    text = b""
+    if batch.status.any():
+        text += b',"status":' + orjson.dumps(batch.status.tolist())
+    if batch.flags.any():
+        flags = batch.flags.tolist()
+        if any(row & Flag.ARRIVAL_TIME for row in flags):
+            text += b',"arrival":' + orjson.dumps([bool(row & Flag.ARRIVAL_TIME) for row in flags])
+        if any(row & _CLOCK for row in flags):
+            text += b',"clock":' + orjson.dumps([clock_word(row) for row in flags])
+    return text
+
+
+def _rare_rows(batch: Batch) -> list[bytes]:
+    if is_clean(batch):
+        return [b""] * len(batch)
+    return [_rare(batch.take(slice(row, row + 1))) for row in range(len(batch))]

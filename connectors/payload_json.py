@@ -1,0 +1,115 @@
+"""`format: json`, the default: one message per device and batch, a row is an object.
+
+    {"gateway":"line1-gw","stream":"history","seq":1234,"device":"press4","historical":false,"samples":[
+      {"tag":"temperature","t":1795343713695123,"v":21.37,"q":"good"},
+      {"tag":"state","t":1795343713695123,"v":7,"q":"uncertain","status":1083179008,"arrival":true,"clock":"suspect"}]}
+
+(without the line breaks). `t` is source time in us since 1970 UTC. `status` stands only where it is not plain 0,
+`arrival` only where the time is the gateway's own, `clock` only where a clock is in doubt: `suspect` (the machine's),
+`stepped` (the gateway's), `suspect+stepped`. Values: `connectors.payload_fragments`.
+
+Rows are pieced together from cached bytes per tag, so that only times and values are encoded: 0.3 us per value where
+orjson on a list of dicts takes 0.6 us (1000 Doubles).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+
+from connectors.payload import Identity
+from connectors.payload_fragments import clock_word, is_clean, microseconds, quality, value_fragments
+from pipelines.batch import Batch, Flag
+from pipelines.tags import TagTable
+
+_VALUE = b',"v":'
+_GOOD = b',"q":"good"'
+
+
+class JsonFormat:
+    """Rows as objects; see the module's docstring."""
+
+    content_type = "application/json"
+
+    def __init__(self, identity: Identity, tags: TagTable) -> None:
+        self._heads = JsonHeads(identity, tags)
+        self._opens = _TagOpens(tags)
+
+    def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
+        """One message with all rows of the batch (at least one)."""
+        rows = len(batch)
+        parts = [_VALUE] * (5 * rows)
+        parts[0::5] = map(self._opens.__getitem__, batch.tag.tolist())
+        parts[1::5] = microseconds(batch)
+        parts[3::5] = value_fragments(batch)
+        parts[4::5] = _tails(batch, b"},")
+        parts[-1] = parts[-1][:-1] + b"]}"
+        return self._heads.head(stream, batch, historical) + b',"samples":[' + b"".join(parts)
+
+    def rows(self, stream: str, batch: Batch, historical: bool) -> list[bytes]:
+        """One message per row, in order, each with a single sample."""
+        head = self._heads.head(stream, batch, historical) + b',"samples":['
+        opens = map(self._opens.__getitem__, batch.tag.tolist())
+        columns = zip(opens, microseconds(batch), value_fragments(batch), _tails(batch, b"}]}"), strict=True)
+        return [head + tag + time + _VALUE + value + tail for tag, time, value, tail in columns]
+
+
+class JsonHeads:
+    """`{"gateway":...,"stream":...,"seq":...,"device":...,"historical":...`, the part that JSON formats share."""
+
+    def __init__(self, identity: Identity, tags: TagTable) -> None:
+        self._gateway = identity.gateway
+        self._tags = tags
+        self._cache: dict[tuple[str, str, bool], tuple[bytes, bytes]] = {}
+
+    def head(self, stream: str, batch: Batch, historical: bool) -> bytes:
+        """The header of a batch, without its closing brace."""
+        device = self._tags[int(batch.tag[0])].device
+        known = self._cache.get((stream, device, historical))
+        if known is None:
+            known = self._cache[(stream, device, historical)] = self._encode(stream, device, historical)
+        return b"%b%d%b" % (known[0], batch.seq, known[1])
+
+    def _encode(self, stream: str, device: str, historical: bool) -> tuple[bytes, bytes]:
+        before: Mapping[str, object] = {"gateway": self._gateway, "stream": stream}
+        after: Mapping[str, object] = {"device": device, "historical": historical}
+        return orjson.dumps(before)[:-1] + b',"seq":', b"," + orjson.dumps(after)[1:-1]
+
+
+class _TagOpens(dict[int, bytes]):
+    """Tag id -> `{"tag":"name","t":`; ids are never reused, so an entry never changes."""
+
+    def __init__(self, tags: TagTable) -> None:
+        super().__init__()
+        self._tags = tags
+
+    def __missing__(self, tag_id: int) -> bytes:
+        text = self[tag_id] = b'{"tag":%b,"t":' % orjson.dumps(self._tags[tag_id].name)
+        return text
+
+
+def _tails(batch: Batch, end: bytes) -> list[bytes]:
+    """What follows each row's value: quality, and the rare words; then `end`."""
+    if is_clean(batch):
+        return [_GOOD + end] * len(batch)
+    known: dict[tuple[int, int], bytes] = {}
+    tails = []
+    for key in zip(batch.status.tolist(), batch.flags.tolist(), strict=True):
+        tail = known.get(key)
+        if tail is None:
+            tail = known[key] = _tail(*key) + end
+        tails.append(tail)
+    return tails
+
+
+def _tail(status: int, flags: int) -> bytes:
+    words: dict[str, object] = {"q": quality(status)}
+    if status:
+        words["status"] = status
+    if flags & Flag.ARRIVAL_TIME:
+        words["arrival"] = True
+    clock = clock_word(flags)
+    if clock:
+        words["clock"] = clock
+    return b"," + orjson.dumps(words)[1:-1]

@@ -1,0 +1,274 @@
+"""The four payload formats, value by value (DESIGN section 6)."""
+
+import json
+import struct
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connectors.payload import FORMATS, Identity, make_format
+from connectors.payload_fragments import SMALL_ROWS, rfc3339
+from pipelines.batch import ARRAY, Batch, BatchBuilder, Flag, Kind
+from pipelines.tags import Tag, TagTable
+
+TS_NS = 1_795_343_713_695_123_400
+IDENTITY = Identity("line1-gw", "acme/plant1")
+UNCERTAIN, BAD, OVERFLOW = 0x4090_0000, 0x800A_0000, 0x0000_0480
+
+VALUES: list[tuple[Any, int, Any]] = [
+    (21.37, Kind.DOUBLE, 21.37),
+    (0.1 + 0.2, Kind.DOUBLE, 0.30000000000000004),
+    (float(np.float32(0.1)), Kind.FLOAT, 0.10000000149011612),
+    (5e-324, Kind.DOUBLE, 5e-324),
+    (1.7976931348623157e308, Kind.DOUBLE, 1.7976931348623157e308),
+    (-0.0, Kind.DOUBLE, -0.0),
+    (float("nan"), Kind.DOUBLE, "NaN"),
+    (float("inf"), Kind.FLOAT, "Infinity"),
+    (float("-inf"), Kind.DOUBLE, "-Infinity"),
+    (True, Kind.BOOLEAN, True),
+    (False, Kind.BOOLEAN, False),
+    (-128, Kind.SBYTE, -128),
+    (65535, Kind.UINT16, 65535),
+    (2**53, Kind.INT64, 2**53),
+    (2**53 + 1, Kind.INT64, 2**53 + 1),
+    (-(2**63), Kind.INT64, -(2**63)),
+    (2**64 - 1, Kind.UINT64, 2**64 - 1),
+    (0x800A0000, Kind.STATUS_CODE, 0x800A0000),
+    ('läuft "gut"\n', Kind.STRING, 'läuft "gut"\n'),
+    ("", Kind.STRING, ""),
+    (b"\x89PNG\x00", Kind.BYTESTRING, "iVBORwA="),
+    (TS_NS, Kind.DATETIME, "2026-11-22T10:35:13.6951234Z"),
+    (0, Kind.DATETIME, "1970-01-01T00:00:00Z"),
+    ("72962b91-fa75-4ae6-8d28-b404dc7daf63", Kind.GUID, "72962b91-fa75-4ae6-8d28-b404dc7daf63"),
+    ("ns=2;s=Press4", Kind.NODE_ID, "ns=2;s=Press4"),
+    ([1, 2**64 - 1], Kind.UINT64 | ARRAY, [1, 2**64 - 1]),
+    ([1.5, float("nan"), float("-inf")], Kind.DOUBLE | ARRAY, [1.5, "NaN", "-Infinity"]),
+    ([0, 10**9], Kind.DATETIME | ARRAY, ["1970-01-01T00:00:00Z", "1970-01-01T00:00:01Z"]),
+    ([b"\x00", b""], Kind.BYTESTRING | ARRAY, ["AA==", ""]),
+    ([], Kind.INT32 | ARRAY, []),
+    ([[1, 2], [3, 4]], Kind.INT32 | ARRAY, [[1, 2], [3, 4]]),
+    ({"a": 1, "b": [float("nan"), b"x"], "c": {"d": None}}, 22, {"a": 1, "b": ["NaN", "eA=="], "c": {"d": None}}),
+    (None, Kind.DOUBLE, None),
+]
+
+
+@pytest.fixture
+def tags() -> TagTable:
+    """Enough tags of one device, one of them with a name that needs escapes."""
+    table = TagTable()
+    table.add(Tag("press4", 'odd "name"\\ü'))
+    for number in range(1, 2000):
+        table.add(Tag("press4", f"tag{number}"))
+    return table
+
+
+def batch_of(rows: list[tuple[Any, int]], status: int = 0, flags: int = 0) -> Batch:
+    """A batch, row i of tag i, 1 us apart."""
+    builder = BatchBuilder()
+    for tag, (value, kind) in enumerate(rows):
+        builder.add(tag, TS_NS + tag * 1000, value, kind, status, flags)
+    return replace(builder.build(0, 1, TS_NS), seq=1234)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal in type too: 1 is not True and not 1.0."""
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return list(left) == list(right) and all(map(same, left.values(), right.values()))
+    if isinstance(left, float) and isinstance(right, float):
+        return struct.pack("d", left) == struct.pack("d", right)
+    return type(left) is type(right) and bool(left == right)
+
+
+@pytest.mark.parametrize("repeat", [1, SMALL_ROWS], ids=["small", "numpy"])
+@pytest.mark.parametrize("name", ["json", "json-columns"])
+def test_json_values_are_exact(name: Any, repeat: int, tags: TagTable) -> None:
+    """Every type arrives as DESIGN says, by the small and by the columnar way, in messages and rows alike."""
+    rows = [(value, int(kind)) for value, kind, _ in VALUES] * repeat
+    expected = [value for _, _, value in VALUES] * repeat
+    made = make_format(name, IDENTITY, tags)
+    batch = batch_of(rows)
+    message = json.loads(made.message("history", batch, False))
+    columns = message["v"] if name == "json-columns" else [row["v"] for row in message["samples"]]
+    single = [json.loads(row) for row in made.rows("history", batch, False)]
+    rowwise = [row["v"][0] if name == "json-columns" else row["samples"][0]["v"] for row in single]
+    for value, one, wanted in zip(columns, rowwise, expected, strict=True):
+        assert same(value, wanted), (value, wanted)
+        assert same(one, wanted), (one, wanted)
+
+
+def test_json_each_value_alone(tags: TagTable) -> None:
+    """A batch of one row: the shape that an idle route sends."""
+    for value, kind, wanted in VALUES:
+        message = json.loads(make_format("json", IDENTITY, tags).message("h", batch_of([(value, int(kind))]), False))
+        assert same(message["samples"][0]["v"], wanted)
+
+
+def test_json_message_is_byte_exact(tags: TagTable) -> None:
+    """Pins the order of keys and the absence of white space."""
+    batch = batch_of([(1.5, 11), (7, 6)])
+    assert make_format("json", IDENTITY, tags).message("history", batch, True) == (
+        b'{"gateway":"line1-gw","stream":"history","seq":1234,"device":"press4","historical":true,"samples":['
+        b'{"tag":"odd \\"name\\"\\\\\xc3\xbc","t":1795343713695123,"v":1.5,"q":"good"},'
+        b'{"tag":"tag1","t":1795343713695124,"v":7,"q":"good"}]}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "flags", "more"),
+    [
+        (0, 0, {"q": "good"}),
+        (OVERFLOW, 0, {"q": "good", "status": OVERFLOW}),
+        (UNCERTAIN, 0, {"q": "uncertain", "status": UNCERTAIN}),
+        (BAD, Flag.ARRIVAL_TIME, {"q": "bad", "status": BAD, "arrival": True}),
+        (0xC000_0000, 0, {"q": "bad", "status": 0xC000_0000}),
+        (0, Flag.MACHINE_CLOCK_SUSPECT, {"q": "good", "clock": "suspect"}),
+        (0, Flag.GATEWAY_CLOCK_STEPPED, {"q": "good", "clock": "stepped"}),
+        (0, Flag.MACHINE_CLOCK_SUSPECT | Flag.GATEWAY_CLOCK_STEPPED, {"q": "good", "clock": "suspect+stepped"}),
+        (0, Flag.PROFILE_UNCERTAIN, {"q": "good"}),
+    ],
+)
+def test_json_quality_and_flags(status: int, flags: int, more: dict[str, Any], tags: TagTable) -> None:
+    """Words beside the value stand only where they say something."""
+    batch = batch_of([(1.0, 11)], status, int(flags))
+    sample = {"tag": 'odd "name"\\ü', "t": TS_NS // 1000, "v": 1.0, **more}
+    made = make_format("json", IDENTITY, tags)
+    assert json.loads(made.message("s", batch, False))["samples"] == [sample]
+    assert [json.loads(row)["samples"] for row in made.rows("s", batch, False)] == [[sample]]
+
+
+def test_times_are_rounded_down_to_us(tags: TagTable) -> None:
+    """Also before 1970."""
+    batch = batch_of([(1.0, 11)] * 40)
+    batch = replace(batch, ts_ns=np.arange(-20_000, 20_000, 1000, dtype=np.int64) - 1)
+    message = json.loads(make_format("json", IDENTITY, tags).message("s", batch, False))
+    assert [row["t"] for row in message["samples"]] == [-21 + row for row in range(40)]
+
+
+def test_columns_rare_columns(tags: TagTable) -> None:
+    """status, arrival and clock are absent, or have an entry for every row."""
+    made = make_format("json-columns", IDENTITY, tags)
+    plain = json.loads(made.message("s", batch_of([(1.0, 11), (2.0, 11)]), False))
+    assert set(plain) == {"gateway", "stream", "seq", "device", "historical", "tags", "t", "v"}
+    batch = replace(
+        batch_of([(1.0, 11), (2.0, 11)]),
+        status=np.array([0, BAD], np.uint32),
+        flags=np.array([Flag.ARRIVAL_TIME, Flag.GATEWAY_CLOCK_STEPPED], np.uint8),
+    )
+    message = json.loads(made.message("s", batch, False))
+    assert (message["status"], message["arrival"], message["clock"]) == ([0, BAD], [True, False], [None, "stepped"])
+    first, second = (json.loads(row) for row in made.rows("s", batch, False))
+    assert first["arrival"] == [True] and "status" not in first
+    assert second["status"] == [BAD] and second["clock"] == ["stepped"]
+
+
+@pytest.mark.parametrize("repeat", [1, SMALL_ROWS])
+def test_msgpack_keeps_types(repeat: int, tags: TagTable) -> None:
+    """Values come back as they were; DateTime as a timestamp, exact to the ns."""
+    rows = [(value, int(kind)) for value, kind, _ in VALUES] * repeat
+    made = make_format("msgpack", IDENTITY, tags)
+    batch = batch_of(rows)
+    message = msgpack.unpackb(made.message("h", batch, False))
+    single = [msgpack.unpackb(row) for row in made.rows("h", batch, False)]
+    assert [row["samples"]["v"][0] for row in single][-1] is None
+    assert message["samples"]["t"] == batch.ts_ns.tolist()
+    for got, one, (value, kind) in zip(message["samples"]["v"], single, rows, strict=True):
+        if kind & ~ARRAY == Kind.DATETIME:
+            continue
+        assert same(got, value) and same(one["samples"]["v"][0], value), (got, value)
+    assert message["samples"]["v"][21] == msgpack.Timestamp(TS_NS // 10**9, TS_NS % 10**9)
+    assert {**message, "samples": 0} == {
+        "gateway": "line1-gw", "stream": "h", "seq": 1234, "device": "press4", "historical": False, "samples": 0
+    }  # fmt: skip
+
+
+def test_msgpack_rare_columns(tags: TagTable) -> None:
+    """As in json-columns."""
+    batch = batch_of([(1.0, 11)], BAD, Flag.ARRIVAL_TIME | Flag.MACHINE_CLOCK_SUSPECT)
+    for packed in (make_format("msgpack", IDENTITY, tags).message("s", batch, False),
+                   *make_format("msgpack", IDENTITY, tags).rows("s", batch, False)):  # fmt: skip
+        samples = msgpack.unpackb(packed)["samples"]
+        assert (samples["status"], samples["arrival"], samples["clock"]) == ([BAD], [True], ["suspect"])
+
+
+def test_bare_values(tags: TagTable) -> None:
+    """`value`: text without quotes, all else as in JSON."""
+    made = make_format("value", IDENTITY, tags)
+    rows = [(value, int(kind)) for value, kind, _ in VALUES]
+    for payload, (_, _, wanted) in zip(made.rows("s", batch_of(rows), False), VALUES, strict=True):
+        if isinstance(wanted, str):
+            assert payload.decode() == wanted
+        else:
+            assert same(json.loads(payload), wanted)
+    with pytest.raises(ValueError, match="no message for a batch"):
+        made.message("s", batch_of(rows), False)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "value"])
+def test_what_no_encoder_likes_is_still_sent(name: Any, tags: TagTable) -> None:
+    """Lone surrogates, integers beyond 64 bits, odd keys and objects: one bad row never stops a batch."""
+    rows = [("\ud800", 12), (2**70, 9), ({(1, 2): object(), 3: 2**70}, 22), ([2**70], 9 | ARRAY)]
+    made = make_format(name, IDENTITY, tags)
+    assert made.message("s", batch_of(rows), False)
+    assert len(made.rows("s", batch_of(rows), False)) == 4
+
+
+def test_text_without_a_value_is_null(tags: TagTable) -> None:
+    """A row of text whose value is missing is null, never NaN."""
+    builder = BatchBuilder()
+    builder.add(0, TS_NS, 1.0, Kind.DOUBLE)
+    lone = builder.build(0, 1, TS_NS)
+    lone = replace(lone, kind=np.array([Kind.STRING], np.uint8), value=np.array([float("nan")]))
+    many = replace(batch_of([(float("nan"), 11)] * 20), kind=np.full(20, Kind.INT32, np.uint8))
+    made = make_format("json", IDENTITY, tags)
+    assert json.loads(made.message("s", lone, False))["samples"][0]["v"] is None
+    assert {row["v"] for row in json.loads(made.message("s", many, False))["samples"]} == {None}
+    assert msgpack.unpackb(make_format("msgpack", IDENTITY, tags).message("s", lone, False))["samples"]["v"] == [None]
+
+
+@pytest.mark.parametrize(
+    ("utc_ns", "text"),
+    [
+        (-11_644_473_600 * 10**9, "1601-01-01T00:00:00Z"),
+        (-1, "1969-12-31T23:59:59.999999999Z"),
+        (100, "1970-01-01T00:00:00.0000001Z"),
+        (253_402_300_799 * 10**9, "9999-12-31T23:59:59Z"),
+        (910_692_730_085 * 10**9, "9999-12-31T23:59:59Z"),
+        (-(10**21), "0001-01-01T00:00:00Z"),
+    ],
+)
+def test_rfc3339(utc_ns: int, text: str) -> None:
+    """The edges of OPC UA's DateTime, and beyond."""
+    assert rfc3339(utc_ns) == text
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=60))
+def test_doubles_round_trip(numbers: list[float]) -> None:
+    """Any double, any batch size, every format: read back bit by bit."""
+    table = TagTable()
+    for number in range(len(numbers)):
+        table.add(Tag("d", str(number)))
+    batch = batch_of([(number, 11) for number in numbers])
+    read = [row["v"] for row in json.loads(make_format("json", IDENTITY, table).message("s", batch, False))["samples"]]
+    columns = json.loads(make_format("json-columns", IDENTITY, table).message("s", batch, False))["v"]
+    bare = [float(text) for text in make_format("value", IDENTITY, table).rows("s", batch, False)]
+    for got in (read, columns, bare):
+        assert [value.hex() for value in map(float, got)] == [value.hex() for value in numbers]
+
+
+@given(st.lists(st.integers(-(2**63), 2**64 - 1), min_size=1, max_size=60))
+def test_integers_round_trip(numbers: list[int]) -> None:
+    """64-bit integers beside small ones."""
+    table = TagTable()
+    for number in range(len(numbers)):
+        table.add(Tag("d", str(number)))
+    batch = batch_of([(number, Kind.INT64) for number in numbers])
+    columns = json.loads(make_format("json-columns", IDENTITY, table).message("s", batch, False))
+    assert columns["v"] == numbers
+    assert [int(text) for text in make_format("value", IDENTITY, table).rows("s", batch, False)] == numbers
