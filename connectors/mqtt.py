@@ -1,0 +1,201 @@
+"""MQTT sink: `write` returns after the broker has every message.
+
+At QoS 1 that is a PUBACK for each. At QoS 0 MQTT has no acknowledgement, so a ping follows the data: its answer says
+that the broker has read all of it (`mqtt_window.PingBarrier`); what it then does with a message it cannot say.
+
+All messages of a batch are joined into one write to the connection; a write larger than the broker's window goes out in
+slices as PUBACKs come. Writes are sent in the order in which they were started. A message that the broker refuses is
+Rejected with the reason that it gives (MQTT 5; an MQTT 3.1.1 broker can only drop it silently), one that is larger than
+the broker's Maximum Packet Size is not sent at all and Rejected too.
+
+MQTT 5 messages with all rows of a batch carry their content type; one-row messages go without, to stay small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from connectors.mqtt_errors import PACKET_TOO_LARGE, QUOTA_EXCEEDED, place, reason_name
+from connectors.mqtt_session import Session, open_session
+from connectors.mqtt_settings import MqttTarget
+from connectors.mqtt_topic import Topics
+from connectors.mqtt_window import Delivery
+from connectors.mqtt_wire import PINGREQ, PublishEncoder, content_type_property
+from connectors.payload import Identity, make_format
+from pipelines.batch import Batch, rows_of
+from pipelines.clock import Clock
+from pipelines.counters import Counters
+from pipelines.errors import NotConnected, Rejected, Transient
+from pipelines.tags import TagTable
+
+IN_FLIGHT_MAX = {0: 64, 1: 16}
+"""Writes outstanding by QoS: at QoS 0 one answered ping confirms many of them."""
+ROWS_PER_STEP = 1000
+"""After so many rows the event loop gets its turn."""
+QUOTA_RETRY_S = 1.0
+
+
+class MqttSink:
+    """A `pipelines.contracts.Sink` to one MQTT broker."""
+
+    def __init__(self, name: str, settings: MqttTarget, identity: Identity, tags: TagTable, clock: Clock) -> None:
+        self.name = name
+        self.in_flight_max = IN_FLIGHT_MAX[settings.qos]
+        self.counters = Counters("sink", name)
+        self._settings = settings
+        self._identity = identity
+        self._clock = clock
+        self._writer = _Writer(settings, identity, tags)
+        self._session: Session | None = None
+        self._turn = asyncio.Lock()
+
+    async def connect(self) -> Mapping[str, bytes]:
+        """Empty: a broker keeps no positions."""
+        await self.close()
+        client_id = self._settings.client_id or f"mec-gateway-{self._identity.gateway}-{self.name}"
+        self._session = await open_session(self._settings, self._identity, client_id, self._clock, self.counters)
+        if self.counters.totals["sessions"]:
+            self.counters.add("reconnects")
+        self.counters.add("sessions")
+        return {}
+
+    async def write(self, lane: str, batches: Sequence[Batch], position: bytes, historical: bool) -> None:
+        """As the contract says. Raises Transient where the broker's quota is exceeded."""
+        session = self._session
+        if session is None:
+            raise NotConnected(f"{place(self._settings)}: not connected")
+        delivery = Delivery()
+        try:
+            async with self._turn:
+                session.check()
+                messages = await self._writer.send(session, delivery, lane, batches, historical)
+                self.counters.set("in_flight", session.in_flight)
+            await delivery.settled()
+        finally:
+            self.counters.set("in_flight", session.in_flight)
+        self.counters.add("messages", messages - len(delivery.refused))
+        self._settle(delivery, batches)
+
+    async def wait_closed(self) -> None:
+        """Raises NotConnected when the session ends, and at once where there is none."""
+        session = self._session
+        if session is None:
+            raise NotConnected(f"{place(self._settings)}: not connected")
+        await session.ended.wait()
+        session.check()
+
+    async def close(self) -> None:
+        """Publishes the offline status where it can; bounded by 2 s."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+            self.counters.set("in_flight", 0)
+
+    def _settle(self, delivery: Delivery, batches: Sequence[Batch]) -> None:
+        """Counts, and raises what the broker's refusals amount to."""
+        rows = [row for message, _ in delivery.refused for row in self._writer.rows_of(batches, message)]
+        codes = sorted({code for _, code in delivery.refused})
+        reasons = ", ".join(reason_name(code) for code in codes)
+        if QUOTA_EXCEEDED in codes:
+            raise Transient(f"{place(self._settings)}: {reasons}", QUOTA_RETRY_S)
+        self.counters.add("rows", rows_of(batches) - len(rows))
+        if rows:
+            self.counters.add("rejected", len(rows))
+            raise Rejected(sorted(rows), f"{place(self._settings)}: {reasons}")
+
+
+class _Messages(NamedTuple):
+    """The messages of a batch; topics have their length before them."""
+
+    topics: list[bytes]
+    payloads: list[bytes]
+
+
+class _Writer:
+    """Batches -> PUBLISH packets in a session, without waiting for what it answers."""
+
+    def __init__(self, settings: MqttTarget, identity: Identity, tags: TagTable) -> None:
+        self._format = make_format(settings.format, identity, tags)
+        self._per_tag = settings.per_tag
+        content_type = None if self._per_tag else self._format.content_type
+        properties = content_type_property(content_type) if settings.protocol == "5" else None
+        self._encoder = PublishEncoder(settings.qos, settings.retain, properties)
+        self._new_topics = partial(Topics, settings.topic, identity, tags)
+        self._topics: dict[str, Topics] = {}
+
+    async def send(
+        self, session: Session, delivery: Delivery, lane: str, batches: Sequence[Batch], historical: bool
+    ) -> int:
+        """Returned: everything is on its way; the number of messages. Raises NotConnected."""
+        first = rows = 0
+        last = b""
+        for batch in batches:
+            if rows >= ROWS_PER_STEP:
+                rows = 0
+                await asyncio.sleep(0)
+            rows += len(batch)
+            messages = self._messages(lane, batch, historical)
+            runs = self._sendable(session.packet_bytes_max, delivery, first, messages)
+            if self._encoder.qos:
+                await self._at_least_once(session, delivery, first, messages, runs)
+            else:
+                if last:
+                    await session.writable()
+                    session.send(last)
+                last = b"".join(self._encode(messages, start, end, range(0)) for start, end in runs)
+            first += len(messages.payloads)
+        if not self._encoder.qos:
+            await session.writable()
+            session.send(last + PINGREQ if session.barrier.join(delivery) else last)
+        return first
+
+    def rows_of(self, batches: Sequence[Batch], message: int) -> Iterable[tuple[int, int]]:
+        """(batch, row) of each row that was in that message of a write."""
+        for index, batch in enumerate(batches):
+            messages = len(batch) if self._per_tag else min(len(batch), 1)
+            if message < messages:
+                return [(index, message)] if self._per_tag else [(index, row) for row in range(len(batch))]
+            message -= messages
+        raise IndexError(f"a write of {len(batches)} batches has no message {message} behind its last")
+
+    def _messages(self, lane: str, batch: Batch, historical: bool) -> _Messages:
+        if not len(batch):
+            return _Messages([], [])
+        topics = self._topics.get(lane)
+        if topics is None:
+            topics = self._topics[lane] = self._new_topics(lane)
+        if self._per_tag:
+            return _Messages([topics[tag] for tag in batch.tag.tolist()], self._format.rows(lane, batch, historical))
+        return _Messages([topics[int(batch.tag[0])]], [self._format.message(lane, batch, historical)])
+
+    def _encode(self, messages: _Messages, start: int, end: int, packet_ids: range) -> bytes:
+        return self._encoder.encode(messages.topics[start:end], messages.payloads[start:end], packet_ids)
+
+    async def _at_least_once(
+        self, session: Session, delivery: Delivery, first: int, messages: _Messages, runs: Iterable[tuple[int, int]]
+    ) -> None:
+        """QoS 1: in slices, as the window has room."""
+        for start, end in runs:
+            at = start
+            while at < end:
+                await session.window.room(end - at)
+                await session.writable()
+                ids = session.window.take(delivery, first + at, end - at)
+                session.send(self._encode(messages, at, at + len(ids), ids))
+                at += len(ids)
+
+    def _sendable(
+        self, bytes_max: int, delivery: Delivery, first: int, messages: _Messages
+    ) -> Iterator[tuple[int, int]]:
+        """Runs of messages, start and end, that the broker takes by their size; the others are refused at once."""
+        start = 0
+        if messages.payloads and self._encoder.size(*(max(column, key=len) for column in messages)) > bytes_max:
+            for at, (topic, payload) in enumerate(zip(*messages, strict=True)):
+                if self._encoder.size(topic, payload) > bytes_max:
+                    delivery.refused.append((first + at, PACKET_TOO_LARGE))
+                    yield start, at
+                    start = at + 1
+        yield start, len(messages.payloads)
