@@ -65,7 +65,7 @@ class SinkSession:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             for pump in self.pumps:
-                group.create_task(_unless_given_up(pump))
+                group.create_task(pump.run())
             await self.sink.wait_closed()
             raise NotConnected("the connection was closed by the other side")
 
@@ -77,14 +77,3 @@ class SinkSession:
             lane.restore(position)
         except Corrupt as error:
             Log(f"sink {self.name}").warning(f"what it says of the route's position is not believed: {error}")
-
-
-async def _unless_given_up(pump: Pump) -> None:
-    """A client library that cancels its own futures must not end a pump unnoticed: a TaskGroup would let it go."""
-    try:
-        await pump.run()
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task and task.cancelling():
-            raise
-        raise NotConnected("a write was given up by the client library") from error

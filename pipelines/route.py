@@ -155,8 +155,8 @@ class Pump:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # A client library cancelled its own future. A TaskGroup takes a cancelled child for finished: the span would
-            # stay in hand and its slot be gone, unnoticed.
+            # A client library cancelled its own future. A TaskGroup takes a cancelled child for finished: the span
+            # would stay in hand and its slot be gone, unnoticed.
             raise NotConnected("a write was given up by the client library") from error
         self._reader.commit(span)
         slots.release()

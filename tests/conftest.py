@@ -1,11 +1,14 @@
 """Fixtures: the real servers. A server that cannot be had skips its tests loudly, and fails them where CI is set."""
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import pytest
+import uvloop
+from hypothesis import settings
 
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.kafka import Kafka
@@ -17,8 +20,16 @@ from tests.services.process import Service, ServiceMissing
 from tests.services.pymodbus_server import PymodbusServer
 from tests.services.tls import Certificates, make_certificates
 
+settings.register_profile("no_deadline", deadline=None)  # a busy machine is no failure
+settings.load_profile("no_deadline")
+
 ServiceT = TypeVar("ServiceT", bound=Service)
 Factory = Callable[..., ServiceT]
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Every async test runs on the loop that the gateway runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")

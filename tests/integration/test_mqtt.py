@@ -1,11 +1,7 @@
 """The MQTT sink against Mosquitto, a foreign subscriber beside it."""
 
 import asyncio
-import contextlib
 import json
-import os
-import socket
-import stat
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -23,7 +19,7 @@ from pipelines.clock import SystemClock
 from pipelines.errors import GatewayError, NotConnected, Permanent, Rejected
 from pipelines.tags import Tag, TagTable
 from tests.services.mosquitto import Mosquitto
-from tests.services.ports import free_port
+from tests.services.ports import connections, free_port
 from tests.services.tls import Certificates, make_certificates
 
 DEADLINE_S = 10.0
@@ -114,17 +110,6 @@ async def wait_closed(sink: MqttSink) -> None:
     """The session's end, with a deadline."""
     async with asyncio.timeout(DEADLINE_S):
         await sink.wait_closed()
-
-
-def sockets() -> int:
-    """Open sockets of this process that lead somewhere (a loop's own wake-up pairs are AF_UNIX)."""
-    count = 0
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                with socket.fromfd(int(name), socket.AF_INET, socket.SOCK_STREAM) as copy:
-                    count += copy.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_INET
-    return count
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -227,7 +212,6 @@ async def test_tls_failures_are_one_clear_line(
     """Untrusted authority, no client certificate, a foreign one, TLS where there is none and the reverse."""
     broker = mosquitto_factory(tls=certificates, require_certificate=True)
     foreign = make_certificates(tmp_path / "foreign")
-    open_files = sockets()
     cases: list[tuple[str, dict[str, Any] | None, type[GatewayError], str]] = [
         (broker.tls_url, None, Permanent, "is not trusted: .*set tls: {ca: FILE}"),
         (broker.tls_url, {"ca": foreign.ca}, Permanent, "is not trusted"),
@@ -249,7 +233,7 @@ async def test_tls_failures_are_one_clear_line(
             async with asyncio.timeout(DEADLINE_S):
                 await sink.connect()
         assert "\n" not in str(caught.value)
-    await until(lambda: sockets() == open_files, "sockets left open")
+    await until(lambda: connections(broker.port, broker.tls_port) == 0, "sockets left open")
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -391,7 +375,7 @@ async def test_cancelled_connect_leaves_no_socket(
     """At any step of it, plain and TLS, with a broker that answers; then with one that does not."""
     broker = mosquitto_factory(tls=certificates)
     targets = [(broker.url, None), (broker.tls_url, {"ca": certificates.ca})]
-    open_sockets = sockets()
+    ports = (broker.port, broker.tls_port)
     for url, tls in targets:
         for steps in range(0, 60, 3):
             sink = sinks(url, tls=tls)
@@ -401,15 +385,15 @@ async def test_cancelled_connect_leaves_no_socket(
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await sink.close()
-    await until(lambda: sockets() == open_sockets, "sockets left open")
+    await until(lambda: connections(*ports) == 0, "sockets left open")
     broker.process.pause()
     for url, tls in targets:
         sink = sinks(url, tls=tls)
         task = asyncio.ensure_future(sink.connect())
-        await until(lambda: sockets() > open_sockets, "no connection")
+        await until(lambda: connections(*ports), "no connection")
         task.cancel()
         assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
-        await until(lambda: sockets() == open_sockets, "sockets left open")
+        await until(lambda: connections(*ports) == 0, "sockets left open")
     assert len(asyncio.all_tasks()) == 1
 
 

@@ -173,7 +173,7 @@ async def test_a_wrong_password_is_permanent_and_not_in_the_text(
     """Refused credentials are no network fault: the component is faulted, and the password stays secret."""
     auth = {"user": "operator", "password": "not-the-secret"}
     press = source(node_opcua.url, {"x": "ns=1;s=Double"}, auth=auth)
-    with pytest.raises(Permanent, match="BadUserAccessDenied|BadIdentityTokenRejected") as refused:
+    with pytest.raises(Permanent, match=r"BadUserAccessDenied|BadIdentityTokenRejected") as refused:
         await within(press.connect([]))
     assert "not-the-secret" not in str(refused.value)
 

@@ -2,6 +2,7 @@
 
 import random
 import socket
+from pathlib import Path
 
 HOST = "127.0.0.1"
 
@@ -37,3 +38,10 @@ def _can_bind(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def connections(*ports: int) -> int:
+    """Sockets that some process holds open towards these ports of this machine (Linux: /proc/net/tcp, inode not 0)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    wanted = {f"{port:04X}" for port in ports}
+    return sum(row[2].rpartition(":")[2] in wanted and row[9] != "0" for row in rows)

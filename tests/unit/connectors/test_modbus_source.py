@@ -143,7 +143,8 @@ async def test_one_wrong_register_fails_alone_and_the_cut_is_remembered(caplog: 
             "h6": "holding 6: illegal data address (exception 2): the device has no such register; check the address"
         }
         assert [record.levelname for record in caplog.records] == ["WARNING"]
-        assert "m: holding 6: illegal data address (exception 2)" in caplog.text
+        assert "holding 6: illegal data address (exception 2)" in caplog.text
+        assert [record.subject for record in caplog.records] == ["source m"]  # type: ignore[attr-defined]
 
         image.holes.clear()
         rows = setup.rows(await setup.source.read())

@@ -112,7 +112,7 @@ def test_each_builtin_type_is_decoded_alone_and_as_a_run(
     assert rows(body) == [(i, SOURCE_NS, value, 0, kind, 0) for i in range(count)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.sampled_from(SAMPLES), st.sampled_from([None, 0, 0x40000000, 0x80350000])), max_size=60),
        st.integers(1, 17))  # fmt: skip
 def test_any_mixture_keeps_every_row_in_its_place(

@@ -1,0 +1,169 @@
+"""The source contract on every kind of machine: three independent OPC UA stacks, two Modbus ones and RTU over TCP."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from connectors.modbus_settings import ModbusDevice
+from connectors.opcua_settings import OpcUaDevice
+from tests.conftest import made
+from tests.contract.source_suite import Machine, SourceSuite
+from tests.services.asyncua_server import AsyncuaServer
+from tests.services.libmodbus import LibmodbusServer, coil, holding, input_register
+from tests.services.milo import Group, Milo
+from tests.services.node_opcua import NodeOpcua
+from tests.services.process import Service
+from tests.services.pymodbus_server import PymodbusServer
+
+UTC_2020_NS = 1_577_836_800_000_000_000
+PLANT: dict[str, Any] = {
+    "Boolean": True,
+    "SByte": -8,
+    "Byte": 8,
+    "Int16": -16,
+    "UInt16": 16,
+    "Int32": -32,
+    "UInt32": 32,
+    "Int64": -6_400_000_000_000_000_000,
+    "UInt64": 12_800_000_000_000_000_000,
+    "Float": 0.5,
+    "String": "text",
+    "DateTime": UTC_2020_NS,
+    "Guid": "72962b91-fa75-4ae6-8d28-b404dc7daf63",
+    "ByteString": b"\x00\x01\x02",
+    "LocalizedText": "local",
+    "DoubleArray": [0.25, 0.5],
+    "Int32Array": [-1, 0, 1],
+    "StringArray": ["a", "", "b"],
+}
+"""What the asyncua server and node-opcua both hold; `Double` is what the tests change."""
+
+
+def opcua(server: Any, nodes: dict[str, str]) -> OpcUaDevice:
+    return OpcUaDevice.model_validate(
+        {"opcua": server.url, "security": "none", "every": "50ms", "timeout": "2s", "tags": nodes}
+    )
+
+
+def running(make: Callable[[], Service]) -> Iterator[Any]:
+    with made(make) as server:
+        yield server
+
+
+def plant(server: Any, namespace: int) -> Machine:
+    counter = itertools.count(1)
+    names = [*PLANT, "Double", "Missing"]
+    settings = opcua(server, {name: f"ns={namespace};s={name}" for name in names})
+    return Machine(
+        "opcua", server, settings, PLANT, "Missing", lambda: server.set_value("Double", float(next(counter)))
+    )
+
+
+class TestAsyncua(SourceSuite):
+    """asyncua's own server."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(AsyncuaServer):
+            yield plant(server, 2)
+
+
+class TestNodeOpcua(SourceSuite):
+    """node-opcua: the second stack."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(NodeOpcua):
+            yield plant(server, 1)
+
+
+class TestMilo(SourceSuite):
+    """Eclipse Milo: the third stack; its `run` variable starts what changes."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(lambda: Milo([Group("v", "double", 20, 50)], ticks=3)):
+            settings = opcua(server, {f"v{i}": f"ns=2;s=v{i}" for i in range(20)} | {"bad": "ns=2;s=nope"})
+            expected = _Any(f"v{i}" for i in range(20))
+            yield Machine("opcua", server, settings, expected, "bad", partial(_tick, server))
+
+
+def _tick(server: Milo) -> None:
+    server.go()
+    server.wait_finished(5.0)
+
+
+class _Any(dict[str, Any]):
+    """Tags whose value is not known beforehand: equal to whatever was read."""
+
+    def __init__(self, names: Iterator[str]) -> None:
+        super().__init__(dict.fromkeys(names))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and set(self) == set(other) and None not in other.values()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+REGISTERS = {
+    "first": "holding 0 uint16",
+    "next": "holding 1 uint16",
+    "far": "holding 500 uint16",
+    "input": "input 12 uint16",
+    "coil": "coil 3",
+    "bit": "holding 0.1",
+    "beyond": "holding 5000 uint16",
+}
+HELD = {
+    "first": holding(0),
+    "next": holding(1),
+    "far": holding(500),
+    "input": input_register(12),
+    "coil": coil(3),
+    "bit": bool(holding(0) >> 1 & 1),
+}
+
+
+def modbus(server: Any) -> Machine:
+    settings = ModbusDevice.model_validate(
+        {"modbus": f"{server.url}/1", "every": "50ms", "timeout": "300ms", "tags": REGISTERS}
+    )
+    return Machine("modbus", server, settings, HELD, "beyond")
+
+
+class TestPymodbusTcp(SourceSuite):
+    """pymodbus' own server, Modbus TCP."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(PymodbusServer):
+            yield modbus(server)
+
+
+class TestPymodbusRtuOverTcp(SourceSuite):
+    """pymodbus' own server, RTU frames over TCP."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(lambda: PymodbusServer(framer="rtu")):
+            yield modbus(server)
+
+
+class TestLibmodbus(SourceSuite):
+    """A foreign stack: libmodbus in C."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(LibmodbusServer):
+            yield modbus(server)
