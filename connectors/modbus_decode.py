@@ -24,7 +24,7 @@ import numpy.typing as npt
 from connectors.modbus_plan import Block, DataType, Point
 from pipelines.batch import EXACT_INTEGER_MAX, Extra, Kind
 
-_NUMBERS: dict[DataType, tuple[Kind, Any]] = {
+_NUMBERS: dict[DataType, tuple[int, Any]] = {
     DataType.INT16: (Kind.INT16, np.int16),
     DataType.UINT16: (Kind.UINT16, np.uint16),
     DataType.INT32: (Kind.INT32, np.int32),
@@ -163,7 +163,7 @@ def _run(index: npt.NDArray[np.intp], dtype: np.dtype[Any]) -> tuple[np.dtype[An
     return None
 
 
-def _kind(point: Point) -> Kind:
+def _kind(point: Point) -> int:
     if point.type is DataType.BOOL:
         return Kind.BOOLEAN
     return Kind.STRING if point.type is DataType.STRING else _NUMBERS[point.type][0]

@@ -352,13 +352,13 @@ class _Rows:
         if mask & 0xC0:
             raise DecodeError(f"DataValue mask {mask:#04x} at offset {at + 4} has reserved bits set")
         value: Any = None
-        kind = int(Kind.NULL)
+        kind = Kind.NULL
         if mask & 0x01:
             kind, value = cursor.variant()
         tail, status_at, source_at = _TAILS[mask >> 1]
         parts = tail.unpack_from(cursor.body, cursor.skip(tail.size))
         status = parts[status_at] if status_at >= 0 else GOOD
-        ts_ns, flags = self._arrival_ns, int(Flag.ARRIVAL_TIME)
+        ts_ns, flags = self._arrival_ns, Flag.ARRIVAL_TIME
         if source_at >= 0 and TICKS_MIN <= parts[source_at] <= TICKS_MAX:
             ts_ns, flags = (parts[source_at] - EPOCH_TICKS) * 100, 0
         if (kind in FIXED and -EXACT_INTEGER_MAX <= value <= EXACT_INTEGER_MAX) or isinstance(value, float):

@@ -17,20 +17,24 @@ import numpy.typing as npt
 import orjson
 
 from pipelines.batch import ARRAY, SEVERITY_MASK, SEVERITY_UNCERTAIN, Batch, Flag, Kind
+from pipelines.columns import uniform
 
 NULL = b"null"
 SMALL_ROWS = 16
 """Below this many rows plain Python is quicker than numpy's fixed cost per call."""
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- formatted below, always with Z
-_INTEGER_KINDS = frozenset(range(Kind.SBYTE, Kind.UINT64 + 1)) | {int(Kind.STATUS_CODE)}
-_REAL_KINDS = frozenset((int(Kind.FLOAT), int(Kind.DOUBLE)))
+_INTEGER_KINDS = frozenset(range(Kind.SBYTE, Kind.UINT64 + 1)) | {Kind.STATUS_CODE}
+_REAL_KINDS = frozenset((Kind.FLOAT, Kind.DOUBLE))
 
 
 def microseconds(batch: Batch) -> list[bytes]:
     """Each row's source time as decimal text, us since 1970 UTC, rounded down."""
     if len(batch) < SMALL_ROWS:
         return [b"%d" % (ns // 1000) for ns in batch.ts_ns.tolist()]
-    return _cut(batch.ts_ns // 1000)
+    ts_ns = batch.ts_ns
+    if uniform(ts_ns):
+        return [b"%d" % (int(ts_ns[0]) // 1000)] * len(ts_ns)
+    return _cut(ts_ns // 1000)
 
 
 def quality(status: int) -> str:
@@ -72,13 +76,17 @@ def value_fragments(batch: Batch) -> list[bytes]:
     """Each row's value as JSON, in order."""
     if len(batch) < SMALL_ROWS:
         return _few(batch)
-    if is_plain(batch):
-        return _cut(batch.value)
+    if not batch.extra and np.isfinite(batch.value).all():
+        kinds = set(batch.kind.tobytes())
+        if kinds <= _REAL_KINDS:
+            return _cut(batch.value)
+        if kinds <= _INTEGER_KINDS:
+            return _cut(batch.value.astype(np.int64))
     fragments = _numbers(batch)
     if batch.extra:
-        kinds = batch.kind.tolist()
+        kind = batch.kind.tolist()
         for row, value in batch.extra.items():
-            fragments[row] = encode(value, kinds[row])
+            fragments[row] = encode(value, kind[row])
     return fragments
 
 
@@ -156,8 +164,6 @@ def _numbers(batch: Batch) -> list[bytes]:
     finite = np.isfinite(value)
     real = (kind == Kind.DOUBLE) | (kind == Kind.FLOAT)
     integer = ((kind >= Kind.SBYTE) & (kind <= Kind.UINT64) | (kind == Kind.STATUS_CODE)) & finite
-    if integer.all():
-        return _cut(value.astype(np.int64))
     fragments = [NULL] * len(batch)
     _fill(fragments, real & finite, value)
     _fill(fragments, integer, value.astype(np.int64, casting="unsafe") if finite.all() else _whole(value, integer))

@@ -15,16 +15,17 @@ orjson on a list of dicts takes 0.6 us (1000 Doubles).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import orjson
 
 from connectors.payload import Identity
-from connectors.payload_fragments import clock_word, is_clean, microseconds, quality, value_fragments
+from connectors.payload_fragments import clock_word, microseconds, quality, value_fragments
 from pipelines.batch import Batch, Flag
+from pipelines.columns import uniform
 from pipelines.tags import TagTable
 
 _VALUE = b',"v":'
-_GOOD = b',"q":"good"'
 
 
 class JsonFormat:
@@ -91,8 +92,8 @@ class _TagOpens(dict[int, bytes]):
 
 def _tails(batch: Batch, end: bytes) -> list[bytes]:
     """What follows each row's value: quality, and the rare words; then `end`."""
-    if is_clean(batch):
-        return [_GOOD + end] * len(batch)
+    if uniform(batch.status) and uniform(batch.flags):
+        return [_tail(int(batch.status[0]), int(batch.flags[0])) + end] * len(batch)
     known: dict[tuple[int, int], bytes] = {}
     tails = []
     for key in zip(batch.status.tolist(), batch.flags.tolist(), strict=True):
@@ -103,6 +104,7 @@ def _tails(batch: Batch, end: bytes) -> list[bytes]:
     return tails
 
 
+@lru_cache(maxsize=1000)
 def _tail(status: int, flags: int) -> bytes:
     words: dict[str, object] = {"q": quality(status)}
     if status:

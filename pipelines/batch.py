@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum, IntFlag
 from math import isfinite, isnan
 from operator import attrgetter
-from typing import Any, Self, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, Final, Self, TypeAlias, TypeVar, dataclass_transform
 
 import numpy as np
 import numpy.typing as npt
@@ -27,49 +26,49 @@ SMALL_ROWS = 16
 """Up to here plain Python beats numpy, whose every call costs about a microsecond."""
 
 
-class Kind(IntEnum):
+class Kind:
     """OPC UA built-in types (Part 6, 5.1.2); NULL stands for a row without a value. Arrays add `ARRAY`."""
 
-    NULL = 0
-    BOOLEAN = 1
-    SBYTE = 2
-    BYTE = 3
-    INT16 = 4
-    UINT16 = 5
-    INT32 = 6
-    UINT32 = 7
-    INT64 = 8
-    UINT64 = 9
-    FLOAT = 10
-    DOUBLE = 11
-    STRING = 12
-    DATETIME = 13
-    GUID = 14
-    BYTESTRING = 15
-    XML_ELEMENT = 16
-    NODE_ID = 17
-    EXPANDED_NODE_ID = 18
-    STATUS_CODE = 19
-    QUALIFIED_NAME = 20
-    LOCALIZED_TEXT = 21
-    EXTENSION_OBJECT = 22
-    DATA_VALUE = 23
-    VARIANT = 24
-    DIAGNOSTIC_INFO = 25
+    NULL: Final = 0
+    BOOLEAN: Final = 1
+    SBYTE: Final = 2
+    BYTE: Final = 3
+    INT16: Final = 4
+    UINT16: Final = 5
+    INT32: Final = 6
+    UINT32: Final = 7
+    INT64: Final = 8
+    UINT64: Final = 9
+    FLOAT: Final = 10
+    DOUBLE: Final = 11
+    STRING: Final = 12
+    DATETIME: Final = 13
+    GUID: Final = 14
+    BYTESTRING: Final = 15
+    XML_ELEMENT: Final = 16
+    NODE_ID: Final = 17
+    EXPANDED_NODE_ID: Final = 18
+    STATUS_CODE: Final = 19
+    QUALIFIED_NAME: Final = 20
+    LOCALIZED_TEXT: Final = 21
+    EXTENSION_OBJECT: Final = 22
+    DATA_VALUE: Final = 23
+    VARIANT: Final = 24
+    DIAGNOSTIC_INFO: Final = 25
 
 
 ARRAY = 0x80
 """Added to the element's kind where the value in `extra` is a list."""
 
 
-class Flag(IntFlag):
+class Flag:
     """Bits of the `flags` column."""
 
-    ARRIVAL_TIME = 1
+    ARRIVAL_TIME: Final = 1
     """The machine gave no time; `ts_ns` is the gateway's own."""
-    MACHINE_CLOCK_SUSPECT = 2
-    GATEWAY_CLOCK_STEPPED = 4
-    PROFILE_UNCERTAIN = 8
+    MACHINE_CLOCK_SUSPECT: Final = 2
+    GATEWAY_CLOCK_STEPPED: Final = 4
+    PROFILE_UNCERTAIN: Final = 8
 
 
 _T = TypeVar("_T")
@@ -235,7 +234,7 @@ class BatchBuilder:
     def add(self, tag: int, ts_ns: int, value: Any, kind: int, status: int = GOOD, flags: int = 0) -> None:
         """One row; `value` is a number or boolean, or what belongs in `extra`, or None with Kind.NULL."""
         if value is None:
-            number, kind = float("nan"), int(Kind.NULL)
+            number, kind = float("nan"), Kind.NULL
         elif isinstance(value, bool | float) or (isinstance(value, int) and _fits(value, kind)):
             number = float(value)
         else:

@@ -10,6 +10,8 @@ from math import ceil
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.columns import uniform
+
 BOUNDS_NS: npt.NDArray[np.int64] = np.array(
     [step * 10**power for power in range(4, 11) for step in (1, 2, 5)] + [10**11], dtype=np.int64
 )
@@ -31,6 +33,8 @@ class Histogram:
         """One duration, or a column of them; negative ones (a machine's clock ahead of ours) count as 0."""
         if isinstance(durations_ns, int):
             self._observe_few([durations_ns])
+        elif len(durations_ns) and uniform(durations_ns):  # one notification, one poll cycle: one time
+            self._observe_few([int(durations_ns[0])], len(durations_ns))
         elif len(durations_ns) <= _FEW:
             self._observe_few(durations_ns.tolist())
         else:
@@ -38,10 +42,10 @@ class Histogram:
             self.counts += np.bincount(np.searchsorted(BOUNDS_NS, column), minlength=len(self.counts))
             self.sum_ns += int(column.sum(dtype=np.float64))  # a thousand machines at 1970 would overflow an i64
 
-    def _observe_few(self, durations_ns: list[int]) -> None:
+    def _observe_few(self, durations_ns: list[int], times: int = 1) -> None:
         for duration_ns in durations_ns:
-            self.counts[bisect_left(_BOUNDS, duration_ns)] += 1
-            self.sum_ns += max(duration_ns, 0)
+            self.counts[bisect_left(_BOUNDS, duration_ns)] += times
+            self.sum_ns += max(duration_ns, 0) * times
 
     @property
     def count(self) -> int:

@@ -66,4 +66,4 @@ Size = Annotated[
 class Settings(BaseModel):
     """Base of every settings model: unknown keys are refused, nothing changes after the file was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

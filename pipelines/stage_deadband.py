@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pipelines.batch import SMALL_ROWS, Batch, Kind
 from pipelines.tags import TagTable
 
-_NUMBERS = range(int(Kind.SBYTE), int(Kind.DOUBLE) + 1)
+_NUMBERS = range(Kind.SBYTE, Kind.DOUBLE + 1)
 _ROWS_PER_ROUND_MIN = 20
 """A round of numpy calls costs what this many rows cost one by one."""
 

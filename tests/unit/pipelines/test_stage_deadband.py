@@ -12,7 +12,7 @@ from pipelines.tags import Tag, TagTable
 from tests.unit.pipelines.fakes import make_batch
 
 TAGS = 60
-NUMERIC = {kind for kind in Kind if Kind.SBYTE <= kind <= Kind.DOUBLE}
+NUMERIC = set(range(Kind.SBYTE, Kind.DOUBLE + 1))
 
 
 class Model:
