@@ -151,7 +151,7 @@ class KafkaSink:
             return
         self._session = None
         self._end_reason = error
-        await session.abort()
+        await session.abort(str(error))
         self._ended.set()
 
     def _learn_limit(self, refused: BatchTooLarge) -> None:

@@ -105,6 +105,7 @@ class Session:
         self._acks: set[Ack] = set()
         self._submitting: asyncio.Timeout | None = None
         self._aborted = False
+        self._abort_reason = ""
         self._sent: Counter[tuple[str, int]] = Counter()
         self._track_requests()
 
@@ -188,9 +189,10 @@ class Session:
         except (KafkaError, TimeoutError) as error:
             raise self._failed(error) from error
 
-    async def abort(self) -> None:
-        """Ends at once: nothing is flushed, what is not acknowledged fails. Idempotent; at most CLOSE_S_MAX."""
+    async def abort(self, reason: str = "") -> None:
+        """Ends at once: what is not acknowledged fails, for `reason`. Idempotent; at most CLOSE_S_MAX."""
         self._aborted = True
+        self._abort_reason = self._abort_reason or reason
         if self._submitting is not None:
             self._submitting.reschedule(0)  # it waits for a sender that ends now
         producer = self._producer
@@ -261,7 +263,7 @@ class Session:
 
     def _failed(self, error: BaseException) -> GatewayError:
         if self._aborted:
-            return NotConnected(f"Kafka at {self._target.servers}: the session was closed")
+            return NotConnected(self._abort_reason or f"Kafka at {self._target.servers}: the session was closed")
         if isinstance(error, TimeoutError):
             seconds = self._target.request_timeout_s
             reason = f": {self._tail.text}" if self._tail.text else ""

@@ -275,7 +275,10 @@ class OpcUaSource:
             return NotConnected(f"{url}: {name}")
         if isinstance(error, TimeoutError):
             return NotConnected(f"{url}: no answer within {self._settings.timeout / 1e9:g} s")
-        if isinstance(error, OSError | ServiceError | DecodeError | ua.UaError):
+        if isinstance(error, OSError):
+            reason = (error.strerror or str(error)).lower()
+            return NotConnected(f"{url}: {reason}; is the machine on, are address and port right?")
+        if isinstance(error, ServiceError | DecodeError | ua.UaError):
             return NotConnected(f"{url}: {error}")
         return error
 

@@ -6,8 +6,11 @@ Files below `data_dir/pki`: `own/` the gateway's certificate and key, made at fi
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import shutil
 import socket
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +27,8 @@ POLICIES: Final = (
 )
 """Best first (Part 7, security policy profiles that are not deprecated)."""
 
+_MAKING: Final = threading.Lock()
+
 
 async def secure(client: Client, data_dir: Path) -> str:
     """Prepares `client` for SignAndEncrypt with the best policy that the server offers; returns the policy's name.
@@ -35,8 +40,7 @@ async def secure(client: Client, data_dir: Path) -> str:
     endpoint, policy = _best(await client.connect_and_get_server_endpoints())
     certificate: bytes = endpoint.ServerCertificate
     _check_trust(certificate, pki)
-    (pki / "own").mkdir(parents=True, exist_ok=True, mode=0o700)
-    certificate_file, key_file = await _own_certificate(client, pki / "own")
+    certificate_file, key_file = await asyncio.to_thread(_own_certificate, client, pki)
     await client.set_security(
         policy,
         certificate_file,
@@ -77,6 +81,23 @@ def _check_trust(certificate: bytes, pki: Path) -> None:
     )
 
 
-async def _own_certificate(client: Client, folder: Path) -> tuple[Path, Path]:
-    client.application_uri = f"urn:{socket.gethostname()}:mec-gateway"
-    return await client.setup_self_signed_certificate(folder / "key.pem", folder / "certificate.der")
+def _own_certificate(client: Client, pki: Path) -> tuple[Path, Path]:
+    """The gateway's certificate and key, made where there are none; runs in a thread.
+
+    All machines share one pair and connect at once: two makers would leave a key that fits another certificate. The
+    pair comes into being by a rename, so that a power cut leaves both or none.
+    """
+    with _MAKING:
+        client.application_uri = f"urn:{socket.gethostname()}:mec-gateway"
+        own, fresh = pki / "own", pki / "own.new"
+        if not own.exists():
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True, mode=0o700)
+            asyncio.run(client.setup_self_signed_certificate(fresh / "key.pem", fresh / "certificate.der"))
+            fresh.rename(own)
+        try:
+            return asyncio.run(client.setup_self_signed_certificate(own / "key.pem", own / "certificate.der"))
+        except ValueError as error:
+            raise Permanent(
+                f"the gateway's own key or certificate in {own} is damaged ({error}); remove {own}"
+            ) from error

@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 import orjson
 
@@ -21,14 +21,16 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 ROOMS = ("gateway", "connectors", "pipelines")
 """Our own packages: they log at the level of the file."""
 
+SILENT: Final = logging.CRITICAL + 1
+
 THIRD_PARTY: Mapping[str, int] = {
     "aiohttp": logging.WARNING,
-    "aiohttp.access": logging.CRITICAL,
-    "aiokafka": logging.CRITICAL,  # says every reconnect attempt; the supervisor says each outage
+    "aiohttp.access": SILENT,
+    "aiokafka": SILENT,  # says every reconnect attempt; the supervisor says each outage
     "amqtt": logging.WARNING,
     "asyncio": logging.ERROR,
-    "asyncua": logging.CRITICAL,  # logs each broken connection with its traceback
-    "pymodbus": logging.CRITICAL,  # logs each failed connection attempt
+    "asyncua": SILENT,  # logs each broken connection with its traceback
+    "pymodbus": SILENT,  # logs each failed connection attempt
     "paho": logging.WARNING,
 }
 
