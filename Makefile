@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help run test check format services bench clean
+.PHONY: help run test check format services bench soak clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -14,6 +14,7 @@ help:
 	@echo "make check   lint, types and import rule only"
 	@echo "make format  let ruff put the code in shape"
 	@echo "make bench   run every benchmarks/bench_*.py, each figure beside its reference"
+	@echo "make soak    run every benchmarks/soak_*.py, five minutes each (make soak ARGS='--seconds 90')"
 	@echo "make clean   remove .venv, .services and what the tools left"
 
 run: $(VENV)/.for-run
@@ -44,6 +45,15 @@ bench: $(VENV)/.for-test services
 	  $(BIN)/python -m "benchmarks.$$name" $(ARGS) || failed="$$failed $$name"; \
 	done; \
 	[ -z "$$failed" ] || { echo "make bench: failed:$$failed" >&2; exit 1; }
+
+soak: $(VENV)/.for-test services
+	@failed=; \
+	for file in benchmarks/soak_*.py; do \
+	  name=$$(basename "$$file" .py); \
+	  echo "== $$name"; \
+	  $(BIN)/python -m "benchmarks.$$name" $(ARGS) || failed="$$failed $$name"; \
+	done; \
+	[ -z "$$failed" ] || { echo "make soak: failed:$$failed" >&2; exit 1; }
 
 clean:
 	rm -rf $(VENV) .services .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import orjson
 
 from pipelines.batch import ARRAY, SEVERITY_MASK, SEVERITY_UNCERTAIN, Batch, Flag, Kind
-from pipelines.columns import uniform
+from pipelines.columns import runs
 
 NULL = b"null"
 SMALL_ROWS = 16
@@ -32,9 +32,13 @@ def microseconds(batch: Batch) -> list[bytes]:
     if len(batch) < SMALL_ROWS:
         return [b"%d" % (ns // 1000) for ns in batch.ts_ns.tolist()]
     ts_ns = batch.ts_ns
-    if uniform(ts_ns):
-        return [b"%d" % (int(ts_ns[0]) // 1000)] * len(ts_ns)
-    return _cut(ts_ns // 1000)
+    found = runs(ts_ns)
+    if found is None:
+        return _cut(ts_ns // 1000)
+    texts: list[bytes] = []
+    for time_ns, rows in found:
+        texts += [b"%d" % (time_ns // 1000)] * rows
+    return texts
 
 
 def quality(status: int) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import ceil
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.columns import uniform
+from pipelines.columns import runs
 
 BOUNDS_NS: npt.NDArray[np.int64] = np.array(
     [step * 10**power for power in range(4, 11) for step in (1, 2, 5)] + [10**11], dtype=np.int64
@@ -32,18 +32,18 @@ class Histogram:
     def observe(self, durations_ns: npt.NDArray[np.int64] | int) -> None:
         """One duration, or a column of them; negative ones (a machine's clock ahead of ours) count as 0."""
         if isinstance(durations_ns, int):
-            self._observe_few([durations_ns])
-        elif len(durations_ns) and uniform(durations_ns):  # one notification, one poll cycle: one time
-            self._observe_few([int(durations_ns[0])], len(durations_ns))
+            self._observe_runs([(durations_ns, 1)])
         elif len(durations_ns) <= _FEW:
-            self._observe_few(durations_ns.tolist())
+            self._observe_runs([(duration_ns, 1) for duration_ns in durations_ns.tolist()])
+        elif (found := runs(durations_ns)) is not None:
+            self._observe_runs(found)
         else:
             column = np.maximum(durations_ns, 0)
             self.counts += np.bincount(np.searchsorted(BOUNDS_NS, column), minlength=len(self.counts))
             self.sum_ns += int(column.sum(dtype=np.float64))  # a thousand machines at 1970 would overflow an i64
 
-    def _observe_few(self, durations_ns: list[int], times: int = 1) -> None:
-        for duration_ns in durations_ns:
+    def _observe_runs(self, found: Iterable[tuple[int, int]]) -> None:
+        for duration_ns, times in found:
             self.counts[bisect_left(_BOUNDS, duration_ns)] += times
             self.sum_ns += max(duration_ns, 0) * times
 

@@ -1,0 +1,63 @@
+"""Kafka, one record per sample: `KafkaSink.write` of 1,000-row batches against aiokafka's `send`; and the whole path.
+
+The broker is Apache Kafka. The whole path is OPC UA -> Kafka in the gateway as users run it, 50,000 values/s from a
+foreign server (Eclipse Milo).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Final
+
+from benchmarks import rows, stock
+from benchmarks.measure import ROUNDS, Bar, Figure, by_turns, in_child, on_loop, report
+from benchmarks.runtime import GATEWAY, ROUTE, SITE, GatewayProcess, kafka, opcua
+from connectors.kafka import KafkaSink
+from connectors.kafka_settings import KafkaTarget
+from connectors.payload import Identity
+from pipelines.clock import SystemClock
+from tests.services.kafka import Kafka
+from tests.services.milo import Group, Milo
+
+GROUP: Final = Group("v", "double", 1_000, 20)
+TOPIC: Final = "ot.samples"
+SMALL_TOPIC: Final = {"retention.bytes": "100000000", "segment.bytes": "50000000"}
+SECONDS: Final = 3.0
+BAR: Final = Bar("at least", 100_000)
+
+
+def main() -> int:
+    """Prints the table; the exit code."""
+    with Kafka(options={"log.retention.check.interval.ms": "2000"}) as broker, Milo([GROUP]) as server:
+        asyncio.run(broker.create_topic(TOPIC, config=SMALL_TOPIC))
+        server.go()
+        found, reference, whole = by_turns(
+            ROUNDS,
+            lambda: in_child(ours, broker.bootstrap, SECONDS),
+            lambda: in_child(stock.kafka_records, broker.bootstrap, TOPIC, SECONDS),
+            lambda: _whole_path(broker, server),
+        )
+    figures = [
+        Figure("sink alone", "records/CPU s", found, reference, BAR, True, remark="reference: aiokafka, send()"),
+        Figure("whole path from OPC UA", "records/CPU s", whole, reference, BAR, True, remark="the same reference"),
+    ]
+    return report("Kafka, one record per sample", figures)
+
+
+def ours(bootstrap: str, seconds: float) -> float:
+    """Records per CPU second."""
+    settings = KafkaTarget.model_validate({"kafka": bootstrap, "topic": TOPIC, "records": "sample"})
+    sink = KafkaSink("kafka", settings, Identity(GATEWAY, SITE), rows.tag_table(), SystemClock())
+    return on_loop(rows.rows_per_cpu_second(sink, seconds))
+
+
+def _whole_path(broker: Kafka, server: Milo) -> float:
+    device = opcua(server.url, GROUP.node_ids(), GROUP.period_ms)
+    with GatewayProcess([device], {ROUTE: kafka(broker.bootstrap, topic=TOPIC, records="sample")}) as gateway:
+        gateway.wait_delivering(GROUP.count)
+        return 1e6 / gateway.us_per_row(SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
