@@ -93,7 +93,6 @@ class OpcUaSource:
             raise mapped from error
 
     async def read(self) -> Batch:
-        await asyncio.sleep(0)  # what has arrived already must not keep the pumps from running
         while True:
             batch = next(self._batches, None)
             if batch is not None:

@@ -29,7 +29,7 @@ _WORDS: Mapping[str, str] = {
     "expected '<document start>'": "this does not fit to the lines above: check the indentation and closing brackets",
     "maximum depth": "nested too deeply",
 }
-_ALIAS = "a `*` begins an alias: put text that begins with `*`, such as \"*\", in quotes"
+_ALIAS = 'a `*` begins an alias: put text that begins with `*`, such as "*", in quotes'
 
 
 def syntax_error(error: MarkedYAMLError, text: str) -> tuple[Place, str]:

@@ -1,7 +1,7 @@
 """The settings models as a JSON Schema (draft 2020-12) for editors, and as the tables of docs/configuration.md.
 
-    python -m gateway.schema                                  prints the schema, as `gateway schema` does
-    python -m gateway.schema --markdown docs/configuration.md   writes the tables in that file anew
+python -m gateway.schema                                  prints the schema, as `gateway schema` does
+python -m gateway.schema --markdown docs/configuration.md   writes the tables in that file anew
 """
 
 from __future__ import annotations

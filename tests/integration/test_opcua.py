@@ -37,9 +37,7 @@ async def source(tmp_path: Path) -> AsyncIterator[Make]:
 
     def make(url: str, tags: dict[str, Any], **options: Any) -> OpcUaSource:
         settings = {"opcua": url, "security": "none", "every": "50ms", "timeout": "2s", "tags": tags, **options}
-        made.append(
-            OpcUaSource("press", 0, OpcUaDevice.model_validate(settings), TagTable(), SystemClock(), tmp_path)
-        )
+        made.append(OpcUaSource("press", 0, OpcUaDevice.model_validate(settings), TagTable(), SystemClock(), tmp_path))
         return made[-1]
 
     yield make
