@@ -36,6 +36,7 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._writable = asyncio.Event()
         self._writable.set()
+        self._resting: asyncio.TimerHandle | None = None
 
     async def writable(self) -> None:
         """Waits while the peer is slow; returns at once when the connection is gone."""
@@ -48,6 +49,17 @@ class Link(asyncio.Protocol):
     def abort(self) -> None:
         """Closes now; what was not sent yet is dropped."""
         self._transport.abort()
+
+    def rest(self, seconds: float) -> None:
+        """Reads nothing for so long, so that many small packets are read at once."""
+        if self._resting is None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._resting = asyncio.get_running_loop().call_later(seconds, self._read_on)
+
+    def _read_on(self) -> None:
+        self._resting = None
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     # What asyncio calls
 
@@ -69,6 +81,8 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.cause = exc
+        if self._resting:
+            self._resting.cancel()
         self.closed.set()
         self._writable.set()
         self.on_lost(exc)

@@ -10,7 +10,6 @@ import base64
 import struct
 from collections.abc import Callable
 from typing import Any, Final
-from uuid import UUID
 
 import numpy as np
 
@@ -38,7 +37,20 @@ FIXED: Final[dict[int, np.dtype[Any]]] = {
 """Numbers: the built-in types whose values are a fixed number of bytes and fit a column."""
 
 _Length: Final = struct.Struct("<i")
+_Guid: Final = struct.Struct("<IHH8s")
+SHORT_ARRAY: Final = 32
+"""Up to this length an array costs less without numpy."""
+_SHORT_ARRAYS: Final = {
+    kind: [struct.Struct(f"<{count}{dtype.char}") for count in range(SHORT_ARRAY + 1)] for kind, dtype in FIXED.items()
+}
 _NUMBER: Final = {kind: struct.Struct(f"<{dtype.char}") for kind, dtype in FIXED.items()}
+
+
+def guid_text(raw: bytes) -> str:
+    """16 bytes of a Guid as text (Part 6, 5.2.2.6)."""
+    first, second, third, rest = _Guid.unpack(raw)
+    digits: str = rest.hex()
+    return f"{first:08x}-{second:04x}-{third:04x}-{digits[:4]}-{digits[4:]}"
 
 
 class DecodeError(ValueError):
@@ -101,11 +113,17 @@ class Cursor:
         return self.body[start:stop]
 
     def text(self) -> str | None:
-        raw = self.bytestring()
-        return None if raw is None else raw.decode("utf-8", errors="replace")
+        start = self.skip(4) + 4  # as `bytestring`
+        size: int = _Length.unpack_from(self.body, start - 4)[0]
+        if size < 0:
+            return None
+        stop = self.at = start + size
+        if stop > self.end:
+            raise DecodeError(f"{size} bytes at offset {start} go beyond the end of the field at {self.end}")
+        return str(self.body[start:stop], "utf-8", "replace")
 
     def guid(self) -> str:
-        return str(UUID(bytes_le=self.body[self.skip(16) : self.at]))
+        return guid_text(self.body[self.skip(16) : self.at])
 
     def datetime(self) -> int:
         """UTC ns since 1970."""
@@ -201,7 +219,7 @@ class Cursor:
         number = _NUMBER.get(kind)
         if number is not None:
             return number.unpack_from(self.body, self.skip(number.size))[0]
-        read = _VARIABLE.get(kind)
+        read = VARIABLE.get(kind)
         if read is None:
             raise DecodeError(f"unknown built-in type {kind} at offset {self.at}")
         return read(self)
@@ -209,10 +227,14 @@ class Cursor:
     def _array(self, kind: int) -> list[Any]:
         fixed = FIXED.get(kind)
         if fixed is None:
-            if kind == Kind.NULL:
-                raise DecodeError(f"an array without a type at offset {self.at}")
-            return [self.scalar(kind) for _ in range(self.count())]
+            read = VARIABLE.get(kind)
+            if read is None:
+                raise DecodeError(f"an array of unknown type {kind} at offset {self.at}")
+            return [read(self) for _ in range(self.count())]
         count = self.count(fixed.itemsize)
+        if count <= SHORT_ARRAY:
+            layout = _SHORT_ARRAYS[kind][count]
+            return list(layout.unpack_from(self.body, self.skip(layout.size)))
         values: list[Any] = np.frombuffer(self.body, fixed, count, self.skip(count * fixed.itemsize)).tolist()
         return values
 
@@ -225,7 +247,7 @@ class Cursor:
         return value
 
 
-_VARIABLE: Final[dict[int, Callable[[Cursor], Any]]] = {
+VARIABLE: Final[dict[int, Callable[[Cursor], Any]]] = {
     Kind.STRING: Cursor.text,
     Kind.DATETIME: Cursor.datetime,
     Kind.GUID: Cursor.guid,

@@ -24,7 +24,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from connectors.opcua_binary import EPOCH_TICKS, FIXED, Cursor, DecodeError
+from connectors.opcua_binary import EPOCH_TICKS, FIXED, VARIABLE, Cursor, DecodeError, guid_text
 from pipelines.batch import EXACT_INTEGER_MAX, GOOD, Extra, Flag, Kind
 
 PUBLISH_RESPONSE: Final = 829
@@ -206,6 +206,8 @@ def _tail(mask: int) -> tuple[struct.Struct, int, int]:
 
 
 _TAILS: Final = [_tail(half << 1) for half in range(0x20)]
+_SIZED: Final = {Kind.DATETIME: np.dtype("<i8"), Kind.GUID: np.dtype("V16")}
+"""Types of a fixed size that are no numbers: found like numbers, kept in `extra`."""
 _SIZES: Final[dict[_Shape, int]] = {}
 """Shape -> bytes of its record, 0 where they differ from record to record or hold no number; filled on first sight."""
 _LAYOUTS: Final[dict[_Shape, np.dtype[Any]]] = {}
@@ -214,10 +216,11 @@ _LAYOUTS: Final[dict[_Shape, np.dtype[Any]]] = {}
 def _learn_size(shape: _Shape) -> int:
     """Derives the record of a shape: DataValue mask and Variant encoding (Part 6, 5.2.2.16 and 5.2.2.17)."""
     mask, encoding = shape.ljust(2, b"\0")
-    if mask & 0xC0 or not mask & 0x01 or encoding not in FIXED:
+    value = FIXED.get(encoding) or _SIZED.get(encoding)
+    if mask & 0xC0 or not mask & 0x01 or value is None:
         _SIZES[shape] = 0
         return 0
-    fields: list[tuple[str, Any]] = [("handle", "<u4"), ("mask", "u1"), ("encoding", "u1"), ("value", FIXED[encoding])]
+    fields: list[tuple[str, Any]] = [("handle", "<u4"), ("mask", "u1"), ("encoding", "u1"), ("value", value)]
     fields += [(name, f"<{code}") for bit, name, code in _PARTS if mask & bit]
     _LAYOUTS[shape] = np.dtype(fields)
     _SIZES[shape] = _LAYOUTS[shape].itemsize
@@ -295,11 +298,14 @@ def _store(
     shape: _Shape,
     arrival_ns: int,
 ) -> None:
-    """Writes records of one shape, all with a number as value, into their rows."""
+    """Writes records of one shape, all with a value of fixed size, into their rows."""
     mask, kind = shape
     columns.handle[rows] = records["handle"]
     columns.kind[rows] = kind
-    columns.value[rows] = records["value"]
+    if kind in _SIZED:
+        _store_extra(columns, rows, records["value"], kind)
+    else:
+        columns.value[rows] = records["value"]
     if mask & 0x02:
         columns.status[rows] = records["status"]
     if mask & 0x04:
@@ -320,6 +326,17 @@ def _store_times(
     usable = (ticks >= TICKS_MIN) & (ticks <= TICKS_MAX)
     columns.ts_ns[rows] = np.where(usable, (np.where(usable, ticks, EPOCH_TICKS) - EPOCH_TICKS) * 100, arrival_ns)
     columns.flags[rows] = np.where(usable, 0, Flag.ARRIVAL_TIME)
+
+
+def _store_extra(columns: Columns, rows: slice | npt.NDArray[np.intp], values: npt.NDArray[Any], kind: int) -> None:
+    columns.value[rows] = np.nan
+    shown: list[Any]
+    if kind == Kind.DATETIME:
+        shown = [(ticks - EPOCH_TICKS) * 100 for ticks in values.tolist()]
+    else:
+        raw = values.tobytes()
+        shown = [guid_text(raw[at : at + 16]) for at in range(0, len(raw), 16)]
+    columns.extra.update(zip(np.arange(len(columns.handle))[rows].tolist(), shown, strict=True))
 
 
 def _store_big(columns: Columns, rows: slice | npt.NDArray[np.intp], values: npt.NDArray[Any]) -> None:
@@ -348,28 +365,36 @@ class _Rows:
         """The record at `at` becomes row `row`; returns the offset behind it."""
         cursor = self._cursor
         cursor.at = at
-        handle, mask = _Head.unpack_from(cursor.body, cursor.skip(_Head.size))
+        cursor.skip(_Head.size)
+        handle, mask = _Head.unpack_from(cursor.body, at)
         if mask & 0xC0:
             raise DecodeError(f"DataValue mask {mask:#04x} at offset {at + 4} has reserved bits set")
-        value: Any = None
-        kind = Kind.NULL
-        if mask & 0x01:
-            kind, value = cursor.variant()
+        kind, number = self._value(row) if mask & 0x01 else (Kind.NULL, math.nan)
         tail, status_at, source_at = _TAILS[mask >> 1]
         parts = tail.unpack_from(cursor.body, cursor.skip(tail.size))
         status = parts[status_at] if status_at >= 0 else GOOD
         ts_ns, flags = self._arrival_ns, Flag.ARRIVAL_TIME
         if source_at >= 0 and TICKS_MIN <= parts[source_at] <= TICKS_MAX:
             ts_ns, flags = (parts[source_at] - EPOCH_TICKS) * 100, 0
-        if (kind in FIXED and -EXACT_INTEGER_MAX <= value <= EXACT_INTEGER_MAX) or isinstance(value, float):
-            number = value
-        else:
-            number = math.nan
-            if kind != Kind.NULL:
-                self._extra[row] = value
         self._row.append(row)
         self._fields.append((handle, kind, status, ts_ns, number, flags))
         return cursor.at
+
+    def _value(self, row: int) -> tuple[int, float]:
+        """(kind, what the column holds); all that is no number goes to `extra`."""
+        cursor = self._cursor
+        kind = cursor.byte()
+        read = VARIABLE.get(kind)
+        if read is not None:
+            self._extra[row] = read(cursor)
+            return kind, math.nan
+        cursor.at -= 1
+        kind, value = cursor.variant()
+        if isinstance(value, float) or (kind in FIXED and -EXACT_INTEGER_MAX <= value <= EXACT_INTEGER_MAX):
+            return kind, value
+        if kind != Kind.NULL:
+            self._extra[row] = value
+        return kind, math.nan
 
     def store(self, columns: Columns) -> None:
         """Writes everything that was read into its rows."""

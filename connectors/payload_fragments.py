@@ -25,6 +25,8 @@ SMALL_ROWS = 16
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- formatted below, always with Z
 _INTEGER_KINDS = frozenset(range(Kind.SBYTE, Kind.UINT64 + 1)) | {Kind.STATUS_CODE}
 _REAL_KINDS = frozenset((Kind.FLOAT, Kind.DOUBLE))
+_PLAIN_ARRAYS = frozenset(kind | ARRAY for kind in (*_INTEGER_KINDS, Kind.BOOLEAN, Kind.STRING, Kind.LOCALIZED_TEXT))
+_REAL_ARRAYS = frozenset(kind | ARRAY for kind in _REAL_KINDS)
 
 
 def microseconds(batch: Batch) -> list[bytes]:
@@ -108,12 +110,19 @@ def values_of(batch: Batch) -> list[Any]:
 
 def encode(value: Any, kind: int) -> bytes:
     """JSON of one value of `kind`; never raises for what a machine can send."""
-    shaped = value if type(value) is str else jsonable(value, kind)
+    shaped = value if type(value) is str or _is_plain_array(value, kind) else jsonable(value, kind)
     try:
         return orjson.dumps(shaped)
     except orjson.JSONEncodeError:
         # Integers beyond 64 bits, lone surrogates in text, objects that JSON has no word for.
         return json.dumps(shaped, default=str, separators=(",", ":")).encode()
+
+
+def _is_plain_array(value: Any, kind: int) -> bool:
+    """A flat array in which orjson finds nothing that needs another shape."""
+    if kind in _PLAIN_ARRAYS:
+        return True
+    return kind in _REAL_ARRAYS and bool(value) and type(value[0]) is float and all(map(math.isfinite, value))
 
 
 def jsonable(value: Any, kind: int) -> Any:
