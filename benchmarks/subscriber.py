@@ -189,7 +189,7 @@ def _packets(buffer: bytearray, checks: _Checks) -> int:
 def _subscribe(port: int) -> socket.socket:
     connection = socket.create_connection((HOST, port))
     client_id, topic = b"mec-bench", f"{SITE}/#".encode()
-    hello = struct.pack(">H4sBBHH", 4, b"MQTT", 4, 2, 60, len(client_id)) + client_id
+    hello = struct.pack(">H4sBBHH", 4, b"MQTT", 4, 2, 0, len(client_id)) + client_id
     wish = struct.pack(">HH", 1, len(topic)) + topic + b"\0"
     connection.sendall(struct.pack("BB", 0x10, len(hello)) + hello + struct.pack("BB", 0x82, len(wish)) + wish)
     answer = b""
