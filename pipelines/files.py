@@ -69,7 +69,7 @@ class Files(Protocol):
         """What this process may still write to the disk of `folder`."""
 
     def lock(self, path: Path) -> int:
-        """Locks for this process alone, until `close`; creates the file. Raises BlockingIOError where another has it."""
+        """For this process alone, until `close`; creates the file. Raises BlockingIOError where another has it."""
 
 
 class RealFiles:

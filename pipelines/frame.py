@@ -13,6 +13,7 @@ that a flipped length or kind is noticed too. The magic only serves to find the 
     TABLE   what the tag and source numbers in the frames behind it mean, newest origins so far   (msgpack)
     BATCH   one batch: `_FIXED`, columns ts_ns, value, tag, status, kind, flags; origin, clock source, extra (msgpack)
     FOOTER  last of a sealed segment: where each batch is, and all tables again                   (msgpack)
+    CURSOR  a file of its own: what is delivered                                                  (msgpack)
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ HEAD_BYTES: Final = _HEAD.size + _CHECKSUM.size
 _FIXED = struct.Struct("<QQqQqIIiIHHI")
 """seq, number, received_ns, synced, clock error_ns, row, rows, bytes of origin (-1: None), of extra (0: None), source
 id, bytes of the clock's source, position of the frame in its segment."""
+_TRAILER = struct.Struct("<I4s")
+TRAILER_BYTES: Final = _TRAILER.size
 _ROW_BYTES: Final = 26
 _BIG_INTEGER: Final = 1
 """msgpack extension: an integer beyond 64 bits, as decimal text."""
@@ -54,6 +57,7 @@ class FrameKind(IntEnum):
     TABLE = 2
     BATCH = 3
     FOOTER = 4
+    CURSOR = 5
 
 
 class UnknownFormat(Corrupt):
@@ -115,6 +119,20 @@ def encode_batch(batch: Batch, seq: int, synced: int = 0, row: int = 0, position
 def encode_packed(kind: FrameKind, content: Any) -> bytes:
     """A frame of anything that msgpack takes."""
     return _framed(kind, [_packed(content)])
+
+
+def encode_footer(content: Any, position: int) -> bytes:
+    """A FOOTER frame that stands at `position`; its last bytes say so, for `footer_position`."""
+    packed = _packed(content)
+    return _framed(FrameKind.FOOTER, [packed, bytes(-len(packed) % ALIGNMENT), _TRAILER.pack(position, MAGIC)])
+
+
+def footer_position(tail: bytes) -> int | None:
+    """Where the footer stands, told by the last bytes of a file; None where there is none."""
+    if len(tail) < TRAILER_BYTES:
+        return None
+    position, magic = _TRAILER.unpack(tail[-TRAILER_BYTES:])
+    return int(position) if magic == MAGIC else None
 
 
 def decode(data: bytes, start: int = 0) -> Frame:
