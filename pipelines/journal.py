@@ -41,6 +41,7 @@ from pipelines.segment import (
     Index,
     Tables,
     Writer,
+    finish,
     load,
     read_batches,
     scan,
@@ -140,7 +141,7 @@ class Journal:
             return False
         writer = segment.writer
         table, frame = writer.encode(batch, seq, synced)
-        if not writer.fits(len(table) + len(frame)):
+        if not writer.fits(len(table), len(frame)):
             return False
         try:
             writer.write(table, frame, batch, seq)
@@ -157,7 +158,8 @@ class Journal:
         """Bytes that `batch` takes in a segment of its own."""
         writer = Writer(self.files, self.folder, self.tags, self.sources)
         opening = writer.opening(self._header(2**40, 2**62), self.origins)  # the longest there may be
-        return len(opening) + sum(map(len, writer.encode(batch, 0, 0))) + INDEX_BYTES + FOOTER_BYTES
+        table, frame = writer.encode(batch, 0, 0)
+        return 2 * (len(opening) + len(table)) + len(frame) + INDEX_BYTES + FOOTER_BYTES
 
     def bytes_for(self, size: int) -> int:
         """What a new segment takes that must hold a batch of `size_of` bytes."""
@@ -331,9 +333,9 @@ class Journal:
         """What is in a file; `synced` is given for the last segment only: the others were on disk before it began."""
         try:
             content = load(self.files, path)
-            if not content.sealed and synced is not None:
-                content = scan(self.files.read(path), synced)
-                self._cut(path, content)
+            if synced is not None:
+                content = content if content.sealed else scan(self.files.read(path), synced)
+                self._secure(path, content)
         except UnknownFormat:
             self.counters.add("unknown_segments")  # of a later version: left alone
             return None
@@ -341,12 +343,16 @@ class Journal:
             content = Content(damaged=True)
         return content
 
-    def _cut(self, path: Path, content: Content) -> None:
-        """What was never synced, and the zeros of the reservation; the rest is on disk from now on."""
+    def _secure(self, path: Path, content: Content) -> None:
+        """The last segment: without its torn end, sealed, and on disk: after a kill it may have been in the page cache
+        only."""
         handle = self.files.open(path)
         try:
-            self.files.truncate(handle, content.index.end)
+            if not content.sealed:
+                self.files.truncate(handle, content.index.end)
             self.files.sync(handle)
+            if not content.sealed and not content.damaged:
+                finish(self.files, handle, content.index, content.tables)
         finally:
             self.files.close(handle)
         if content.torn_bytes:

@@ -120,14 +120,13 @@ class DiskLane:
         self._readable = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._syncs: list[tuple[int, asyncio.Future[None]]] = []
-        self._delivered: list[Segment] = []
         self._cursor_dirty = True
         self._cursor_due_ns = 0
         self._journal = Journal(
             self._files,
             folder,
             Identity(name, uuid4().bytes, instance),
-            tags or TagTable(),
+            tags if tags is not None else TagTable(),  # an empty one is false
             sources,
             self.counters,
             limits.segment,
@@ -278,18 +277,19 @@ class DiskLane:
             chosen = free[0]
         if chosen is None:
             return False
-        await self._drop(chosen)
+        self._give_up(chosen)
+        await self._in_thread(partial(self._journal.remove, chosen))
         return True
 
     def _is_free(self, segment: Segment) -> bool:
         return not segment.writer and not segment.pins and not self._state.in_hand(segment.first, segment.end)
 
-    async def _drop(self, segment: Segment) -> None:
+    def _is_delivered(self, segment: Segment) -> bool:
+        return not (segment.pending_batches or segment.broken or segment.pins or segment.writer)
+
+    def _give_up(self, segment: Segment) -> None:
         self._count_drop(segment.pending_rows, segment.pending_batches)
         self._forget(segment, segment.first, segment.end)
-        if segment in self._delivered:
-            self._delivered.remove(segment)
-        await self._in_thread(partial(self._journal.remove, segment))
 
     def _count_drop(self, rows: int, batches: int) -> None:
         self.counters.add("dropped_rows", rows)
@@ -307,8 +307,6 @@ class DiskLane:
     def _commit(self, span: Span) -> None:
         for segment, low, high in self._journal.between(span.start, span.end):
             self._forget(segment, low, high)
-            if not segment.pending_batches and not segment.broken and segment is not self._journal.segments[-1]:
-                self._delivered.append(segment)
         self._cursor_dirty = True
         self._wake_keeper()
 
@@ -400,12 +398,11 @@ class DiskLane:
         self._syncs = [waiting for waiting in self._syncs if not waiting[1].done()]
         if self._cursor_dirty and self._clock.mono_ns() >= self._cursor_due_ns:
             await self._save_cursor(end, origins)
-        for segment in self._expired():
-            await self._drop_expired(segment)
-        while self._delivered:
-            segment = self._delivered.pop()
-            if segment in self._journal.segments and not segment.pins:
-                await self._in_thread(partial(self._journal.remove, segment))
+        while expired := self._expired():  # looked for anew: a reader may take a batch while another is removed
+            self.counters.add("expired_rows", expired.pending_rows)
+            self._give_up(expired)
+        while delivered := next(filter(self._is_delivered, self._journal.segments[:-1]), None):
+            await self._in_thread(partial(self._journal.remove, delivered))
 
     async def _save_cursor(self, end: int, origins: dict[str, bytes]) -> None:
         self._cursor_dirty = False
@@ -421,15 +418,12 @@ class DiskLane:
             if error.errno is None:
                 raise
 
-    def _expired(self) -> list[Segment]:
+    def _expired(self) -> Segment | None:
         if self._limits.max_age_ns is None:
-            return []
+            return None
         before = self._clock.wall_ns() - self._limits.max_age_ns
-        return [s for s in self._journal.segments if s.pending_batches and s.last_ns < before and self._is_free(s)]
-
-    async def _drop_expired(self, segment: Segment) -> None:
-        self.counters.add("expired_rows", segment.pending_rows)
-        await self._drop(segment)
+        old = (s for s in self._journal.segments if s.pending_batches and s.last_ns < before)
+        return next(filter(self._is_free, old), None)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """What changes the journal is waited for even where the caller is cancelled: nothing else may begin before."""

@@ -214,6 +214,7 @@ class Writer:
         self._source_names = sources
         self._known = np.zeros(1, dtype=np.bool_)
         self._rows = 0
+        self._table_bytes = 0
         self._handle = -1
 
     def create(self, header: Header, origins: dict[str, bytes], size: int) -> None:
@@ -230,7 +231,7 @@ class Writer:
             self._files.close(self._handle)
             self._files.remove(self.path)
             raise
-        self.index.end = len(opening)
+        self.index.end = self._table_bytes = len(opening)
 
     @staticmethod
     def opening(header: Header, origins: dict[str, bytes]) -> bytes:
@@ -243,10 +244,10 @@ class Writer:
         position = self.index.end + len(table)
         return table, encode_batch(batch, seq, synced, self._rows, position)
 
-    def fits(self, size: int) -> bool:
-        """There is room for `size` bytes more, and the footer."""
-        footer = INDEX_BYTES * (len(self.index) + 1) + FOOTER_BYTES
-        return self.index.end + size + footer <= self.reserved
+    def fits(self, table_bytes: int, frame_bytes: int) -> bool:
+        """There is room for both, and the footer."""
+        footer = FOOTER_BYTES + INDEX_BYTES * (len(self.index) + 1) + self._table_bytes + table_bytes
+        return self.index.end + table_bytes + frame_bytes + footer <= self.reserved
 
     def write(self, table: bytes, frame: bytes, batch: Batch, seq: int) -> None:
         """Appends what `encode` gave. Raises OSError; then the segment is as before."""
@@ -254,6 +255,7 @@ class Writer:
         self._files.write(self._handle, position, table + frame if table else frame)
         if table:
             self._describe(batch)
+            self._table_bytes += len(table)
         self.index.add(seq, position + len(table), len(batch), batch.received_ns)
         self.index.end = position + len(table) + len(frame)
         self._rows += len(batch)
@@ -267,17 +269,9 @@ class Writer:
             self._files.sync(self._handle)
 
     def seal(self) -> None:
-        """Footer, unneeded room given back, synced, closed. Without room for the footer it is left out."""
-        footer = encode_footer(
-            {"index": self.index.packed(), "end": self.index.end, "tables": self.tables.packed()}, self.index.end
-        )
-        size = self.index.end + len(footer)
-        try:
-            self._files.write(self._handle, self.index.end, footer)
-        except OSError:
-            size = self.index.end  # no room: it is scanned when it is read
-        self._files.truncate(self._handle, size)
-        self._files.sync(self._handle)
+        """Footer, unneeded room given back, synced, closed. Synced before, too: a footer proves what it speaks of."""
+        self.sync()
+        finish(self._files, self._handle, self.index, self.tables)
         self.close()
 
     def close(self) -> None:
@@ -310,6 +304,21 @@ class Writer:
         known = np.zeros(len(self._tags) + 1, dtype=np.bool_)
         known[list(self.tables.tags)] = True
         self._known = known
+
+
+def finish(files: Files, handle: int, index: Index, tables: Tables) -> None:
+    """Ends a segment behind its last frame, with a footer; without room for one, it is scanned when it is read.
+
+    Every frame must be on disk already. Raises OSError.
+    """
+    footer = encode_footer({"index": index.packed(), "end": index.end, "tables": tables.packed()}, index.end)
+    size = index.end + len(footer)
+    try:
+        files.write(handle, index.end, footer)
+    except OSError:
+        size = index.end
+    files.truncate(handle, size)
+    files.sync(handle)
 
 
 def load(files: Files, path: Path) -> Content:
