@@ -278,6 +278,8 @@ class DiskLane:
         if chosen is None:
             return False
         self._give_up(chosen)
+        if chosen is self._journal.segments[-1]:  # with the newest origins: sealed, so they are on disk
+            await self._save_cursor(self._state.end, dict(self._journal.origins))
         await self._in_thread(partial(self._journal.remove, chosen))
         return True
 
@@ -469,7 +471,10 @@ class DiskLane:
         self._journal.recover(cursor.synced if cursor else 0, partial(self._took, cursor))
         if cursor:
             self._journal.identity.uuid = cursor.uuid
-            self._journal.origins = {**cursor.origins, **self._journal.origins}
+            if cursor.end >= self._journal.end:
+                self._journal.origins = {**self._journal.origins, **cursor.origins}
+            else:
+                self._journal.origins = {**cursor.origins, **self._journal.origins}
         last = max(self._journal.end, cursor.end if cursor else 0)
         self._state.start(max(instance * SEQ_PER_INSTANCE, last))
         self._synced = self._state.end

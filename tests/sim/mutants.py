@@ -90,7 +90,8 @@ def sync_tried_again(patch: Patch) -> None:
         try:
             step()
         except OSError:
-            self.active and self.active.writer and self.files.sync(self.active.writer._handle)
+            if self.active and self.active.writer:
+                self.files.sync(self.active.writer._handle)
 
     patch.setattr(Journal, "_never_twice", twice)
 

@@ -1,11 +1,11 @@
 """The disk lane under a seeded simulator: the real journal, lane, cursor and pump over faulty files and a fake clock.
 
-Each seed is a few lives of one lane. A life is random actions (appends from several sources, syncs, reads, commits in any
-order, rewinds, positions restored, time, broker answers) with weights that are random per seed, and ends by a stop, a
-`kill -9`, a power cut (also in the middle of any file operation), a failed sync, or a byte that goes bad meanwhile. What
-must hold is in `World`: nothing that was synced is lost; nothing comes back that the cursor knew as delivered; order; a
-seq is given once; drops are counted to the row, never out of a hand; no foreign position is believed; no more disk than
-it was given; the machine is never asked to leave out what the lane lacks.
+Each seed is a few lives of one lane. A life is random actions (appends from several sources, syncs, reads, commits in
+any order, rewinds, positions restored, time, broker answers) with weights that are random per seed, and ends by a stop,
+a `kill -9`, a power cut (also in the middle of any file operation), a failed sync, or a byte that goes bad meanwhile.
+What must hold is in `World`: nothing that was synced is lost; nothing comes back that the cursor knew as delivered;
+order; a seq is given once; drops are counted to the row, never out of a hand; no foreign position is believed; no more
+disk than it was given; the machine is never asked to leave out what the lane lacks.
 
 Planted mistakes (`mutants.MUTANTS`), each of which must be found: no_sync_before_rolling, torn_end_kept,
 torn_end_not_cut, footer_before_the_sync, acknowledges_beyond_the_span, cursor_leads, cursor_in_place, no_folder_sync,
@@ -36,7 +36,7 @@ def run_seed(seed: int) -> None:
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda loop, context: None)  # tasks of a process that is gone
     try:
-        loop.run_until_complete(asyncio.wait_for(world.play(lives=4, actions=25), 60))
+        loop.run_until_complete(world.play(lives=4, actions=25))
     except BaseException as error:
         error.add_note(f"seed {seed}: " + "; ".join(world.log[-40:]))
         raise
@@ -64,9 +64,7 @@ def test_mutants_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(SEEDS_PER_MUTANT):
         try:
             run_seed(seed)
-        except BaseException as error:  # noqa: BLE001  # whatever goes wrong, it was seen
-            if isinstance(error, KeyboardInterrupt):
-                raise
+        except Exception as error:  # noqa: BLE001  # whatever goes wrong, it was seen
             print(f"{name}: seed {seed}: {type(error).__name__} {error}")
             return
     pytest.fail(f"{name} was not found in {SEEDS_PER_MUTANT} seeds")

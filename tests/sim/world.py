@@ -28,7 +28,7 @@ from tests.unit.pipelines.fakes import WALL_NS, FakeSink, Write, make_batch, set
 FOLDER: Final = Path("/data/lanes/history")
 SOURCES: Final = ["press4", "meter7"]
 ACTIONS: Final = ["append", "append_many", "sync", "read", "commit", "rewind", "tick", "restore", "foreign", "burst"]
-ENDS: Final = ["crash", "crash", "kill", "close", "crash_in", "crash_in", "fsync_fails", "rot"]
+ENDS: Final = ["crash", "crash", "kill", "close", "crash_in", "crash_in", "fsync_fails", "rot", "crash_in_cursor"]
 
 
 class Clock:
@@ -95,6 +95,7 @@ class World:
     log: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.ending = ""
         self.tags = TagTable()
         self.files = FaultyFiles(self.chance, self.chance.choice([10**7, 10**7, 6_000]))
         self.weights = [self.chance.random() ** 2 for _ in ACTIONS]
@@ -117,7 +118,7 @@ class World:
         try:
             for _ in range(lives):
                 await self._life(self.chance.randint(0, actions))
-            self.files.capacity = 10**9
+            self.ending, self.files.capacity = "", 10**9
             await self._open()
             await self._drain()
             await self.lane.close()
@@ -125,7 +126,7 @@ class World:
             lane_disk.cursors.save = saved
 
     async def _life(self, actions: int) -> None:
-        end = self.chance.choice(ENDS)
+        end = self.ending = self.chance.choice(ENDS)
         self.log.append(f"life {self.instance + 1} until {end}")
         try:
             await self._open()
@@ -147,7 +148,7 @@ class World:
         except Poisoned as error:
             self.log.append(f"poisoned: {error}")
             self._forget_what_was_being_dropped()
-            assert self.fsync_failed or self.files.fail_sync_at == -1 and end == "fsync_fails", "poisoned by nothing"
+            assert self.fsync_failed or (self.files.fail_sync_at == -1 and end == "fsync_fails"), "poisoned by nothing"
         await self._end(end)
 
     async def _end(self, end: str) -> None:
@@ -157,7 +158,9 @@ class World:
             task.cancel()
         self.files.crash_at = 0
         await settle(4)
-        if end in ("crash", "crash_in", "fsync_fails") or (end == "kill" and self.chance.random() < 0.3):
+        if end in ("crash", "crash_in", "crash_in_cursor", "fsync_fails") or (
+            end == "kill" and self.chance.random() < 0.3
+        ):
             self.files.crash()
         elif end == "rot" and closed:
             self.files.crash()
@@ -263,7 +266,10 @@ class World:
     async def _sync(self) -> None:
         covered = [sent for sent in self.pending.values() if sent.seq < self.lane._state.end]
         task = asyncio.ensure_future(self.lane.sync())
-        while not task.done():
+        for turn in range(1000):
+            if task.done():
+                break
+            assert turn < 999, "sync does not return"
             await self._turns()
             self.clock.forward(0.05)
         await self._try(task)
@@ -524,6 +530,8 @@ class World:
 
     def _watched(self, save: Callable[..., None]) -> Callable[..., None]:
         def watched(files: Any, folder: Path, cursor: Any) -> None:
+            if folder == FOLDER and self.ending == "crash_in_cursor" and self.chance.random() < 0.5:
+                self.files.crash_at = self.files.operations + self.chance.randint(1, 7)
             save(files, folder, cursor)
             if folder == FOLDER:
                 pending = {seq for low, high in cursor.pending for seq in range(low, high)}
