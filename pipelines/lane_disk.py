@@ -27,6 +27,7 @@ from pipelines.counters import Counters
 from pipelines.cursor import Cursor
 from pipelines.errors import Corrupt, Permanent, Poisoned
 from pipelines.files import Files, RealFiles
+from pipelines.intervals import Intervals
 from pipelines.journal import Identity, Journal, NoRoom, Segment
 from pipelines.lane_memory import SEQ_PER_INSTANCE, WhenFull
 from pipelines.pending import Pending
@@ -111,6 +112,7 @@ class DiskLane:
         self._rows = 0
         self._recent: dict[int, tuple[Batch, int]] = {}  # offset -> batch, its bytes; oldest first
         self._recent_bytes = 0
+        self._unnamed = Intervals()
         self._poisoned: Poisoned | None = None
         self._closed = False
         self._writing = asyncio.Lock()  # one thread at a time changes the journal
@@ -352,7 +354,9 @@ class DiskLane:
             return batch
         self._journal.index(segment)  # brings its tables
         known = translated(batch, segment.tables or Tables(), self._journal.tags, self._journal.sources)
-        self.counters.add("corrupt_rows", len(batch) - len(known))
+        if len(known) < len(batch) and batch.seq not in self._unnamed:  # a damaged table; read again, counted once
+            self._unnamed.add(batch.seq, batch.seq + 1)
+            self.counters.add("corrupt_rows", len(batch) - len(known))
         return known
 
     async def _give_up_damaged(self, segment: Segment, unreadable: int) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import paho.mqtt.client as paho
 import pytest
 from aiokafka import AIOKafkaConsumer
-from connectors.kafka_settings import KafkaTarget
 
+from connectors.kafka_settings import KafkaTarget
 from connectors.mqtt_settings import MqttTarget
 from tests.conftest import made
 from tests.contract.sink_suite import Broker, Consumer, SinkSuite
