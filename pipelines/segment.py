@@ -14,6 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -41,7 +42,8 @@ INDEX_BYTES: Final = 32
 """What a footer holds for each batch."""
 FOOTER_BYTES: Final = 256
 """What a footer holds beside that and the tables, at most."""
-_TAG_FIELDS = frozenset(field.name for field in fields(Tag))
+_TAG_FIELDS = tuple(field.name for field in fields(Tag))
+_tag_values = attrgetter(*_TAG_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +79,15 @@ class Tables:
 
     def packed(self) -> dict[str, Any]:
         """For a TABLE frame or a footer."""
-        tags = {number: asdict(tag) for number, tag in self.tags.items()}
-        return {"tags": tags, "sources": self.sources, "origins": self.origins}
+        tags = {number: _tag_values(tag) for number, tag in self.tags.items()}
+        return {"fields": _TAG_FIELDS, "tags": tags, "sources": self.sources, "origins": self.origins}
 
     def add(self, packed: Any) -> None:
         """What a TABLE frame or a footer holds. Keys of a later version are left out. Raises Corrupt."""
         try:
-            for number, known in packed["tags"].items():
-                self.tags[number] = Tag(**{key: value for key, value in known.items() if key in _TAG_FIELDS})
+            for number, values in packed["tags"].items():
+                known = zip(packed["fields"], values, strict=True)
+                self.tags[number] = Tag(**{key: value for key, value in known if key in _TAG_FIELDS})
             self.sources.update(packed["sources"])
             self.origins.update(packed["origins"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
