@@ -80,7 +80,7 @@ class Tables:
     def packed(self) -> dict[str, Any]:
         """For a TABLE frame or a footer."""
         tags = {number: _tag_values(tag) for number, tag in self.tags.items()}
-        return {"fields": _TAG_FIELDS, "tags": tags, "sources": self.sources, "origins": self.origins}
+        return {"fields": _TAG_FIELDS if tags else (), "tags": tags, "sources": self.sources, "origins": self.origins}
 
     def add(self, packed: Any) -> None:
         """What a TABLE frame or a footer holds. Keys of a later version are left out. Raises Corrupt."""

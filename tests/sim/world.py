@@ -138,8 +138,8 @@ class World:
             for _ in range(actions):
                 await self._act(self.chance.choices(ACTIONS, self.weights)[0])
             if end in ("close", "rot"):
-                await self._stop_pump()
                 known, before = set(self.pending), dict(self.lane.counters.totals)
+                await self._stop_pump()
                 await self._try(self.lane.close())
                 self._check_drops(known, before)
         except Crash:
