@@ -1,7 +1,8 @@
 """The running gateway: starts sinks, then sources; stops in reverse; one TaskGroup holds every task.
 
-Stop, within `stop_timeout`: sources close, lanes drain while their sink is up, sinks close. What a memory lane still
-holds then is lost, counted and said in one line. A second signal skips the rest of it.
+Stop, within `stop_timeout`: sources close, lanes drain while their sink is up, sinks close, journals sync. What a
+memory lane still holds then is lost, counted and said in one line; what a disk lane holds is delivered after the next
+start, so it is given a moment only. A second signal skips the rest of it, but for the journals.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from pipelines.errors import Poisoned
 
 LOOK_EVERY_S: Final = 0.02
 """How often a stop looks whether the lanes are empty."""
+DURABLE_DRAIN_S: Final = 1.0
+"""For what is in flight: it would be sent a second time after the next start."""
 CLOSE_S: Final = 5.0
 FROZEN_AFTER_S: Final = 30.0
 """By then what lives as long as the process has been made, and the garbage collector need not look at it again."""
@@ -94,6 +97,8 @@ class App:
             self._log.error(f"storage failed, the gateway ends: {error}")
             return Exit.STORAGE_FAILED
         finally:
+            for lane in self.parts.lanes:
+                await lane.close()
             self._say_what_is_lost()
         return Exit.STOPPED
 
@@ -110,16 +115,16 @@ class App:
     async def _stop_in_order(self, sources: list[asyncio.Task[None]], sinks: list[asyncio.Task[None]]) -> None:
         await _cancel(sources)
         reserve_s = min(2.0, self._stop_timeout_s / 4)
-        while self._draining() and self._remaining_s() > reserve_s:
+        began_s = self._remaining_s()
+        while self._remaining_s() > reserve_s and self._draining(began_s - self._remaining_s() < DURABLE_DRAIN_S):
             await self._clock.sleep(LOOK_EVERY_S)
         await _cancel(sinks)
-        for lane in self.parts.lanes:
-            await lane.close()
 
-    def _draining(self) -> bool:
-        """Some lane holds rows and its sink can take them."""
+    def _draining(self, durable: bool) -> bool:
+        """Some lane holds rows and its sink can take them; `durable` lanes count too, or not."""
         up = {supervisor.name for supervisor in self.sinks if supervisor.status.state is State.UP}
-        return any(lane.pending_rows for sink in self.parts.sinks if sink.name in up for lane in sink.lanes)
+        lanes = [lane for sink in self.parts.sinks if sink.name in up for lane in sink.lanes]
+        return any(lane.pending_rows for lane in lanes if durable or not lane.durable)
 
     def _close_budget(self) -> float:
         if self._hurry.is_set():
@@ -137,6 +142,8 @@ class App:
         if lost:
             routes = ",".join(f"{name}={rows}" for name, rows in lost.items())
             self._log.warning("stopped; rows that were not delivered are lost", rows=sum(lost.values()), routes=routes)
+        elif kept := sum(lane.pending_rows for lane in self.parts.lanes):
+            self._log.info("stopped; rows that were not delivered are on disk", rows=kept)
         else:
             self._log.info("stopped; every row was delivered")
 

@@ -10,17 +10,20 @@ from typing import Final
 from connectors import SINKS, SOURCES, load
 from connectors.payload import Identity, make_format
 from gateway.app import App, Parts
+from gateway.buffer import lanes_folder
 from gateway.dead_letter import DeadLetter
 from gateway.http import HttpService
 from gateway.instance import next_instance
+from gateway.log import Log
 from gateway.loopwatch import LoopWatch
 from gateway.metrics import CountersCollector, Metrics, StateCollector
 from gateway.session import SinkSession, SourceSession
 from gateway.settings import DeviceSettings, GatewayFile, kind_of
-from gateway.settings import Route as RouteSettings
 from pipelines.clock import Clock, SystemClock
 from pipelines.contracts import Lane, Part, Sink, Source, Stage
 from pipelines.counters import Counters
+from pipelines.journal import SUFFIX
+from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane, WhenFull
 from pipelines.quantities import Settings
 from pipelines.route import Pump, Route
@@ -51,7 +54,8 @@ def build(file: GatewayFile, clock: Clock | None = None) -> Built:
     instance = next_instance(file.gateway.data_dir)
     identity, tags = Identity(file.gateway.id, file.gateway.site), TagTable()
     sources = [_source(file, name, number, tags, clock) for number, name in enumerate(file.devices)]
-    routes = {name: _route(name, settings, tags, instance) for name, settings in file.send.items()}
+    routes = {name: _route(file, name, tags, instance, clock) for name in file.send}
+    _say_what_is_left_over(file)
     dead_letter = DeadLetter(file.gateway.data_dir, make_format("json", identity, tags))
     collecting = [_source_session(file, source, list(routes.values()), tags) for source in sources]
     writing = [_sink_session(file, name, identity, routes, tags, clock, dead_letter) for name in file.to]
@@ -59,7 +63,7 @@ def build(file: GatewayFile, clock: Clock | None = None) -> Built:
     app = App(parts, file.gateway.id, clock, random.random, file.gateway.stop_timeout / 1e9)
     watch = LoopWatch()
     counted = [*_counters(parts, routes.values()), dead_letter.counters, watch.counters]
-    return Built(app, _service(file, app, parts, watch, counted), watch, tags)
+    return Built(app, _service(file, app, parts, watch, counted, clock), watch, tags)
 
 
 def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock: Clock) -> Source:
@@ -68,13 +72,36 @@ def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock:
     return source
 
 
-def _route(name: str, settings: RouteSettings, tags: TagTable, instance: int) -> Route:
-    lane = MemoryLane(
-        name, bytes_max=settings.buffer.memory, when_full=WhenFull(settings.buffer.when_full), instance=instance
-    )
+def _route(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock) -> Route:
+    settings = file.send[name]
+    lane = _lane(file, name, tags, instance, clock)
     everything = "*" in settings.from_
     select: list[Stage] = [] if everything else [SelectStage(Selector(tags, settings.from_))]
     return Route(name, [*select, *(step.build(tags) for step in settings.steps)], lane)
+
+
+def _lane(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock) -> Lane:
+    settings = file.send[name]
+    buffer, when_full = settings.buffer, WhenFull(settings.buffer.when_full)
+    if settings.fast:
+        return MemoryLane(name, bytes_max=buffer.memory, when_full=when_full, instance=instance)
+    limits = Limits(buffer.disk, buffer.memory, buffer.fsync_every, buffer.max_age, buffer.reserve)
+    folder = lanes_folder(file.gateway.data_dir) / name
+    sources = list(file.devices)
+    return DiskLane(name, folder, clock, limits, tags=tags, sources=sources, when_full=when_full, instance=instance)
+
+
+def _say_what_is_left_over(file: GatewayFile) -> None:
+    """Lanes of routes that are gone from the file, or fast now, are kept: nothing reads them yet."""
+    durable = {name for name, route in file.send.items() if not route.fast}
+    for folder in sorted(lanes_folder(file.gateway.data_dir).glob("*/")):
+        if folder.is_dir() and folder.name not in durable and any(folder.glob(f"*{SUFFIX}*")):
+            Log("gateway").warning(
+                "the buffer of a route that is no longer there is kept; look into it with `gateway buffer cat`, delete "
+                "its folder when it is not needed",
+                route=folder.name,
+                folder=str(folder),
+            )
 
 
 def _source_session(file: GatewayFile, source: Source, routes: Sequence[Route], tags: TagTable) -> SourceSession:
@@ -131,11 +158,11 @@ def _counters(parts: Parts, routes: Iterable[Route]) -> list[Counters]:
 
 
 def _service(
-    file: GatewayFile, app: App, parts: Parts, watch: LoopWatch, counted: list[Counters]
+    file: GatewayFile, app: App, parts: Parts, watch: LoopWatch, counted: list[Counters], clock: Clock
 ) -> HttpService | None:
     listen = file.gateway.listen_address()
     if listen is None:
         return None
-    state = StateCollector(app.health.components, parts.lanes)
+    state = StateCollector(app.health.components, parts.lanes, clock)
     metrics = Metrics([CountersCollector(lambda: counted), state], watch.flush)
     return HttpService(*listen, app.health, metrics)

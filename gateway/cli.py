@@ -1,4 +1,4 @@
-"""The command line: run, check, plan, schema, demo, browse, version.
+"""The command line: run, check, plan, schema, demo, browse, buffer, version.
 
 Exit codes: 0 done or stopped, 1 a command that could not do its work, 2 bad configuration or wrong use, 3 storage
 failed. What a command needs is imported inside it, so that `gateway version` answers at once.
@@ -125,6 +125,44 @@ def browse(
     except GatewayError as error:
         _complain(str(error))
         raise typer.Exit(1) from error
+
+
+buffers = typer.Typer(help="Look into the buffers on disk, also while the gateway runs.", no_args_is_help=True)
+app.add_typer(buffers, name="buffer")
+DataDir = Annotated[Path, typer.Option(help="The gateway's data folder.")]
+Route = Annotated[str, typer.Argument(help="Name of the route.", show_default=False)]
+
+
+@buffers.command("ls")
+def buffer_ls(data_dir: DataDir = Path("/var/lib/gateway")) -> None:
+    """List the buffers: what is in them, what of it is still to be delivered."""
+    from gateway.buffer import listing
+
+    for line in listing(data_dir):
+        print(line)
+
+
+@buffers.command("verify")
+def buffer_verify(data_dir: DataDir = Path("/var/lib/gateway")) -> None:
+    """Read every byte of the buffers; a line for each segment with damage. Code 1 where there is any."""
+    from gateway.buffer import verify
+
+    found = list(verify(data_dir))
+    print("\n".join(found) or "ok")
+    raise typer.Exit(1 if found else 0)
+
+
+@buffers.command("cat")
+def buffer_cat(
+    route: Route,
+    data_dir: DataDir = Path("/var/lib/gateway"),
+    everything: Annotated[bool, typer.Option("--all", help="What is delivered already, too.")] = False,
+) -> None:
+    """Print what a route still has to deliver, a JSON line for each sample."""
+    from gateway.buffer import samples
+
+    for line in samples(data_dir, route, everything):
+        sys.stdout.buffer.write(line)
 
 
 @app.command()

@@ -83,7 +83,19 @@ class Health:
             "version": version(),
             "uptime_s": round((self._clock.mono_ns() - self._started_ns) / 1e9, 1),
             "components": [_component(component) for component in self.components],
-            "lanes": [_lane(lane) for lane in self._lanes],
+            "lanes": [self._lane(lane) for lane in self._lanes],
+        }
+
+    def _lane(self, lane: Lane) -> dict[str, Any]:
+        totals = lane.counters.totals
+        return {
+            "name": lane.name,
+            "durable": lane.durable,
+            "pending_rows": lane.pending_rows,
+            "pending_bytes": lane.pending_bytes,
+            "oldest_s": round(oldest_s(lane, self._clock), 1),
+            "dropped_rows": totals.get("dropped_rows", 0),
+            "corrupt_rows": totals.get("corrupt_rows", 0),
         }
 
 
@@ -114,6 +126,7 @@ def _component(component: Component) -> dict[str, Any]:
     return shown
 
 
-def _lane(lane: Lane) -> dict[str, Any]:
-    dropped = lane.counters.totals.get("dropped_rows", 0)
-    return {"name": lane.name, "pending_rows": lane.pending_rows, "dropped_rows": dropped}
+def oldest_s(lane: Lane, clock: Clock) -> float:
+    """For how long the oldest pending row has been waiting; 0 where none is."""
+    oldest_ns = lane.oldest_ns
+    return 0.0 if oldest_ns is None else max(clock.wall_ns() - oldest_ns, 0) / 1e9

@@ -17,9 +17,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.health import Component
+from gateway.health import Component, oldest_s
 from gateway.supervisor import State
 from gateway.version import version
+from pipelines.clock import Clock
 from pipelines.contracts import Lane
 from pipelines.counters import BOUNDS_NS, Counters, Histogram
 
@@ -48,9 +49,10 @@ class CountersCollector(Collector):
 class StateCollector(Collector):
     """What no counter holds: states, faults, what lanes hold, build and garbage collection."""
 
-    def __init__(self, components: Sequence[Component], lanes: Sequence[Lane]) -> None:
+    def __init__(self, components: Sequence[Component], lanes: Sequence[Lane], clock: Clock) -> None:
         self._components = components
         self._lanes = lanes
+        self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily(
@@ -62,12 +64,19 @@ class StateCollector(Collector):
                 here = component.status.state is each
                 state.add_metric([component.kind, component.name, str(each)], float(here))
             faults.add_metric([component.kind, component.name], len(component.faults))
-        pending = GaugeMetricFamily("gateway_lane_pending_rows", "Rows neither delivered nor dropped", labels=["name"])
-        for lane in self._lanes:
-            pending.add_metric([lane.name], lane.pending_rows)
         build = GaugeMetricFamily("gateway_build_info", "Always 1", labels=["version", "python"])
         build.add_metric([version(), platform.python_version()], 1)
-        yield from (state, faults, pending, build, _garbage())
+        yield from (state, faults, *self._pending(), build, _garbage())
+
+    def _pending(self) -> Iterator[Metric]:
+        rows = GaugeMetricFamily("gateway_lane_pending_rows", "Rows neither delivered nor dropped", labels=["name"])
+        size = GaugeMetricFamily("gateway_lane_pending_bytes", "What the lane takes, memory or disk", labels=["name"])
+        age = GaugeMetricFamily("gateway_lane_oldest_seconds", "Age of the oldest pending row", labels=["name"])
+        for lane in self._lanes:
+            rows.add_metric([lane.name], lane.pending_rows)
+            size.add_metric([lane.name], lane.pending_bytes)
+            age.add_metric([lane.name], oldest_s(lane, self._clock))
+        yield from (rows, size, age)
 
 
 class Metrics:

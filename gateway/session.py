@@ -31,8 +31,8 @@ class SourceSession:
         return self.source.faults
 
     async def connect(self) -> None:
-        # Memory lanes start empty: there is no origin to resume behind.
-        await self.source.connect(resume=[])
+        durable = [route.lane for route in self.routes if route.lane.durable]
+        await self.source.connect([lane.origin(self.name) or b"" for lane in durable])
 
     async def run(self) -> None:
         await collect(self.source, self.routes, self.stages)

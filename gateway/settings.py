@@ -214,9 +214,28 @@ else:
 class Buffer(Settings):
     """What a route holds while its destination is slow or away."""
 
-    memory: Size = Field(
-        size_bytes("64MiB"), ge=size_bytes("1MiB"), description="Most bytes held in memory; lost when the gateway ends."
+    disk: Size = Field(
+        size_bytes("20GiB"),
+        ge=size_bytes("16MiB"),
+        description="Most bytes on disk, in `data_dir`; survives the gateway and the power. Not with `fast: true`.",
     )
+    memory: Size = Field(
+        size_bytes("64MiB"),
+        ge=size_bytes("1MiB"),
+        description="Most bytes held in memory: copies of what came last, or with `fast: true` all there is, lost when "
+        "the gateway ends.",
+    )
+    fsync_every: Duration = Field(
+        duration_ns("100ms"),
+        ge=duration_ns("1ms"),
+        le=duration_ns("10s"),
+        description="How often what was buffered is forced to disk; a machine that can wait (OPC UA) gets its "
+        "acknowledgement then.",
+    )
+    max_age: Duration | None = Field(
+        None, gt=0, description="Older samples are dropped from disk, counted; null: kept until the buffer is full."
+    )
+    reserve: Size = Field(size_bytes("256MiB"), description="What the buffer leaves free on its disk, at least.")
     when_full: Literal["drop_oldest", "drop_newest"] = Field(
         "drop_oldest", description="Which samples give way when the buffer is full; each one is counted."
     )
@@ -246,7 +265,8 @@ class Route(Settings):
     )
     steps: tuple[Step, ...] = Field((), description="What is done to the samples, in this order.")
     fast: bool = Field(
-        False, description="true: for low latency; the route holds little and writes it in small pieces."
+        False,
+        description="true: for low latency; what waits is in memory only, and is written in small pieces.",
     )
     buffer: Buffer = Field(Buffer(), description="What the route holds while its destination is slow or away.")
 

@@ -51,9 +51,10 @@ class Source(Protocol):
         """Tag name -> one clear line, for each tag that cannot be read now while the others can."""
 
     async def connect(self, resume: Sequence[bytes]) -> None:
-        """Makes ready for `read`; `resume` holds each lane's newest origin. Raises NotConnected or Permanent.
+        """Makes ready for `read`; `resume` holds each durable lane's newest origin (b"": none).
 
-        May be called again after `close`. Cancelled in the middle it leaves nothing open behind.
+        Raises NotConnected or Permanent. May be called again after `close`. Cancelled in the middle it leaves nothing
+        open behind.
         """
 
     async def read(self) -> Batch:
@@ -102,6 +103,17 @@ class Lane(Protocol):
     @property
     def pending_rows(self) -> int:
         """Rows appended and neither committed nor dropped."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """What they take, in memory or on disk."""
+
+    @property
+    def oldest_ns(self) -> int | None:
+        """Wall clock when the oldest pending batch arrived; None where nothing is pending."""
+
+    def origin(self, source: str) -> bytes | None:
+        """The newest origin that the lane has of a source, by its name; survives what the lane survives."""
 
     async def append(self, batch: Batch) -> None:
         """Returned: the lane has it, numbered with a `seq`.

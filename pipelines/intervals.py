@@ -78,3 +78,9 @@ class Intervals:
         if low >= high or at == len(self._starts) or self._starts[at] >= high:
             return None
         return max(self._starts[at], low), min(self._ends[at], high)
+
+    def within(self, low: int, high: int) -> list[tuple[int, int]]:
+        """The parts of all intervals within [low, high)."""
+        first, last = bisect_right(self._ends, low), bisect_left(self._starts, high)
+        pairs = zip(self._starts[first:last], self._ends[first:last], strict=True)
+        return [(max(start, low), min(end, high)) for start, end in pairs]

@@ -62,6 +62,14 @@ class MemoryLane:
         """Memory held by what is pending."""
         return self._bytes
 
+    @property
+    def oldest_ns(self) -> int | None:
+        oldest = self._pending.first_in(0, self._end)
+        return self._held[oldest[0]][0].received_ns if oldest else None
+
+    def origin(self, source: str) -> bytes | None:
+        return None  # it starts empty
+
     async def append(self, batch: Batch) -> None:
         size, rows = batch.nbytes, len(batch)
         offset = self._end

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,15 @@ async def next_of(reader: Reader, rows_max: int = ROWS_MAX) -> tuple[Span, Seque
 
 
 async def read_now(reader: Reader) -> tuple[Span, Sequence[Batch]] | None:
-    """What a read gives without another append; None where it waits."""
+    """What a read gives without another append; None where it waits.
+
+    A reader that reads in a thread says so by `fetching`: it does not wait for an append then.
+    """
     task = asyncio.create_task(reader.read(ROWS_MAX))
     await settle()
+    while getattr(reader, "fetching", False) and not task.done():
+        await asyncio.sleep(0.0005)
+        await settle()
     if task.done():
         return task.result()
     task.cancel()
@@ -88,7 +94,7 @@ class LaneSuite:
     """Subclassed once, with the fixture `kind` over all implementations."""
 
     @pytest.fixture
-    def make(self, kind: Implementation, tmp_path: Path) -> Callable[..., Lane]:
+    async def make(self, kind: Implementation, tmp_path: Path) -> AsyncIterator[Callable[..., Lane]]:
         """make(bytes_max=..., ...): a lane in a folder of its own."""
         made = list[Lane]()
 
@@ -98,7 +104,9 @@ class LaneSuite:
             made.append(kind.make(folder, Options(**options)))
             return made[-1]
 
-        return make
+        yield make
+        for lane in made:
+            await lane.close()
 
     # --- what is appended comes out -----------------------------------------------------------------------------
 
@@ -504,6 +512,15 @@ async def _play(kind: Implementation, folder: Path, data: st.DataObject) -> None
     size = make_batch(0, 2).nbytes
     bytes_max = size * data.draw(st.sampled_from([3, 6, 1000]), "batches that fit")
     lane = kind.make(folder, Options(bytes_max=bytes_max, when_full=when_full))
+    try:
+        await _act(kind, lane, when_full, parts, bytes_max, data)
+    finally:
+        await lane.close()
+
+
+async def _act(
+    kind: Implementation, lane: Lane, when_full: WhenFull, parts: list[Part], bytes_max: int, data: st.DataObject
+) -> None:
     model = Model(when_full)
     readers = {part: lane.reader(part) for part in parts}
     hands = list[InHand]()

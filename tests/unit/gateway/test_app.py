@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from gateway.supervisor import State
 from pipelines.batch import Batch
 from pipelines.contracts import Part
 from pipelines.errors import NotConnected, Poisoned
+from pipelines.files import RealFiles
+from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane
 from pipelines.route import Pump, Route
 from tests.unit.gateway.fakes import FakeClock, FakeSink, FakeSource, batch, until
@@ -149,6 +152,23 @@ async def test_storage_that_failed_ends_the_process(caplog: pytest.LogCaptureFix
     assert (it.app.health.status, it.app.health.http_status) == ("failed", 503)
     assert it.sink.events[-1] == "close"
     assert "storage failed, the gateway ends: fsync failed" in caplog.text
+
+
+async def test_a_disk_that_fails_ends_the_process(tmp_path: Path) -> None:
+    """The sync behind a batch fails: nothing is acknowledged to the machine, code 3."""
+    it = plant()
+
+    class Failing(RealFiles):
+        def sync(self, handle: int) -> None:
+            raise OSError(5, "Input/output error")
+
+    files = Failing()
+    lane = DiskLane("history", tmp_path / "history", it.clock, Limits(10**6), files=files)
+    session = SourceSession(it.source, "opc.tcp://10.0.0.5:4840", [Route("history", [], lane)], [])
+    app = App(Parts([session], [], [lane]), "line1-gw", it.clock, lambda: 1.0, 5.0)
+    it.source.queue.put_nowait(batch(0))
+    assert await asyncio.wait_for(app.run(), 10) is Exit.STORAGE_FAILED
+    assert it.source.events == ["connect", "close"]
 
 
 async def test_acquisition_goes_on_while_the_sink_is_away() -> None:

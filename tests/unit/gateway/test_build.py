@@ -10,6 +10,7 @@ from gateway.build import Built, build
 from gateway.config import load
 from gateway.session import SourceSession
 from pipelines.contracts import Part
+from pipelines.errors import Permanent
 from pipelines.lane_memory import SEQ_PER_INSTANCE
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_rename import RenameStage
@@ -91,10 +92,37 @@ async def test_sinks_have_the_pumps_of_their_routes(file: Path) -> None:
 async def test_each_start_numbers_on(file: Path) -> None:
     """`seq` begins at the data folder's instance count times 2^36."""
     for instance in (1, 2):
-        lane = built(file).app.parts.lanes[0]
+        lanes = built(file).app.parts.lanes
+        assert [lane.durable for lane in lanes] == [True, False, True]
+        lane = lanes[1]
         await lane.append(batch())
         _, [stored] = await lane.reader(Part.ALL).read(1)
         assert stored.seq == instance * SEQ_PER_INSTANCE
+        for open_lane in lanes:
+            await open_lane.close()
+
+
+async def test_two_gateways_cannot_share_a_data_folder(file: Path) -> None:
+    """The second one is told so, in one line, before it changes anything in the buffers."""
+    first = built(file)
+    with pytest.raises(Permanent, match="in use by another gateway"):
+        built(file)
+    for lane in first.app.parts.lanes:
+        await lane.close()
+
+
+async def test_a_buffer_without_its_route_is_kept_and_said(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A route that is gone, or fast now: what it held stays, with a line in the log at each start."""
+    first = built(file)
+    await first.app.parts.lanes[0].append(batch())
+    for lane in first.app.parts.lanes:
+        await lane.close()
+    settings = load(file)[0]
+    second = build(settings.model_copy(update={"send": {"every": settings.send["all"]}}))
+    [record] = [record for record in caplog.records if "no longer there is kept" in record.getMessage()]
+    assert record.__dict__["fields"]["route"] == "all"
+    for lane in second.app.parts.lanes:
+        await lane.close()
 
 
 async def test_no_local_pages(tmp_path: Path) -> None:

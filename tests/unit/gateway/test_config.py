@@ -174,7 +174,7 @@ ONE_MISTAKE = [
     ("to: plant", "to: plant, steps: [{scale: 1, rename: {}}]", "7:41: `steps`: a step has one key, one of select"),
     ("to: plant", "to: plant, buffer: {memory: 9}", "7:50: `memory`: 9 is not a size"),
     ("to: plant", "to: plant, buffer: {memory: 9kB}", "7:50: `memory`: has to be at least 1MiB"),
-    ("to: plant", "to: plant, buffer: {disk: 9GB}", "7:42: unknown key `disk`: what this place takes is memory"),
+    ("to: plant", "to: plant, buffer: {dsik: 9GB}", "7:42: unknown key `dsik`: did you mean `disk`?"),
     ("{mqtt: mqtts://broker.plant}", "mqtts://broker.plant", "9:10: `plant` has to be a mapping with `mqtt:` or"),
     ("mqtts://broker.plant}", "mqtts://broker.plant, qos: 2}", "9:44: `qos`: 2 is not one of 0 or 1"),
     ("mqtts://broker.plant}", "mqtts://broker.plant, tls: {cert: a}}", "9:44: `tls`: cert and key belong together"),

@@ -61,7 +61,7 @@ async def test_states_faults_and_lanes() -> None:
     lane = MemoryLane("live", bytes_max=2**20)
     await lane.append(batch(rows=4))
     source = component("source", "press4", State.UP, t1="no such node")
-    found = await samples(Metrics([StateCollector([source], [lane])], nothing))
+    found = await samples(Metrics([StateCollector([source], [lane], FakeClock())], nothing))
     assert found["gateway_component_state,kind=source,name=press4,state=up"] == 1
     assert found["gateway_component_state,kind=source,name=press4,state=down"] == 0
     assert found["gateway_component_faults,kind=source,name=press4"] == 1
@@ -72,7 +72,9 @@ async def test_http_service() -> None:
     """/metrics and /health answer; 503 when stopping; nothing else is there; close ends it."""
     health = Health("line1-gw", FakeClock(), [component("source", "press4", State.UP)], [])
     port = free_ports(1)[0]
-    service = HttpService("127.0.0.1", port, health, Metrics([StateCollector(health.components, [])], nothing))
+    service = HttpService(
+        "127.0.0.1", port, health, Metrics([StateCollector(health.components, [], FakeClock())], nothing)
+    )
     await service.start()
     assert service.url == f"http://127.0.0.1:{port}"
     async with ClientSession() as client:

@@ -141,6 +141,17 @@ class FakeDurableLane:
     def pending_rows(self) -> int:
         return sum(len(batch) for batch in self.batches)
 
+    @property
+    def pending_bytes(self) -> int:
+        return sum(batch.nbytes for batch in self.batches)
+
+    @property
+    def oldest_ns(self) -> int | None:
+        return self.batches[0].received_ns if self.batches else None
+
+    def origin(self, source: str) -> bytes | None:
+        return None
+
     async def append(self, batch: Batch) -> None:
         self.batches.append(batch)
 

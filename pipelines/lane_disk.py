@@ -1,0 +1,554 @@
+"""The durable lane: a journal, a cursor and what was appended lately in memory. The same contract as the memory lane.
+
+`append` writes to the page cache and returns; only the one who appends the batch that needs a new segment waits for the
+disk. One task, the keeper, syncs what was appended every `fsync_every`, writes the cursor at most once a second, and
+removes segments that are delivered. What was appended lately is read from memory, everything else in a thread.
+
+Full (bytes, the disk's reserve, a full disk): whole segments are dropped, the oldest first, but none of which a reader
+has a batch in hand; or what comes is dropped (`when_full`). Every drop is counted in rows, and has used up its numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+from pipelines import cursor as cursors
+from pipelines.batch import Batch
+from pipelines.clock import Clock
+from pipelines.contracts import Part, Reader, Span
+from pipelines.counters import Counters
+from pipelines.cursor import Cursor
+from pipelines.errors import Corrupt, Permanent, Poisoned
+from pipelines.files import Files, RealFiles
+from pipelines.intervals import Intervals
+from pipelines.journal import Identity, Journal, NoRoom, Segment
+from pipelines.lane_memory import SEQ_PER_INSTANCE, WhenFull
+from pipelines.pending import Pending
+from pipelines.segment import Index, Tables
+from pipelines.tags import TagTable
+from pipelines.translation import translated
+
+CURSOR_EVERY_NS: Final = 10**9
+NO_ROOM_FOR_NS: Final = 10**9
+"""A disk that had no room is not asked again before."""
+SEGMENT_BYTES_MAX: Final = 64 * 2**20
+SEGMENTS_MIN: Final = 16
+"""A lane has at least as many: dropping one costs little of what is held."""
+AGES_MIN: Final = 8
+"""With a `max_age`, a segment spans at most this part of it."""
+
+T = TypeVar("T")
+Offload = Callable[[Callable[[], T]], Awaitable[T]]
+"""Runs a function that waits for the disk, in a thread; the simulator runs it at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a disk lane may take."""
+
+    bytes_max: int
+    memory_bytes: int = 64 * 2**20
+    """Of batches that were appended lately."""
+    fsync_every_ns: int = 100_000_000
+    max_age_ns: int | None = None
+    reserve_bytes: int = 0
+    """Left free on the disk."""
+    segment_bytes: int | None = None
+    """None: a fair part of `bytes_max`."""
+
+    @property
+    def segment(self) -> int:
+        """Bytes of one segment."""
+        return self.segment_bytes or max(min(SEGMENT_BYTES_MAX, self.bytes_max // SEGMENTS_MIN), 1)
+
+
+class Threads:
+    """An `Offload`: two threads of one lane's own, so that a reader does not wait for a sync."""
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=2, thread_name_prefix=f"lane-{name}")
+
+    async def __call__(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+class DiskLane:
+    """See `contracts.Lane`. The constructor reads what a former process left; it waits for the disk.
+
+    Raises Permanent where another process has the folder, and Poisoned where it cannot be used at all.
+    """
+
+    durable = True
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        clock: Clock,
+        limits: Limits,
+        *,
+        tags: TagTable | None = None,
+        sources: Sequence[str] = (),
+        when_full: WhenFull = WhenFull.DROP_OLDEST,
+        instance: int = 0,
+        files: Files | None = None,
+        offload: Offload[Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.counters = Counters("lane", name)
+        self._folder = folder
+        self._clock = clock
+        self._limits = limits
+        self._when_full = when_full
+        self._files = files or RealFiles()
+        self._offload = offload or Threads(name)
+        self._rows = 0
+        self._recent: dict[int, tuple[Batch, int]] = {}  # offset -> batch, its bytes; oldest first
+        self._recent_bytes = 0
+        self._unnamed = Intervals()
+        self._poisoned: Poisoned | None = None
+        self._closed = False
+        self._writing = asyncio.Lock()  # one thread at a time changes the journal
+        self._queued = 0  # appends that wait for a new segment
+        self._no_room_until_ns = 0
+        self._work = asyncio.Event()
+        self._readable = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._syncs: list[tuple[int, asyncio.Future[None]]] = []
+        self._cursor_dirty = True
+        self._cursor_due_ns = 0
+        self._journal = Journal(
+            self._files,
+            folder,
+            Identity(name, uuid4().bytes, instance),
+            tags if tags is not None else TagTable(),  # an empty one is false
+            sources,
+            self.counters,
+            limits.segment,
+            limits.reserve_bytes,
+        )
+        self._state = Pending(0)
+        self._synced = 0
+        self._lock = self._locked()
+        self._recover(instance)
+
+    # --- contract -----------------------------------------------------------------------------------------------
+
+    @property
+    def pending_rows(self) -> int:
+        return self._rows
+
+    @property
+    def pending_bytes(self) -> int:
+        return self._journal.bytes
+
+    @property
+    def oldest_ns(self) -> int | None:
+        first = self._state.pending.first_in(0, self._state.end)
+        segment = self._journal.segment_of(first[0]) if first else None
+        if first is None or segment is None:
+            return None
+        index = segment.index
+        return index.received_ns[index.between(*first).start] if index else segment.first_ns
+
+    def origin(self, source: str) -> bytes | None:
+        return self._journal.origins.get(source)
+
+    async def append(self, batch: Batch) -> None:
+        self._check()
+        if self._queued or not self._store(batch):
+            self._queued += 1
+            try:
+                async with self._writing:
+                    await self._store_with_a_new_segment(batch)
+            finally:
+                self._queued -= 1
+
+    async def sync(self) -> None:
+        self._check()
+        if self._synced >= self._state.end:
+            return
+        done = asyncio.get_running_loop().create_future()
+        self._syncs.append((self._state.end, done))
+        self._wake_keeper()
+        await done
+
+    def reader(self, part: Part) -> Reader:
+        reader = _DiskReader(self, part)
+        reader.rewind()
+        return reader
+
+    def position(self, span: Span | None = None) -> bytes:
+        return self._state.position(self._journal.identity.uuid, span)
+
+    def restore(self, position: bytes) -> None:
+        try:
+            delivered = self._state.delivered(self._journal.identity.uuid, position)
+        except Corrupt as error:
+            raise Corrupt(f"lane {self.name}: {error}") from error
+        for low, high in delivered:
+            self._commit(Span(low, high))
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._keeper:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        try:
+            if self._poisoned is None:
+                async with self._writing:
+                    await self._group()
+                    await self._in_thread(self._journal.seal)
+                    await self._save_cursor(self._state.end, dict(self._journal.origins))
+        except Poisoned as error:
+            self._fail(error)
+        finally:
+            self._journal.close()
+            self._files.close(self._lock)
+
+    # --- appending ----------------------------------------------------------------------------------------------
+
+    def _store(self, batch: Batch) -> bool:
+        """False where a new segment is needed first."""
+        offset, rows, size = self._state.end, len(batch), batch.nbytes
+        try:
+            if not self._journal.append(batch, offset, self._synced):
+                return False
+        except Poisoned as error:
+            self._fail(error)
+            raise
+        self._state.end += 1
+        self._state.add(offset)
+        segment = self._journal.segments[-1]
+        segment.pending_batches += 1
+        segment.pending_rows += rows
+        self._rows += rows
+        self.counters.add("rows", rows)
+        self._remember(offset, batch.numbered(offset), size)
+        self._readable.set()
+        self._wake_keeper()
+        return True
+
+    async def _store_with_a_new_segment(self, batch: Batch) -> None:
+        self._check()
+        if self._store(batch):  # another one made it
+            return
+        try:
+            room = await self._make_room(self._journal.size_of(batch))
+        except Poisoned as error:
+            self._fail(error)
+            raise
+        if not room or not self._store(batch):
+            self._state.end += 1
+            self._count_drop(len(batch), 1)
+
+    async def _make_room(self, size: int) -> bool:
+        """A new segment that takes a batch of `size` bytes; drops others for it by the policy. False: there is none."""
+        wanted = self._journal.bytes_for(size)
+        if wanted > self._limits.bytes_max or self._clock.mono_ns() < self._no_room_until_ns:
+            return False
+        await self._in_thread(self._journal.seal)
+        while self._journal.bytes + wanted > self._limits.bytes_max:
+            if not await self._drop_one():
+                return False
+        while True:
+            try:
+                now = self._clock.wall_ns()
+                await self._in_thread(partial(self._journal.roll, size, now, self._state.end))
+                return True
+            except NoRoom:
+                self.counters.add("disk_full")
+                if not await self._drop_one():
+                    self._no_room_until_ns = self._clock.mono_ns() + NO_ROOM_FOR_NS
+                    return False
+
+    async def _drop_one(self) -> bool:
+        """Gives up what is delivered already, else, where the policy says so, the oldest that nobody has in hand."""
+        free = [segment for segment in self._journal.segments if self._is_free(segment)]
+        chosen = next((segment for segment in free if not segment.pending_batches), None)
+        if chosen is None and free and self._when_full is WhenFull.DROP_OLDEST:
+            chosen = free[0]
+        if chosen is None:
+            return False
+        self._give_up(chosen)
+        if chosen is self._journal.segments[-1]:  # with the newest origins: sealed, so they are on disk
+            await self._save_cursor(self._state.end, dict(self._journal.origins))
+        await self._in_thread(partial(self._journal.remove, chosen))
+        return True
+
+    def _is_free(self, segment: Segment) -> bool:
+        return not segment.writer and not segment.pins and not self._state.in_hand(segment.first, segment.end)
+
+    def _is_delivered(self, segment: Segment) -> bool:
+        return not (segment.pending_batches or segment.broken or segment.pins or segment.writer)
+
+    def _give_up(self, segment: Segment) -> None:
+        self._count_drop(segment.pending_rows, segment.pending_batches)
+        self._forget(segment, segment.first, segment.end)
+
+    def _count_drop(self, rows: int, batches: int) -> None:
+        self.counters.add("dropped_rows", rows)
+        self.counters.add("dropped_batches", batches)
+
+    def _remember(self, offset: int, batch: Batch, size: int) -> None:
+        self._recent[offset] = (batch, size)
+        self._recent_bytes += size
+        while self._recent_bytes > self._limits.memory_bytes:
+            oldest = next(iter(self._recent))
+            self._recent_bytes -= self._recent.pop(oldest)[1]
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def _commit(self, span: Span) -> None:
+        for segment, low, high in self._journal.between(span.start, span.end):
+            self._forget(segment, low, high)
+        self._cursor_dirty = True
+        self._wake_keeper()
+
+    def _forget(self, segment: Segment, low: int, high: int) -> tuple[int, int]:
+        """Delivered or dropped: what of [low, high) was still pending, in rows and batches."""
+        rows = batches = 0
+        for start, end in self._state.pending.within(low, high):
+            batches += end - start
+            everything = end - start == segment.pending_batches
+            rows += segment.pending_rows if everything else self._journal.index(segment).rows_between(start, end)
+            for offset in range(start, end):
+                self._recent_bytes -= self._recent.pop(offset, (None, 0))[1]
+        self._state.forget(low, high)
+        segment.pending_rows -= rows
+        segment.pending_batches -= batches
+        self._rows -= rows
+        return rows, batches
+
+    async def _fetch(self, low: int, high: int) -> dict[int, Batch]:
+        """From disk: batches from offset `low` on below `high`; empty where `low` cannot be read and is given up."""
+        parts = self._journal.parts(low, high)
+        if not parts:
+            self._state.forget(low, low + 1)
+            return {}
+        first, path = parts[0][0], parts[0][0].path
+        for segment, _, _ in parts:
+            segment.pins += 1
+        try:
+            found = await self._offload(partial(self._journal.read, parts))
+        except Corrupt:
+            if first.path == path:  # else another reader has just set it aside
+                await self._give_up_damaged(first, low)
+            return {}
+        finally:
+            for segment, _, _ in parts:
+                segment.pins -= 1
+        return {batch.seq: self._translated(segment, batch) for segment, batches in found for batch in batches}
+
+    def _translated(self, segment: Segment, batch: Batch) -> Batch:
+        if not segment.foreign:
+            return batch
+        self._journal.index(segment)  # brings its tables
+        known = translated(batch, segment.tables or Tables(), self._journal.tags, self._journal.sources)
+        if len(known) < len(batch) and batch.seq not in self._unnamed:  # a damaged table; read again, counted once
+            self._unnamed.add(batch.seq, batch.seq + 1)
+            self.counters.add("corrupt_rows", len(batch) - len(known))
+        return known
+
+    async def _give_up_damaged(self, segment: Segment, unreadable: int) -> None:
+        """Counts what cannot be read, to the row, and goes on behind it."""
+        whole = await self._offload(partial(self._journal.whole, segment))
+        for low, high in self._state.unread.within(segment.first, segment.end):
+            for offset in range(low, high):
+                if offset == unreadable or (offset not in whole and offset not in self._recent):
+                    rows, batches = self._forget(segment, offset, offset + 1)
+                    self.counters.add("corrupt_rows", rows)
+                    self.counters.add("corrupt_batches", batches)
+        self._cursor_dirty = True
+        async with self._writing:
+            await self._in_thread(partial(self._journal.set_aside, segment))
+
+    # --- keeping ------------------------------------------------------------------------------------------------
+
+    def _wake_keeper(self) -> None:
+        self._work.set()
+        if self._keeper is None and not self._closed:
+            self._keeper = asyncio.get_running_loop().create_task(self._keep(), name=f"keeper {self.name}")
+
+    async def _keep(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            try:
+                async with self._writing:
+                    await self._group()
+            except Poisoned as error:
+                self._fail(error)
+                return
+            if self._cursor_dirty:
+                self._work.set()
+            await self._clock.sleep(self._limits.fsync_every_ns / 1e9)
+
+    async def _group(self) -> None:
+        """One sync for all that was appended; what else is due."""
+        end, origins = self._state.end, dict(self._journal.origins)
+        await self._in_thread(self._journal.sync)
+        self._synced = end
+        for wanted, done in self._syncs:
+            if wanted <= end and not done.done():
+                done.set_result(None)
+        self._syncs = [waiting for waiting in self._syncs if not waiting[1].done()]
+        if self._cursor_dirty and self._clock.mono_ns() >= self._cursor_due_ns:
+            await self._save_cursor(end, origins)
+        while expired := self._expired():  # looked for anew: a reader may take a batch while another is removed
+            self.counters.add("expired_rows", expired.pending_rows)
+            self._give_up(expired)
+        while delivered := next(filter(self._is_delivered, self._journal.segments[:-1]), None):
+            await self._in_thread(partial(self._journal.remove, delivered))
+
+    async def _save_cursor(self, end: int, origins: dict[str, bytes]) -> None:
+        self._cursor_dirty = False
+        self._cursor_due_ns = self._clock.mono_ns() + CURSOR_EVERY_NS
+        pending = [(low, min(high, end)) for low, high in self._state.pending if low < end]
+        identity = self._journal.identity
+        cursor = Cursor(identity.uuid, identity.instance, end, self._synced, pending, origins)
+        try:
+            await self._in_thread(partial(cursors.save, self._files, self._folder, cursor))
+        except OSError as error:  # the old one lags, and is right
+            self._cursor_dirty = True
+            self.counters.add("cursor_errors")
+            if error.errno is None:
+                raise
+
+    def _expired(self) -> Segment | None:
+        if self._limits.max_age_ns is None:
+            return None
+        before = self._clock.wall_ns() - self._limits.max_age_ns
+        old = (s for s in self._journal.segments if s.pending_batches and s.last_ns < before)
+        return next(filter(self._is_free, old), None)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """What changes the journal is waited for even where the caller is cancelled: nothing else may begin before."""
+        running = asyncio.ensure_future(self._offload(work))
+        cancelled: asyncio.CancelledError | None = None
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        result: T = running.result()
+        if cancelled:
+            raise cancelled
+        return result
+
+    def _check(self) -> None:
+        if self._poisoned:
+            raise Poisoned(str(self._poisoned))
+        if self._keeper and self._keeper.done() and not self._closed:
+            self._keeper.result()  # a bug: let it be seen
+
+    def _fail(self, error: Poisoned) -> None:
+        """From now on every call raises; whoever waits, too."""
+        self._poisoned = error
+        for _, done in self._syncs:
+            if not done.done():
+                done.set_exception(Poisoned(str(error)))
+        self._readable.set()
+
+    # --- start --------------------------------------------------------------------------------------------------
+
+    def _locked(self) -> int:
+        try:
+            self._files.make_folder(self._folder)
+            return self._files.lock(self._folder / "lock")
+        except BlockingIOError as error:
+            raise Permanent(f"{self._folder} is in use by another gateway: two cannot share a data folder") from error
+        except OSError as error:
+            raise Poisoned(f"{self._folder} cannot be used: {error.strerror or error}") from error
+
+    def _recover(self, instance: int) -> None:
+        cursor = self._cursor()
+        self._journal.recover(cursor.synced if cursor else 0, partial(self._took, cursor))
+        if cursor:
+            self._journal.identity.uuid = cursor.uuid
+            if cursor.end >= self._journal.end:
+                self._journal.origins = {**self._journal.origins, **cursor.origins}
+            else:
+                self._journal.origins = {**cursor.origins, **self._journal.origins}
+        last = max(self._journal.end, cursor.end if cursor else 0)
+        self._state.start(max(instance * SEQ_PER_INSTANCE, last))
+        self._synced = self._state.end
+
+    def _cursor(self) -> Cursor | None:
+        try:
+            return cursors.load(self._files, self._folder)
+        except Corrupt:
+            self.counters.add("corrupt_cursors")
+            return None
+        except OSError as error:
+            raise Poisoned(f"{self._folder} cannot be used: {error.strerror or error}") from error
+
+    def _took(self, cursor: Cursor | None, segment: Segment, index: Index) -> None:
+        """What of a segment that was found is pending."""
+        known = [*cursor.pending, (cursor.end, segment.end)] if cursor else [(segment.first, segment.end)]
+        for low, high in known:
+            for start, end in index.runs(max(low, segment.first), min(high, segment.end)):
+                self._state.pending.add(start, end)
+                rows = index.rows_between(start, end)
+                segment.pending_batches += end - start
+                segment.pending_rows += rows
+                self._rows += rows
+
+
+class _DiskReader:
+    def __init__(self, lane: DiskLane, part: Part) -> None:
+        self._lane = lane
+        self._part = part
+        self._ahead: dict[int, Batch] = {}
+        self.fetching = False
+        """Waits for the disk, not for an append."""
+
+    async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
+        lane = self._lane
+        while True:
+            lane._check()
+            found = lane._state.first_unread(self._part)
+            if found is None:
+                lane._readable.clear()
+                await lane._readable.wait()
+            elif batches := self._take(*found, rows_max):
+                span = Span(found[0], found[0] + len(batches))
+                lane._state.unread.remove(span.start, span.end)
+                return span, batches
+            else:
+                self.fetching = True
+                try:
+                    self._ahead = await lane._fetch(*found)
+                finally:
+                    self.fetching = False
+
+    def commit(self, span: Span) -> None:
+        self._lane._commit(span)
+
+    def rewind(self) -> None:
+        self._lane._state.rewind(self._part)
+        self._lane._readable.set()
+
+    def _take(self, low: int, high: int, rows_max: int) -> list[Batch]:
+        """What is in memory of [low, high), as far as it goes."""
+        batches = list[Batch]()
+        rows = 0
+        for offset in range(low, high):
+            recent = self._lane._recent.get(offset)
+            batch = recent[0] if recent else self._ahead.get(offset)
+            if batch is None:
+                break
+            rows += len(batch)
+            if batches and rows > rows_max:
+                break
+            batches.append(batch)
+        return batches

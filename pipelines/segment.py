@@ -1,0 +1,408 @@
+"""A segment: one append-only file of frames (`pipelines.frame`); written, sealed, read, scanned where damaged.
+
+    HEADER, TABLE with the newest origins, then BATCH frames, each TABLE addition before the first batch that needs it,
+    and at last, once sealed, a FOOTER that says where each batch is, so that nobody has to look for it.
+
+While it is written the file is as large as its reservation and zeros follow the last frame. A sealed segment ends with
+its footer. One without a valid footer was not finished or is damaged: `scan` finds what is whole in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+
+from pipelines.batch import Batch
+from pipelines.errors import Corrupt
+from pipelines.files import Files
+from pipelines.frame import (
+    TRAILER_BYTES,
+    Frame,
+    FrameKind,
+    decode,
+    decode_batch,
+    decode_packed,
+    encode_batch,
+    encode_footer,
+    encode_packed,
+    footer_position,
+    frames,
+)
+from pipelines.tags import Tag, TagTable
+
+INDEX_BYTES: Final = 32
+"""What a footer holds for each batch."""
+FOOTER_BYTES: Final = 256
+"""What a footer holds beside that and the tables, at most."""
+_TAG_FIELDS = tuple(field.name for field in fields(Tag))
+_tag_values = attrgetter(*_TAG_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Whose segment it is."""
+
+    lane: str
+    uuid: bytes
+    instance: int
+    number: int
+    created_ns: int
+
+    def encode(self) -> bytes:
+        """As a frame."""
+        return encode_packed(FrameKind.HEADER, asdict(self))
+
+    @classmethod
+    def decoded(cls, packed: Any) -> Self:
+        """From a HEADER frame. Raises Corrupt."""
+        try:
+            return cls(**{known.name: packed[known.name] for known in fields(cls)})
+        except (KeyError, TypeError) as error:
+            raise Corrupt(f"unreadable header: {error!r}") from error
+
+
+@dataclass(slots=True)
+class Tables:
+    """What the numbers in a segment's batches mean, and each source's newest origin."""
+
+    tags: dict[int, Tag] = field(default_factory=dict)
+    sources: dict[int, str] = field(default_factory=dict)
+    origins: dict[str, bytes] = field(default_factory=dict)
+
+    def packed(self) -> dict[str, Any]:
+        """For a TABLE frame or a footer."""
+        tags = {number: _tag_values(tag) for number, tag in self.tags.items()}
+        return {"fields": _TAG_FIELDS if tags else (), "tags": tags, "sources": self.sources, "origins": self.origins}
+
+    def add(self, packed: Any) -> None:
+        """What a TABLE frame or a footer holds. Keys of a later version are left out. Raises Corrupt."""
+        try:
+            for number, values in packed["tags"].items():
+                known = zip(packed["fields"], values, strict=True)
+                self.tags[number] = Tag(**{key: value for key, value in known if key in _TAG_FIELDS})
+            self.sources.update(packed["sources"])
+            self.origins.update(packed["origins"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise Corrupt(f"unreadable table: {error!r}") from error
+
+    def note(self, batch: Batch) -> None:
+        """A batch was stored: its origin is the newest of its source."""
+        if batch.origin is not None:
+            self.origins[self.sources.get(batch.source_id, str(batch.source_id))] = batch.origin
+
+
+@dataclass(slots=True)
+class Index:
+    """Where each batch of a segment is, by ascending seq; `end` is where the frames end."""
+
+    seqs: array[int] = field(default_factory=lambda: array("q"))
+    positions: array[int] = field(default_factory=lambda: array("q"))
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    received_ns: array[int] = field(default_factory=lambda: array("q"))
+    end: int = 0
+
+    def __len__(self) -> int:
+        return len(self.seqs)
+
+    def add(self, seq: int, position: int, rows: int, received_ns: int) -> None:
+        """One batch more; `end` is the caller's."""
+        self.seqs.append(seq)
+        self.positions.append(position)
+        self.rows.append(rows)
+        self.received_ns.append(received_ns)
+
+    def between(self, low: int, high: int) -> slice:
+        """Which entries have a seq in [low, high)."""
+        return slice(bisect_left(self.seqs, low), bisect_left(self.seqs, high))
+
+    def rows_between(self, low: int, high: int) -> int:
+        """Rows of the batches with a seq in [low, high)."""
+        return sum(self.rows[self.between(low, high)])
+
+    def runs(self, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """The seqs that there are in [low, high), as intervals."""
+        chosen = self.seqs[self.between(low, high)]
+        if chosen and chosen[-1] - chosen[0] == len(chosen) - 1:
+            yield chosen[0], chosen[-1] + 1
+        else:
+            yield from ((seq, seq + 1) for seq in chosen)
+
+    def part(self, at: int, limit: int, bytes_max: int) -> tuple[Sequence[int], Sequence[int], int]:
+        """seqs and positions of consecutive batches from entry `at` on below seq `limit`, at least one; their end."""
+        last = max(bisect_left(self.positions, self.positions[at] + bytes_max), at + 1)
+        last = min(max(bisect_left(self.seqs, limit), at + 1), last)
+        end = self.positions[last] if last < len(self) else self.end
+        return self.seqs[at:last].tolist(), self.positions[at:last].tolist(), end
+
+    def packed(self) -> list[bytes]:
+        """For a footer."""
+        return [_little(column).tobytes() for column in (self.seqs, self.positions, self.rows, self.received_ns)]
+
+    @classmethod
+    def unpacked(cls, columns: Sequence[bytes], end: int) -> Self:
+        """What `packed` gave. Raises ValueError or TypeError."""
+        seqs, positions, rows, received_ns = (_little(array("q", column)) for column in columns)
+        if not len(seqs) == len(positions) == len(rows) == len(received_ns):
+            raise ValueError("columns of different lengths")
+        return cls(seqs, positions, rows, received_ns, end)
+
+
+@dataclass(slots=True)
+class Content:
+    """What was found in a segment file."""
+
+    header: Header | None = None
+    tables: Tables = field(default_factory=Tables)
+    index: Index = field(default_factory=Index)
+    synced: int = 0
+    """Every seq below this was on disk: what the batches themselves say."""
+    sealed: bool = False
+    damaged: bool = False
+    """Bytes that had been on disk are not what they were."""
+    lost_rows: int = 0
+    """Of damaged batches between whole ones."""
+    torn_bytes: int = 0
+    """At the end, never synced; to be cut off."""
+    _row: int = 0
+
+    def take(self, frame: Frame) -> bool:
+        """Adds a whole frame; False where it is none of this segment, or makes no sense."""
+        try:
+            if frame.kind == FrameKind.BATCH:
+                return self._take_batch(frame)
+            packed = decode_packed(frame)
+            if frame.kind == FrameKind.HEADER:
+                self.header = Header.decoded(packed)
+            else:
+                self.tables.add(packed["tables"] if frame.kind == FrameKind.FOOTER else packed)
+        except (Corrupt, KeyError, TypeError):
+            return False
+        self.sealed = frame.kind == FrameKind.FOOTER
+        self.index.end = frame.start if self.sealed else frame.end
+        return True
+
+    def _take_batch(self, frame: Frame) -> bool:
+        stored = decode_batch(frame)
+        batch = stored.batch
+        if stored.position != frame.start or (self.index.seqs and batch.seq <= self.index.seqs[-1]):
+            return False
+        self.lost_rows += max(stored.row - self._row, 0)
+        self._row = stored.row + len(batch)
+        self.synced = max(self.synced, stored.synced)
+        self.index.add(batch.seq, frame.start, len(batch), batch.received_ns)
+        self.index.end = frame.end
+        self.tables.note(batch)
+        return True
+
+
+class Writer:
+    """Appends to one segment. Its buffers and counts change only where the write has returned."""
+
+    def __init__(self, files: Files, path: Path, tags: TagTable, sources: Sequence[str]) -> None:
+        self.tables = Tables()
+        self.index = Index()
+        self.path = path
+        self.reserved = 0
+        self.dirty = False
+        self._files = files
+        self._tags = tags
+        self._source_names = sources
+        self._known = np.zeros(1, dtype=np.bool_)
+        self._rows = 0
+        self._table_bytes = 0
+        self._handle = -1
+
+    def create(self, header: Header, origins: dict[str, bytes], size: int) -> None:
+        """The file with room for `size` bytes, synced; not yet the folder. Raises OSError and leaves nothing behind."""
+        opening = self.opening(header, origins)
+        self.tables.origins.update(origins)
+        self.reserved = size
+        self._handle = self._files.create(self.path)
+        try:
+            self._files.reserve(self._handle, self.reserved)
+            self._files.write(self._handle, 0, opening)
+            self._files.sync(self._handle)
+        except OSError:
+            self._files.close(self._handle)
+            self._files.remove(self.path)
+            raise
+        self.index.end = self._table_bytes = len(opening)
+
+    @staticmethod
+    def opening(header: Header, origins: dict[str, bytes]) -> bytes:
+        """What a segment begins with."""
+        return header.encode() + encode_packed(FrameKind.TABLE, Tables(origins=origins).packed())
+
+    def encode(self, batch: Batch, seq: int, synced: int) -> tuple[bytes, bytes]:
+        """A TABLE frame where one is needed (else nothing) and the batch's frame, as they would be appended now."""
+        table = self._additions(batch)
+        position = self.index.end + len(table)
+        return table, encode_batch(batch, seq, synced, self._rows, position)
+
+    def fits(self, table_bytes: int, frame_bytes: int) -> bool:
+        """There is room for both, and the footer."""
+        footer = FOOTER_BYTES + INDEX_BYTES * (len(self.index) + 1) + self._table_bytes + table_bytes
+        return self.index.end + table_bytes + frame_bytes + footer <= self.reserved
+
+    def write(self, table: bytes, frame: bytes, batch: Batch, seq: int) -> None:
+        """Appends what `encode` gave. Raises OSError; then the segment is as before."""
+        position = self.index.end
+        self._files.write(self._handle, position, table + frame if table else frame)
+        if table:
+            self._describe(batch)
+            self._table_bytes += len(table)
+        self.index.add(seq, position + len(table), len(batch), batch.received_ns)
+        self.index.end = position + len(table) + len(frame)
+        self._rows += len(batch)
+        self.tables.note(batch)
+        self.dirty = True
+
+    def sync(self) -> None:
+        """Returned: all that was written before the call is on disk."""
+        if self.dirty:
+            self.dirty = False  # before the call: what is written meanwhile may or may not be part of it
+            self._files.sync(self._handle)
+
+    def seal(self) -> None:
+        """Footer, unneeded room given back, synced, closed. Synced before, too: a footer proves what it speaks of."""
+        self.sync()
+        finish(self._files, self._handle, self.index, self.tables)
+        self.close()
+
+    def close(self) -> None:
+        """Gives the handle back; idempotent."""
+        if self._handle >= 0:
+            self._files.close(self._handle)
+            self._handle = -1
+
+    def _additions(self, batch: Batch) -> bytes:
+        known = self._known.take(batch.tag, mode="clip")
+        if batch.source_id in self.tables.sources and known.all():
+            return b""
+        new = Tables(self._new_tags(batch), {batch.source_id: self._source_name(batch.source_id)})
+        return encode_packed(FrameKind.TABLE, new.packed()) if new.tags or new.sources else b""
+
+    def _new_tags(self, batch: Batch) -> dict[int, Tag]:
+        return {
+            number: self._tags[number]
+            for number in np.unique(batch.tag).tolist()
+            if number not in self.tables.tags and number < len(self._tags)
+        }
+
+    def _source_name(self, number: int) -> str:
+        return self._source_names[number] if number < len(self._source_names) else str(number)
+
+    def _describe(self, batch: Batch) -> None:
+        """The table now names all that `batch` uses. The mask's last entry stands for tags that were added since."""
+        self.tables.tags.update(self._new_tags(batch))
+        self.tables.sources[batch.source_id] = self._source_name(batch.source_id)
+        known = np.zeros(len(self._tags) + 1, dtype=np.bool_)
+        known[list(self.tables.tags)] = True
+        self._known = known
+
+
+def finish(files: Files, handle: int, index: Index, tables: Tables) -> None:
+    """Ends a segment behind its last frame, with a footer; without room for one, it is scanned when it is read.
+
+    Every frame must be on disk already. Raises OSError.
+    """
+    footer = encode_footer({"index": index.packed(), "end": index.end, "tables": tables.packed()}, index.end)
+    size = index.end + len(footer)
+    try:
+        files.write(handle, index.end, footer)
+    except OSError:
+        size = index.end
+    files.truncate(handle, size)
+    files.sync(handle)
+
+
+def load(files: Files, path: Path) -> Content:
+    """A sealed segment by its footer, any other by `scan` of all of it. Raises OSError, UnknownFormat."""
+    size = files.size(path)
+    position = footer_position(files.read(path, max(size - TRAILER_BYTES, 0), TRAILER_BYTES))
+    if position is None or position >= size:
+        return scan(files.read(path))
+    try:
+        return _by_footer(files.read(path, position), files.read(path, 0, 4096), position)
+    except Corrupt:
+        return scan(files.read(path))
+
+
+def _by_footer(footer: bytes, opening: bytes, position: int) -> Content:
+    content = Content(sealed=True)
+    try:
+        found = decode_packed(decode(footer))
+        content.tables.add(found["tables"])
+        content.index = Index.unpacked(found["index"], found["end"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise Corrupt(f"unreadable footer: {error!r}") from error
+    try:
+        content.header = Header.decoded(decode_packed(decode(opening)))
+    except Corrupt:
+        content.damaged = True
+    return content
+
+
+def scan(data: bytes, synced: int | None = None) -> Content:
+    """Everything whole in the bytes of a segment, of which every seq below `synced` was on disk (None: all).
+
+    Behind the first damage only what was on disk is believed; batches say themselves how far that was when they were
+    written. The rest was never acknowledged and will be collected again; believing it would turn the damage before it
+    into a silent gap. Where nothing behind the damage is believed, it is the torn end of what was being written.
+    """
+    content = Content()
+    behind: list[Frame] = []
+    for frame in frames(data):
+        if behind or frame.start != content.index.end or not content.take(frame):
+            behind.append(frame)
+    for frame in behind[: _believed(behind, None if synced is None else max(synced, content.synced))]:
+        content.damaged = True
+        content.take(frame)
+    if not content.sealed:
+        content.torn_bytes = len(data[content.index.end :].rstrip(b"\0"))
+    return content
+
+
+def _believed(found: list[Frame], synced: int | None) -> int:
+    """How many of the frames behind a damage: up to the last that was on disk for certain."""
+    stored = {at: decode_batch(frame) for at, frame in enumerate(found) if frame.kind == FrameKind.BATCH}
+    if synced is None or any(frame.kind == FrameKind.FOOTER for frame in found):
+        return len(found)
+    below = max([synced, *(each.synced for each in stored.values())])
+    return max((at + 1 for at, each in stored.items() if each.batch.seq < below), default=0)
+
+
+def read_batches(files: Files, path: Path, seqs: Sequence[int], positions: Sequence[int], end: int) -> list[Batch]:
+    """The batches at `positions`, which end at `end`, up to the first that is not what the index says.
+
+    Raises Corrupt where that is the very first, and OSError.
+    """
+    start = positions[0]
+    data = files.read(path, start, end - start)
+    batches = list[Batch]()
+    try:
+        for seq, position in zip(seqs, positions, strict=True):
+            stored = decode_batch(decode(data, position - start))
+            if stored.batch.seq != seq or stored.position != position:
+                raise Corrupt(f"{path}: another batch at {position} than the index says")
+            batches.append(stored.batch)
+    except Corrupt:
+        if not batches:
+            raise
+    return batches
+
+
+def _little(column: array[int]) -> array[int]:
+    """As it is on disk; columns of the index are little-endian there."""
+    if sys.byteorder == "big":
+        column = column[:]
+        column.byteswap()
+    return column

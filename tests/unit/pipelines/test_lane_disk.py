@@ -1,0 +1,243 @@
+"""The disk lane on real files: what the contract suite and the simulator do not ask."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from pipelines.clock import SystemClock
+from pipelines.contracts import Part
+from pipelines.errors import Permanent, Poisoned
+from pipelines.files import RealFiles
+from pipelines.lane_disk import DiskLane, Limits
+from pipelines.lane_memory import SEQ_PER_INSTANCE
+from pipelines.tags import Tag, TagTable
+from tests.unit.pipelines.fakes import make_batch, until
+
+Make = Callable[..., DiskLane]
+LIMITS = Limits(10**7, segment_bytes=20_000, fsync_every_ns=1_000_000)
+
+
+def tags(*names: str) -> TagTable:
+    table = TagTable()
+    for name in names:
+        table.add(Tag("press4", name))
+    return table
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    made = list[DiskLane]()
+
+    def make(**options: object) -> DiskLane:
+        defaults: dict[str, object] = {"tags": tags(*map(str, range(20))), "sources": ["press4"], "instance": len(made)}
+        limits = options.pop("limits", LIMITS)
+        made.append(DiskLane("history", tmp_path / "history", SystemClock(), limits, **{**defaults, **options}))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for lane in made:
+        await lane.close()
+
+
+async def read_all(lane: DiskLane) -> list[int]:
+    reader, numbers = lane.reader(Part.ALL), list[int]()
+    while lane.pending_rows:
+        span, batches = await asyncio.wait_for(reader.read(10_000), 10)
+        numbers += [batch.number for batch in batches]
+        reader.commit(span)
+    return numbers
+
+
+async def test_a_start_goes_on_where_the_last_one_ended(make: Make) -> None:
+    """What was delivered is not sent again; the rest is, with the numbers that it had; new ones are higher."""
+    lane = make()
+    for number in range(100):
+        await lane.append(make_batch(number, 3))
+    reader = lane.reader(Part.ALL)
+    span, batches = await reader.read(30)
+    reader.commit(span)
+    await lane.close()
+    again = make()
+    assert again.pending_rows == 300 - sum(map(len, batches))
+    _, [first] = await again.reader(Part.ALL).read(1)
+    assert (first.number, first.seq) == (10, 10)
+    await again.append(make_batch(100, 3))
+    assert await read_all(again) == list(range(10, 101))
+    assert again._state.end == SEQ_PER_INSTANCE + 1
+
+
+async def test_names_are_what_counts_after_a_change_of_configuration(make: Make) -> None:
+    """Tags have other numbers after a restart, or are no longer configured: each row keeps its own name."""
+    lane = make(tags=tags("a", "b", "c"))
+    await lane.append(make_batch(0, tag=[0, 1, 2]))
+    await lane.close()
+    table = tags("c", "new", "a")
+    again = make(tags=table)
+    _, [batch] = await again.reader(Part.ALL).read(10)
+    assert [table[number].name for number in batch.tag.tolist()] == ["a", "b", "c"]
+
+
+async def test_newest_origins_survive(make: Make) -> None:
+    """By the source's name, also when the batches themselves are delivered and gone."""
+    lane = make(sources=["press4", "meter7"])
+    for number in range(200):
+        batch = replace(make_batch(number, 20), source_id=number % 2, origin=str(number).encode())
+        await lane.append(batch)
+    await read_all(lane)
+    await lane.close()
+    again = make(sources=["meter7", "press4"])
+    assert (again.origin("press4"), again.origin("meter7"), again.origin("x")) == (b"198", b"199", None)
+
+
+async def test_delivered_segments_are_removed(make: Make, tmp_path: Path) -> None:
+    """All but the newest, soon."""
+    lane = make()
+    for number in range(200):
+        await lane.append(make_batch(number, 20))
+    assert len(list((tmp_path / "history").glob("*.segment"))) > 5
+    await read_all(lane)
+    for _ in range(1000):
+        if len(lane._journal.segments) == 1:
+            break
+        await asyncio.sleep(0.01)
+    assert len(list((tmp_path / "history").glob("*.segment"))) == 1
+
+
+async def test_flipped_bytes_cost_their_own_batches_only(make: Make, tmp_path: Path) -> None:
+    """Counted to the row; the segment is set aside, what is whole in it and behind it is delivered."""
+    lane = make(limits=replace(LIMITS, memory_bytes=0))
+    for number in range(200):
+        await lane.append(make_batch(number, 5))
+    await lane.close()
+    chance, files = Random(3), sorted((tmp_path / "history").glob("*.segment"))
+    for path in files[:3]:
+        data = bytearray(path.read_bytes())
+        data[chance.randrange(1000, len(data) - 3000)] ^= 4
+        path.write_bytes(data)
+    again = make()
+    numbers = await read_all(again)
+    lost = set(range(200)) - set(numbers)
+    assert numbers == sorted(numbers) and 1 <= len(lost) <= 3
+    assert again.counters.totals["corrupt_rows"] == 5 * len(lost)
+    assert len(list((tmp_path / "history").glob("*.broken"))) == len(lost)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "directory entry gone", "every file noise"])
+async def test_a_broken_journal_never_keeps_the_gateway_from_starting(make: Make, tmp_path: Path, damage: str) -> None:
+    """Whatever is in the folder, a start takes what is whole and goes on."""
+    lane = make()
+    for number in range(100):
+        await lane.append(make_batch(number, 20))
+    await lane.close()
+    files = sorted((tmp_path / "history").glob("*[!k]"))
+    for path in files if damage == "every file noise" else files[1::2]:
+        if damage == "directory entry gone":
+            path.unlink()
+        else:
+            path.write_bytes({"empty": b"", "text": b"hello\n"}.get(damage, os.urandom(5000)))
+    again = make()
+    await again.append(make_batch(100))
+    assert (await read_all(again))[-1] == 100
+
+
+async def test_a_folder_belongs_to_one_process(make: Make) -> None:
+    """The second one is refused; after a close the folder is free."""
+    lane = make()
+    with pytest.raises(Permanent, match="in use by another gateway"):
+        make()
+    await lane.close()
+    make()
+
+
+class FailingFiles(RealFiles):
+    """Real ones, until the disk fails."""
+
+    broken = False
+
+    def sync(self, handle: int) -> None:
+        if self.broken:
+            raise OSError(5, "Input/output error")
+        super().sync(handle)
+
+
+async def test_a_failed_sync_poisons_the_lane(make: Make) -> None:
+    """Whoever waits for it, and every call from then on; also a reader that waits for something new."""
+    files = FailingFiles()
+    lane = make(files=files)
+    await lane.append(make_batch(0))
+    reader = lane.reader(Part.ALL)
+    await reader.read(1)
+    reading = asyncio.create_task(reader.read(1))
+    await lane.sync()
+    files.broken = True
+    await lane.append(make_batch(1))
+    await reading
+    reading = asyncio.create_task(reader.read(1))
+    with pytest.raises(Poisoned, match="the disk did not take what was written"):
+        await lane.sync()
+    files.broken = False
+    with pytest.raises(Poisoned):
+        await lane.append(make_batch(2))
+    with pytest.raises(Poisoned):
+        await lane.sync()
+    with pytest.raises(Poisoned):
+        await asyncio.wait_for(reading, 10)
+
+
+async def test_a_cancelled_append_leaves_nothing_half_done(make: Make) -> None:
+    """Cancelled while it waits for a new segment: the next append finds a journal in order."""
+    lane = make(limits=replace(LIMITS, segment_bytes=1))
+    for number in range(50):
+        task = asyncio.create_task(lane.append(make_batch(number)))
+        for _ in range(number % 7):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    await lane.append(make_batch(50))
+    numbers = await read_all(lane)
+    assert numbers == sorted(set(numbers)) and numbers[-1] == 50
+
+
+async def test_a_group_sync_serves_all_who_wait(make: Make) -> None:
+    """Many callers, few syncs."""
+    calls = list[int]()
+
+    class Counting(RealFiles):
+        def sync(self, handle: int) -> None:
+            calls.append(handle)
+            super().sync(handle)
+
+    lane = make(files=Counting(), limits=replace(LIMITS, fsync_every_ns=50_000_000))
+    await lane.append(make_batch(0))
+    await lane.sync()
+    before = len(calls)
+    for number in range(1, 20):
+        await lane.append(make_batch(number))
+    await asyncio.gather(*(lane.sync() for _ in range(20)))
+    assert len(calls) - before <= 3  # one for the segment, perhaps one for the cursor
+
+
+async def test_the_live_path_does_not_read_the_disk(make: Make) -> None:
+    """What was just appended comes from memory; what no longer fits there comes from disk, in order."""
+    lane = make(limits=replace(LIMITS, memory_bytes=20_000))
+    reads = list[object]()
+    real = lane._journal.read
+    lane._journal.read = lambda parts: (reads.append(parts), real(parts))[1]  # type: ignore[method-assign]
+    reader = lane.reader(Part.ALL)
+    for number in range(20):
+        await lane.append(make_batch(number, 10))
+        span, _ = await reader.read(10)
+        reader.commit(span)
+    assert not reads
+    for number in range(20, 120):
+        await lane.append(make_batch(number, 10))
+    assert lane._recent_bytes <= 20_000
+    assert await read_all(lane) == list(range(20, 120)) and reads
+    await until(lambda: lane.pending_rows == 0)
