@@ -19,6 +19,7 @@ from gateway.loopwatch import LoopWatch
 from gateway.metrics import CountersCollector, Metrics, StateCollector
 from gateway.session import SinkSession, SourceSession
 from gateway.settings import DeviceSettings, GatewayFile, kind_of
+from gateway.settings import Route as RouteSettings
 from pipelines.clock import Clock, SystemClock
 from pipelines.contracts import Lane, Part, Sink, Source, Stage
 from pipelines.counters import Counters
@@ -27,7 +28,7 @@ from pipelines.journal import SUFFIX
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane, WhenFull
 from pipelines.quantities import Settings
-from pipelines.route import Pump, Route
+from pipelines.route import Pump, Replay, Route
 from pipelines.selector import Selector, matches
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_scale import TagScaleStage
@@ -37,6 +38,8 @@ from pipelines.tags import TagTable
 ROWS_PER_WRITE_MAX: Final = 10_000
 """A busy route takes this much at a time: one write, one transaction."""
 ROWS_PER_FAST_WRITE_MAX: Final = 1_000
+ROWS_PER_REPLAY_WRITE_MAX: Final = 5_000
+"""Live data waits for one such write at most; a Kafka transaction costs little beside as many rows."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,19 @@ def _sink_session(
     lanes, pumps = list[Lane](), list[Pump]()
     for route, how in file.send.items():
         if how.to == name:
-            lane = routes[route].lane
-            rows_max = ROWS_PER_FAST_WRITE_MAX if how.fast else ROWS_PER_WRITE_MAX
-            lanes.append(lane)
-            pumps.append(Pump(lane, lane.reader(Part.ALL), sink, clock, dead_letter, rows_max=rows_max))
+            lanes.append(routes[route].lane)
+            pumps.append(_pump(how, routes[route].lane, sink, clock, dead_letter))
     return SinkSession(sink, _address(settings), lanes, pumps)
+
+
+def _pump(how: RouteSettings, lane: Lane, sink: Sink, clock: Clock, dead_letter: DeadLetter) -> Pump:
+    rows_max = ROWS_PER_FAST_WRITE_MAX if how.fast else ROWS_PER_WRITE_MAX
+    strict = how.order == "strict"
+    if strict or how.fast:
+        alone = lane.reader(Part.ALL)
+        return Pump(lane, alone, sink, clock, dead_letter, rows_max=rows_max, in_flight_max=1 if strict else None)
+    replay = Replay(lane.reader(Part.BACKLOG), ROWS_PER_REPLAY_WRITE_MAX, how.replay_rate)
+    return Pump(lane, lane.reader(Part.LIVE), sink, clock, dead_letter, rows_max=rows_max, replay=replay)
 
 
 def _address(settings: DeviceSettings | Settings) -> str:

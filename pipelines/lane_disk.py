@@ -512,14 +512,23 @@ class _DiskReader:
         self.fetching = False
         """Waits for the disk, not for an append."""
 
+    @property
+    def unread(self) -> bool:
+        return self._lane._state.first_unread(self._part) is not None
+
+    async def wait(self) -> None:
+        while not self.unread:
+            self._lane._check()
+            self._lane._readable.clear()
+            await self._lane._readable.wait()
+
     async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
         lane = self._lane
         while True:
             lane._check()
             found = lane._state.first_unread(self._part)
             if found is None:
-                lane._readable.clear()
-                await lane._readable.wait()
+                await self.wait()
             elif batches := self._take(*found, rows_max):
                 span = Span(found[0], found[0] + len(batches))
                 lane._state.unread.remove(span.start, span.end)

@@ -181,12 +181,19 @@ class _MemoryReader:
         self._lane = lane
         self._part = part
 
-    async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
-        lane = self._lane
-        while (taken := lane._take(self._part, rows_max)) is None:
+    @property
+    def unread(self) -> bool:
+        return self._lane._unread.first_in(*self._lane._bounds(self._part)) is not None
+
+    async def wait(self) -> None:
+        while not self.unread:
             # `set` wakes every waiting reader; those that find nothing of theirs come back here.
-            lane._readable.clear()
-            await lane._readable.wait()
+            self._lane._readable.clear()
+            await self._lane._readable.wait()
+
+    async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
+        while (taken := self._lane._take(self._part, rows_max)) is None:
+            await self.wait()
         return taken
 
     def commit(self, span: Span) -> None:
