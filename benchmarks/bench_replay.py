@@ -26,7 +26,7 @@ from benchmarks.subscriber import Subscriber
 from connectors.mqtt import MqttSink
 from connectors.mqtt_settings import MqttTarget
 from connectors.payload import Identity
-from gateway.build import ROWS_PER_REPLAY_WRITE_MAX, ROWS_PER_WRITE_MAX
+from gateway.build import ROWS_PER_REPLAY_WRITE, ROWS_PER_WRITE_MAX
 from gateway.settings import Route
 from pipelines.batch import Batch
 from pipelines.clock import SystemClock
@@ -60,8 +60,16 @@ def caught_up(url: str) -> tuple[float, float, float]:
 
     async def measure() -> tuple[float, float, float]:
         async with parts(url) as (lane, sink):
-            replay = Replay(lane.reader(Part.BACKLOG), ROWS_PER_REPLAY_WRITE_MAX, REPLAY_RATE)
-            pump = Pump(lane, lane.reader(Part.LIVE), sink, SystemClock(), no_letters, rows_max=10_000, replay=replay)
+            replay = Replay(lane.reader(Part.BACKLOG), ROWS_PER_REPLAY_WRITE, ROWS_PER_WRITE_MAX, REPLAY_RATE)
+            pump = Pump(
+                lane,
+                lane.reader(Part.LIVE),
+                sink,
+                SystemClock(),
+                no_letters,
+                rows_max=ROWS_PER_WRITE_MAX,
+                replay=replay,
+            )
             async with running(pump, lane):
                 await asyncio.sleep(NORMAL_S)
             normal, sink.waited_ns = sink.p99_ms(), []
@@ -84,7 +92,7 @@ def drained(url: str) -> float:
             pump = Pump(lane, lane.reader(Part.ALL), sink, SystemClock(), no_letters, rows_max=ROWS_PER_WRITE_MAX)
             began_s = time.monotonic()
             task = asyncio.create_task(pump.run())
-            while lane.pending_rows:
+            while lane.pending_rows:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             task.cancel()
             await asyncio.wait([task])
@@ -150,7 +158,7 @@ async def fill(lane: DiskLane) -> None:
 async def until_delivered(pump: Pump, lane: DiskLane) -> None:
     """Returns when the whole backlog is with the broker."""
     wanted = pump.counters.totals["historical_rows"] + BACKLOG_ROWS
-    while pump.counters.totals["historical_rows"] < wanted:
+    while pump.counters.totals["historical_rows"] < wanted:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 

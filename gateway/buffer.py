@@ -6,12 +6,12 @@ What is pending is told by the cursor file, which may be a second old: a running
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import orjson
 
+from gateway.health import utc
 from pipelines import cursor as cursors
 from pipelines.batch import Batch
 from pipelines.cursor import Cursor
@@ -45,7 +45,7 @@ def listing(data_dir: Path) -> Iterator[str]:
             oldest += [content.index.received_ns[at] for at in waiting[:1]]
             if path.suffix == BROKEN:
                 notes.append(f"  {path.name}: set aside as damaged, {len(content.index)} batches readable")
-        since = f", oldest {_time(min(oldest))}" if oldest else ""
+        since = f", oldest {utc(min(oldest))}" if oldest else ""
         yield f"{folder.name}: {pending} rows pending of {rows}, {len(segments)} segments, {size} bytes{since}"
         yield from notes
 
@@ -137,7 +137,3 @@ def _segments(folder: Path) -> Iterator[tuple[Path, Content]]:
             yield path, load(FILES, path)
         except (OSError, UnknownFormat):
             continue
-
-
-def _time(ns: int) -> str:
-    return datetime.fromtimestamp(ns / 1e9, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -14,16 +14,17 @@ from gateway.buffer import lanes_folder
 from gateway.dead_letter import DeadLetter
 from gateway.http import HttpService
 from gateway.instance import next_instance
+from gateway.ledger import GapLedger
 from gateway.log import Log
 from gateway.loopwatch import LoopWatch
-from gateway.metrics import CountersCollector, Metrics, StateCollector
+from gateway.metrics import CountersCollector, GapsCollector, Metrics, StateCollector
 from gateway.session import SinkSession, SourceSession
 from gateway.settings import DeviceSettings, GatewayFile, kind_of
 from gateway.settings import Route as RouteSettings
 from pipelines.clock import Clock, SystemClock
 from pipelines.contracts import Lane, Part, Sink, Source, Stage
 from pipelines.counters import Counters
-from pipelines.gaps import NoLedger
+from pipelines.gaps import Ledger
 from pipelines.journal import SUFFIX
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane, WhenFull
@@ -38,8 +39,10 @@ from pipelines.tags import TagTable
 ROWS_PER_WRITE_MAX: Final = 10_000
 """A busy route takes this much at a time: one write, one transaction."""
 ROWS_PER_FAST_WRITE_MAX: Final = 1_000
-ROWS_PER_REPLAY_WRITE_MAX: Final = 5_000
-"""Live data waits for one such write at most; a Kafka transaction costs little beside as many rows."""
+ROWS_PER_REPLAY_WRITE: Final = 2_000
+"""Live data waits for one such write: larger ones show in its latency."""
+ROWS_PER_REPLAY_TRANSACTION: Final = 6_000
+"""A transaction costs little beside as many rows."""
 
 
 @dataclass(frozen=True)
@@ -57,44 +60,56 @@ def build(file: GatewayFile, clock: Clock | None = None) -> Built:
     clock = clock or SystemClock()
     instance = next_instance(file.gateway.data_dir)
     identity, tags = Identity(file.gateway.id, file.gateway.site), TagTable()
-    sources = [_source(file, name, number, tags, clock) for number, name in enumerate(file.devices)]
-    routes = {name: _route(file, name, tags, instance, clock) for name in file.send}
+    ledger = GapLedger(file.gateway.data_dir, clock)
+    sources = [_source(file, name, number, tags, clock, ledger) for number, name in enumerate(file.devices)]
+    routes = {name: _route(file, name, tags, instance, clock, ledger) for name in file.send}
     _say_what_is_left_over(file)
     dead_letter = DeadLetter(file.gateway.data_dir, make_format("json", identity, tags))
-    collecting = [_source_session(file, source, list(routes.values()), tags) for source in sources]
-    writing = [_sink_session(file, name, identity, routes, tags, clock, dead_letter) for name in file.to]
-    parts = Parts(collecting, writing, [route.lane for route in routes.values()])
+    collecting = [_source_session(file, source, list(routes.values()), tags, clock, ledger) for source in sources]
+    writing = [_sink_session(file, name, identity, routes, tags, clock, ledger, dead_letter) for name in file.to]
+    parts = Parts(collecting, writing, [route.lane for route in routes.values()], ledger)
     app = App(parts, file.gateway.id, clock, random.random, file.gateway.stop_timeout / 1e9)
     watch = LoopWatch()
     counted = [*_counters(parts, routes.values()), dead_letter.counters, watch.counters]
-    return Built(app, _service(file, app, parts, watch, counted, clock), watch, tags)
+    return Built(app, _service(file, app, parts, watch, counted, clock, ledger), watch, tags)
 
 
-def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock: Clock) -> Source:
+def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock: Clock, ledger: Ledger) -> Source:
     settings = file.devices[name]
     source: Source = load(SOURCES[kind_of(settings)])(
-        name, source_id, settings, tags, clock, file.gateway.data_dir, NoLedger()
+        name, source_id, settings, tags, clock, file.gateway.data_dir, ledger
     )
     return source
 
 
-def _route(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock) -> Route:
+def _route(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock, ledger: Ledger) -> Route:
     settings = file.send[name]
-    lane = _lane(file, name, tags, instance, clock)
+    lane = _lane(file, name, tags, instance, clock, ledger)
     everything = "*" in settings.from_
     select: list[Stage] = [] if everything else [SelectStage(Selector(tags, settings.from_))]
     return Route(name, [*select, *(step.build(tags) for step in settings.steps)], lane)
 
 
-def _lane(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock) -> Lane:
+def _lane(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock, ledger: Ledger) -> Lane:
     settings = file.send[name]
     buffer, when_full = settings.buffer, WhenFull(settings.buffer.when_full)
-    if settings.fast:
-        return MemoryLane(name, bytes_max=buffer.memory, when_full=when_full, instance=instance)
-    limits = Limits(buffer.disk, buffer.memory, buffer.fsync_every, buffer.max_age, buffer.reserve)
-    folder = lanes_folder(file.gateway.data_dir) / name
     sources = list(file.devices)
-    return DiskLane(name, folder, clock, limits, tags=tags, sources=sources, when_full=when_full, instance=instance)
+    if settings.fast:
+        return MemoryLane(
+            name, bytes_max=buffer.memory, sources=sources, when_full=when_full, instance=instance, ledger=ledger
+        )
+    limits = Limits(buffer.disk, buffer.memory, buffer.fsync_every, buffer.max_age, buffer.reserve)
+    return DiskLane(
+        name,
+        lanes_folder(file.gateway.data_dir) / name,
+        clock,
+        limits,
+        tags=tags,
+        sources=sources,
+        when_full=when_full,
+        instance=instance,
+        ledger=ledger,
+    )
 
 
 def _say_what_is_left_over(file: GatewayFile) -> None:
@@ -110,11 +125,13 @@ def _say_what_is_left_over(file: GatewayFile) -> None:
             )
 
 
-def _source_session(file: GatewayFile, source: Source, routes: Sequence[Route], tags: TagTable) -> SourceSession:
+def _source_session(
+    file: GatewayFile, source: Source, routes: Sequence[Route], tags: TagTable, clock: Clock, ledger: Ledger
+) -> SourceSession:
     settings = file.devices[source.name]
     own = [tag for tag in tags if tag.device == source.name]
     wanted = [route for route in routes if any(matches(p, tag) for p in file.send[route.name].from_ for tag in own)]
-    return SourceSession(source, _address(settings), wanted, _tag_stages(settings, tags))
+    return SourceSession(source, _address(settings), wanted, _tag_stages(settings, tags), clock, ledger)
 
 
 def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
@@ -135,6 +152,7 @@ def _sink_session(
     routes: dict[str, Route],
     tags: TagTable,
     clock: Clock,
+    ledger: Ledger,
     dead_letter: DeadLetter,
 ) -> SinkSession:
     settings = file.to[name]
@@ -145,7 +163,7 @@ def _sink_session(
         if how.to == name:
             lanes.append(routes[route].lane)
             pumps.append(_pump(how, routes[route].lane, sink, clock, dead_letter))
-    return SinkSession(sink, _address(settings), lanes, pumps)
+    return SinkSession(sink, _address(settings), lanes, pumps, clock, ledger)
 
 
 def _pump(how: RouteSettings, lane: Lane, sink: Sink, clock: Clock, dead_letter: DeadLetter) -> Pump:
@@ -154,7 +172,8 @@ def _pump(how: RouteSettings, lane: Lane, sink: Sink, clock: Clock, dead_letter:
     if strict or how.fast:
         alone = lane.reader(Part.ALL)
         return Pump(lane, alone, sink, clock, dead_letter, rows_max=rows_max, in_flight_max=1 if strict else None)
-    replay = Replay(lane.reader(Part.BACKLOG), ROWS_PER_REPLAY_WRITE_MAX, how.replay_rate)
+    rows_min = ROWS_PER_REPLAY_TRANSACTION if sink.in_flight_max == 1 else ROWS_PER_REPLAY_WRITE
+    replay = Replay(lane.reader(Part.BACKLOG), rows_min, ROWS_PER_WRITE_MAX, how.replay_rate)
     return Pump(lane, lane.reader(Part.LIVE), sink, clock, dead_letter, rows_max=rows_max, replay=replay)
 
 
@@ -173,11 +192,17 @@ def _counters(parts: Parts, routes: Iterable[Route]) -> list[Counters]:
 
 
 def _service(
-    file: GatewayFile, app: App, parts: Parts, watch: LoopWatch, counted: list[Counters], clock: Clock
+    file: GatewayFile,
+    app: App,
+    parts: Parts,
+    watch: LoopWatch,
+    counted: list[Counters],
+    clock: Clock,
+    ledger: GapLedger,
 ) -> HttpService | None:
     listen = file.gateway.listen_address()
     if listen is None:
         return None
     state = StateCollector(app.health.components, parts.lanes, clock)
-    metrics = Metrics([CountersCollector(lambda: counted), state], watch.flush)
+    metrics = Metrics([CountersCollector(lambda: counted), state, GapsCollector(ledger.totals)], watch.flush)
     return HttpService(*listen, app.health, metrics)

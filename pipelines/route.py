@@ -29,11 +29,13 @@ ROWS_PER_BATCH_MAX = 1000
 BATCH_IN_ROWS = 50
 """What a batch costs beside its rows, in rows: `collect` gives way after `ROWS_PER_BATCH_MAX` of both."""
 
+LAST_BATCH = "last_batch_timestamp_seconds"
+"""Gauge of a source: when its newest batch arrived, seconds since 1970."""
 REPLAY_BURST_NS = 100_000_000
 """A backlog that was kept waiting makes up for as much, faster than its rate."""
 
-DeadLetter = Callable[[str, Batch, Sequence[int], str], Awaitable[None]]
-"""(lane name, batch, row numbers, reason): keeps what a broker will never take."""
+DeadLetter = Callable[[str, Sequence[tuple[Batch, Sequence[int]]], str], Awaitable[None]]
+"""(lane name, batches with their row numbers, reason): keeps what a broker will never take."""
 
 
 class Route:
@@ -106,6 +108,7 @@ async def collect(source: Source, routes: Sequence[Route], stages: Sequence[Stag
             batch = await source.read()
             source.counters.add("rows", len(batch))
             source.counters.add("batches")
+            source.counters.set(LAST_BATCH, batch.received_ns / 1e9)
             for index, part in enumerate(batch.split(ROWS_PER_BATCH_MAX)):
                 if index:
                     await asyncio.sleep(0)
@@ -131,10 +134,16 @@ class Replay:
 
     reader: Reader
     """Of the lane's BACKLOG; the pump's own is of LIVE then."""
+    rows_min: int
+    """What a write takes where it is acknowledged at once; live data waits for one write at most."""
     rows_max: int
-    """In a write: live waits for one at most."""
+    """What it takes over a link so long that the rate needs it."""
     rate: float
     """Rows per second at most."""
+
+    def rows(self, quickest_ns: int) -> int:
+        """For the next write, where the quickest one took so long: what `rate` asks for in that time."""
+        return max(self.rows_min, min(int(self.rate * quickest_ns / 1e9), self.rows_max))
 
 
 class Pump:
@@ -190,13 +199,18 @@ class Pump:
     async def _catch_up(self, replay: Replay, slots: asyncio.Semaphore) -> None:
         """Reads ahead of its slot: the disk is slow, and a backlog does not become a larger write by waiting."""
         replay.reader.rewind()
-        due_ns = self._clock.mono_ns()
+        due_ns, quickest_ns = self._clock.mono_ns(), 10**9
+        rows_max = replay.rows_min
         while True:
-            span, batches = await replay.reader.read(replay.rows_max)
+            span, batches = await replay.reader.read(rows_max)
             await slots.acquire()
+            began_ns = self._clock.mono_ns()
             await self._deliver(span, batches, slots, replay)
-            due_ns = max(due_ns, self._clock.mono_ns() - REPLAY_BURST_NS) + int(rows_of(batches) / replay.rate * 1e9)
-            await self._clock.sleep(max(due_ns - self._clock.mono_ns(), 0) / 1e9)
+            now = self._clock.mono_ns()
+            quickest_ns = min(quickest_ns, now - began_ns)
+            rows_max = replay.rows(quickest_ns)
+            due_ns = max(due_ns, now - REPLAY_BURST_NS) + int(rows_of(batches) / replay.rate * 1e9)
+            await self._clock.sleep(max(due_ns - now, 0) / 1e9)
 
     async def _deliver(
         self, span: Span, batches: Sequence[Batch], slots: asyncio.Semaphore, replay: Replay | None = None
@@ -228,8 +242,8 @@ class Pump:
         rows: defaultdict[int, list[int]] = defaultdict(list)
         for index, row in refusal.rows:
             rows[index].append(row)
-        for index in sorted(rows):
-            await self._dead_letter(self._lane.name, batches[index], rows[index], refusal.reason)
+        refused = [(batches[index], rows[index]) for index in sorted(rows)]
+        await self._dead_letter(self._lane.name, refused, refusal.reason)
 
     def _count(self, batches: Sequence[Batch], rejected: int) -> None:
         self.counters.add("rows", rows_of(batches) - rejected)
