@@ -109,7 +109,7 @@ class DiskLane:
         self._clock = clock
         self._limits = limits
         self._when_full = when_full
-        self._ledger = ledger or NoLedger()
+        self._ledger = NoLedger() if ledger is None else ledger
         self._files = files or RealFiles()
         self._offload = offload or Threads(name)
         self._rows = 0

@@ -51,7 +51,7 @@ class MemoryLane:
         self.counters = Counters("lane", name)
         self._bytes_max = bytes_max
         self._sources = sources
-        self._ledger = ledger or NoLedger()
+        self._ledger = NoLedger() if ledger is None else ledger
         self._closed = False
         self._when_full = when_full
         self._uuid = uuid4().bytes
