@@ -266,7 +266,7 @@ async def test_the_ledger_knows_a_dropped_segment_of_an_earlier_start(make: Make
     span, batches = await reader.read(500)
     reader.commit(span)
     await lane.close()
-    noted, small = Noted(), replace(LIMITS, bytes_max=45_000)
+    noted, small = Noted(), replace(LIMITS, bytes_max=30_000)
     again = make(sources=["meter7", "press4"], ledger=noted, limits=small)
     await again.append(make_batch(90, 20))
     totals = again.counters.totals
