@@ -268,6 +268,7 @@ async def test_the_ledger_knows_a_dropped_segment_of_an_earlier_start(make: Make
     await lane.close()
     noted, small = Noted(), replace(LIMITS, bytes_max=30_000)
     again = make(sources=["meter7", "press4"], ledger=noted, limits=small)
+    again.reader(Part.ALL)
     await again.append(make_batch(90, 20))
     totals = again.counters.totals
     assert totals["dropped_rows"] + again.pending_rows == 90 * 20 - sum(map(len, batches)) + 20
