@@ -50,6 +50,14 @@ def listing(data_dir: Path) -> Iterator[str]:
         yield from notes
 
 
+def pending_rows(folder: Path) -> int | None:
+    """What the lane in `folder` still has to deliver; None where a segment cannot be read."""
+    cursor, paths = _cursor(folder), _paths(folder)
+    known = [content.index for _, content in _segments(folder)]
+    rows = sum(index.rows[at] for index in known for at in _pending(cursor, index))
+    return rows if len(known) == len(paths) else None
+
+
 def verify(data_dir: Path) -> Iterator[str]:
     """A line for each segment or cursor with damage. The end of a segment that is being written is none."""
     for folder in _folders(data_dir):

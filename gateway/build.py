@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,7 @@ from gateway.dead_letter import DeadLetter
 from gateway.http import HttpService
 from gateway.instance import next_instance
 from gateway.ledger import GapLedger
-from gateway.log import Log
+from gateway.leftover import leftovers, remember
 from gateway.loopwatch import LoopWatch
 from gateway.metrics import CountersCollector, GapsCollector, Metrics, StateCollector
 from gateway.session import SinkSession, SourceSession
@@ -25,7 +25,6 @@ from pipelines.clock import Clock, SystemClock
 from pipelines.contracts import Lane, Part, Sink, Source, Stage
 from pipelines.counters import Counters
 from pipelines.gaps import Ledger
-from pipelines.journal import SUFFIX
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane, WhenFull
 from pipelines.quantities import Settings
@@ -62,15 +61,21 @@ def build(file: GatewayFile, clock: Clock | None = None) -> Built:
     identity, tags = Identity(file.gateway.id, file.gateway.site), TagTable()
     ledger = GapLedger(file.gateway.data_dir, clock)
     sources = [_source(file, name, number, tags, clock, ledger) for number, name in enumerate(file.devices)]
-    routes = {name: _route(file, name, tags, instance, clock, ledger) for name in file.send}
-    _say_what_is_left_over(file)
+    lanes = {name: _lane(file, name, how, tags, instance, clock, ledger) for name, how in file.send.items()}
+    served = dict(file.send) | (left := leftovers(file))
+    lanes |= {name: _lane(file, name, how, tags, instance, clock, ledger) for name, how in left.items()}
+    remember(file)
+    routes = [_route(name, how, tags, lanes[name]) for name, how in file.send.items()]
     dead_letter = DeadLetter(file.gateway.data_dir, make_format("json", identity, tags))
-    collecting = [_source_session(file, source, list(routes.values()), tags, clock, ledger) for source in sources]
-    writing = [_sink_session(file, name, identity, routes, tags, clock, ledger, dead_letter) for name in file.to]
-    parts = Parts(collecting, writing, [route.lane for route in routes.values()], ledger)
+    collecting = [_source_session(file, source, routes, tags, clock, ledger) for source in sources]
+    writing = [
+        _sink_session(file.to[name], name, served, lanes, identity, tags, clock, ledger, dead_letter)
+        for name in file.to
+    ]
+    parts = Parts(collecting, writing, list(lanes.values()), ledger)
     app = App(parts, file.gateway.id, clock, random.random, file.gateway.stop_timeout / 1e9)
     watch = LoopWatch()
-    counted = [*_counters(parts, routes.values()), dead_letter.counters, watch.counters]
+    counted = [*_counters(parts, routes), dead_letter.counters, watch.counters]
     return Built(app, _service(file, app, parts, watch, counted, clock, ledger), watch, tags)
 
 
@@ -82,16 +87,21 @@ def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock:
     return source
 
 
-def _route(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock, ledger: Ledger) -> Route:
-    settings = file.send[name]
-    lane = _lane(file, name, tags, instance, clock, ledger)
+def _route(name: str, settings: RouteSettings, tags: TagTable, lane: Lane) -> Route:
     everything = "*" in settings.from_
     select: list[Stage] = [] if everything else [SelectStage(Selector(tags, settings.from_))]
     return Route(name, [*select, *(step.build(tags) for step in settings.steps)], lane)
 
 
-def _lane(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock, ledger: Ledger) -> Lane:
-    settings = file.send[name]
+def _lane(
+    file: GatewayFile,
+    name: str,
+    settings: RouteSettings,
+    tags: TagTable,
+    instance: int,
+    clock: Clock,
+    ledger: Ledger,
+) -> Lane:
     buffer, when_full = settings.buffer, WhenFull(settings.buffer.when_full)
     sources = list(file.devices)
     if settings.fast:
@@ -110,19 +120,6 @@ def _lane(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Cl
         instance=instance,
         ledger=ledger,
     )
-
-
-def _say_what_is_left_over(file: GatewayFile) -> None:
-    """Lanes of routes that are gone from the file, or fast now, are kept: nothing reads them yet."""
-    durable = {name for name, route in file.send.items() if not route.fast}
-    for folder in sorted(lanes_folder(file.gateway.data_dir).glob("*/")):
-        if folder.is_dir() and folder.name not in durable and any(folder.glob(f"*{SUFFIX}*")):
-            Log("gateway").warning(
-                "the buffer of a route that is no longer there is kept; look into it with `gateway buffer cat`, delete "
-                "its folder when it is not needed",
-                route=folder.name,
-                folder=str(folder),
-            )
 
 
 def _source_session(
@@ -146,24 +143,20 @@ def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
 
 
 def _sink_session(
-    file: GatewayFile,
+    settings: Settings,
     name: str,
+    served: Mapping[str, RouteSettings],
+    lanes: Mapping[str, Lane],
     identity: Identity,
-    routes: dict[str, Route],
     tags: TagTable,
     clock: Clock,
     ledger: Ledger,
     dead_letter: DeadLetter,
 ) -> SinkSession:
-    settings = file.to[name]
-    served = [route for route, how in file.send.items() if how.to == name]
-    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, served)
-    lanes, pumps = list[Lane](), list[Pump]()
-    for route, how in file.send.items():
-        if how.to == name:
-            lanes.append(routes[route].lane)
-            pumps.append(_pump(how, routes[route].lane, sink, clock, dead_letter))
-    return SinkSession(sink, _address(settings), lanes, pumps, clock, ledger)
+    its = {route: how for route, how in served.items() if how.to == name}
+    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, list(its))
+    pumps = [_pump(how, lanes[route], sink, clock, dead_letter) for route, how in its.items()]
+    return SinkSession(sink, _address(settings), [lanes[route] for route in its], pumps, clock, ledger)
 
 
 def _pump(how: RouteSettings, lane: Lane, sink: Sink, clock: Clock, dead_letter: DeadLetter) -> Pump:
