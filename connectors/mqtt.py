@@ -31,6 +31,7 @@ from pipelines.batch import Batch, rows_of
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Rejected, Transient
+from pipelines.route import BATCH_IN_ROWS
 from pipelines.tags import TagTable
 
 IN_FLIGHT_MAX = 2
@@ -153,7 +154,7 @@ class _Writer:
             if rows >= ROWS_PER_STEP:
                 rows = 0
                 await asyncio.sleep(0)
-            rows += len(batch)
+            rows += BATCH_IN_ROWS + len(batch)
             messages = self._messages(lane, batch, historical)
             runs = self._sendable(session.packet_bytes_max, delivery, first, messages)
             if self._encoder.qos:

@@ -38,9 +38,9 @@ from pipelines.tags import TagTable
 ROWS_PER_WRITE_MAX: Final = 10_000
 """A busy route takes this much at a time: one write, one transaction."""
 ROWS_PER_FAST_WRITE_MAX: Final = 1_000
-ROWS_PER_REPLAY_WRITE: Final = 2_000
-"""Live data waits for one such write: larger ones show in its latency."""
-ROWS_PER_REPLAY_TRANSACTION: Final = 6_000
+ROWS_PER_REPLAY_WRITE: Final = 2_100
+"""Two full batches as `Replay` counts. Live data waits for one such write: larger ones show in its latency."""
+ROWS_PER_REPLAY_TRANSACTION: Final = 6_300
 """A transaction costs little beside as many rows."""
 
 

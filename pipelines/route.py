@@ -139,7 +139,7 @@ class Replay:
     rows_max: int
     """What it takes over a link so long that the rate needs it."""
     rate: float
-    """Rows per second at most."""
+    """Rows per second at most. Everywhere here a batch counts as BATCH_IN_ROWS more: tiny ones cost more than rows."""
 
     def rows(self, quickest_ns: int) -> int:
         """For the next write, where the quickest one took so long: what `rate` asks for in that time."""
@@ -199,17 +199,17 @@ class Pump:
     async def _catch_up(self, replay: Replay, slots: asyncio.Semaphore) -> None:
         """Reads ahead of its slot: the disk is slow, and a backlog does not become a larger write by waiting."""
         replay.reader.rewind()
-        due_ns, quickest_ns = self._clock.mono_ns(), 10**9
-        rows_max = replay.rows_min
+        due_ns, quickest_ns, share = self._clock.mono_ns(), 0, 1.0
         while True:
-            span, batches = await replay.reader.read(rows_max)
+            span, batches = await replay.reader.read(int(replay.rows(quickest_ns) * share))
             await slots.acquire()
             began_ns = self._clock.mono_ns()
             await self._deliver(span, batches, slots, replay)
             now = self._clock.mono_ns()
-            quickest_ns = min(quickest_ns, now - began_ns)
-            rows_max = replay.rows(quickest_ns)
-            due_ns = max(due_ns, now - REPLAY_BURST_NS) + int(rows_of(batches) / replay.rate * 1e9)
+            quickest_ns = min(quickest_ns or now - began_ns, now - began_ns)
+            cost = rows_of(batches) + BATCH_IN_ROWS * len(batches)
+            share = rows_of(batches) / cost
+            due_ns = max(due_ns, now - REPLAY_BURST_NS) + int(cost / replay.rate * 1e9)
             await self._clock.sleep(max(due_ns - now, 0) / 1e9)
 
     async def _deliver(
