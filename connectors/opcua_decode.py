@@ -8,7 +8,8 @@ the parts that the mask names. Records of one shape (mask, type) have one size w
 - a *run* of equally shaped records is one `np.frombuffer`; its length is found at C speed by comparing every size-th
   byte,
 - short runs of fixed-size records are collected per shape and gathered with one fancy index each,
-- everything else (text, arrays, structures) is read one by one with `opcua_binary.Cursor`.
+- of text and arrays only the value is read one by one (`opcua_variable`), what stands around it is gathered,
+- everything else (structures, matrices, and the rows of a shape that has only a few) is read by `opcua_binary.Cursor`.
 
 The record's layout is derived from its mask and type, never assumed: servers differ (masks 5, 13 and 63 are common).
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -24,7 +26,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from connectors.opcua_binary import EPOCH_TICKS, FIXED, VARIABLE, Cursor, DecodeError, guid_text
+from connectors.opcua_binary import EPOCH_TICKS, FIXED, VARIABLE, Cursor, DecodeError, guid_texts
+from connectors.opcua_variable import READ, Reader
 from pipelines.batch import EXACT_INTEGER_MAX, GOOD, Extra, Flag, Kind
 
 PUBLISH_RESPONSE: Final = 829
@@ -44,6 +47,8 @@ RUN_MIN: Final = 6
 
 _Header: Final = struct.Struct("<qIIBi3s")
 _Head: Final = struct.Struct("<IB")
+VALUE_AT: Final = 6
+"""Offset of the value in a record that has one: behind client handle, mask and Variant encoding."""
 _Message: Final = struct.Struct("<Iqi")
 NO_OBJECT: Final = b"\0\0\0"
 """A null ExtensionObject."""
@@ -208,23 +213,52 @@ def _tail(mask: int) -> tuple[struct.Struct, int, int]:
 _TAILS: Final = [_tail(half << 1) for half in range(0x20)]
 _SIZED: Final = {Kind.DATETIME: np.dtype("<i8"), Kind.GUID: np.dtype("V16")}
 """Types of a fixed size that are no numbers: found like numbers, kept in `extra`."""
-_SIZES: Final[dict[_Shape, int]] = {}
-"""Shape -> bytes of its record, 0 where they differ from record to record or hold no number; filled on first sight."""
-_LAYOUTS: Final[dict[_Shape, np.dtype[Any]]] = {}
 
 
-def _learn_size(shape: _Shape) -> int:
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """How records of one shape lie in the body."""
+
+    size: int
+    """Bytes; 0 where it differs from record to record."""
+    layout: np.dtype[Any] | None
+    """Of the whole record, where it has a size."""
+    read: Reader | None
+    """Reads the value, where the size differs. Neither this nor a layout: `_Rows` reads the record."""
+    tail: np.dtype[Any]
+    tail_bytes: int
+    """Of the parts behind the value."""
+
+
+_RECORDS: Final[dict[_Shape, _Record]] = {}
+"""Filled on first sight of a shape."""
+_HANDLE: Final = np.dtype("<u4")
+
+
+def _learn(shape: _Shape) -> _Record:
     """Derives the record of a shape: DataValue mask and Variant encoding (Part 6, 5.2.2.16 and 5.2.2.17)."""
     mask, encoding = shape.ljust(2, b"\0")
-    value = FIXED.get(encoding) or _SIZED.get(encoding)
-    if mask & 0xC0 or not mask & 0x01 or value is None:
-        _SIZES[shape] = 0
-        return 0
-    fields: list[tuple[str, Any]] = [("handle", "<u4"), ("mask", "u1"), ("encoding", "u1"), ("value", value)]
-    fields += [(name, f"<{code}") for bit, name, code in _PARTS if mask & bit]
-    _LAYOUTS[shape] = np.dtype(fields)
-    _SIZES[shape] = _LAYOUTS[shape].itemsize
-    return _SIZES[shape]
+    layout, read = None, None
+    parts: list[tuple[str, Any]] = [(name, f"<{code}") for bit, name, code in _PARTS if mask & bit]
+    if not mask & 0xC0 and mask & 0x01:
+        value = FIXED.get(encoding) or _SIZED.get(encoding)
+        read = READ.get(encoding)
+        if value is not None:
+            layout = np.dtype([("handle", _HANDLE), ("mask", "u1"), ("encoding", "u1"), ("value", value), *parts])
+    tail = np.dtype(parts)
+    record = _RECORDS[shape] = _Record(layout.itemsize if layout else 0, layout, read, tail, tail.itemsize)
+    return record
+
+
+class _Found:
+    """Records of one shape, scattered over a part: their offsets, their rows, and where values of no fixed size end."""
+
+    __slots__ = ("offsets", "rows", "stops")
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.rows: list[int] = []
+        self.stops: list[int] = []
 
 
 def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> int:
@@ -236,13 +270,16 @@ def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> 
             at = singles.read(row, at)
         singles.store(columns)
         return at
-    scattered: dict[_Shape, tuple[list[int], list[int]]] = {}
-    sizes = _SIZES
+    scattered: defaultdict[_Shape, _Found] = defaultdict(_Found)
+    records = _RECORDS
     while row < rows:
         shape = body[at + 4 : at + 6]
-        size = sizes.get(shape)
-        if size is None:
-            size = _learn_size(shape)
+        record = records.get(shape) or _learn(shape)
+        size = record.size
+        if record.read:
+            run, at = _read_run(columns.extra, body, at, end, range(row, rows), shape, scattered[shape])
+            row += run
+            continue
         if size == 0 or at + size > end:
             at = singles.read(row, at)
             row += 1
@@ -251,20 +288,66 @@ def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> 
         if body[at + size + 4 : at + size + 6] == shape:
             run = _run_length(body, at, min(rows - row, (end - at) // size), size, shape)
         if run >= RUN_MIN:
-            records = np.frombuffer(body, _LAYOUTS[shape], run, at)
-            _store(columns, slice(row, row + run), records, shape, arrival_ns)
+            _store(columns, slice(row, row + run), np.frombuffer(body, record.layout, run, at), shape, arrival_ns)
         else:
-            if shape not in scattered:
-                scattered[shape] = ([], [])
-            offsets, places = scattered[shape]
-            offsets.extend(range(at, at + run * size, size))
-            places.extend(range(row, row + run))
+            found = scattered[shape]
+            found.offsets.extend(range(at, at + run * size, size))
+            found.rows.extend(range(row, row + run))
         at += run * size
         row += run
-    for shape, (offsets, places) in scattered.items():
-        _store(columns, np.array(places), _gather(body, offsets, shape), shape, arrival_ns)
+    for shape, found in scattered.items():
+        if len(found.rows) < RUN_MIN:
+            for row, start in zip(found.rows, found.offsets, strict=True):
+                singles.read(row, start)
+        else:
+            _store_found(columns, body, found, shape, arrival_ns)
     singles.store(columns)
     return at
+
+
+def _read_run(
+    extra: Extra, body: bytes, at: int, end: int, rows: range, shape: _Shape, found: _Found
+) -> tuple[int, int]:
+    """Reads the values of records of one shape, which has a reader, from `at` on; how many, the offset behind them."""
+    record, first = _RECORDS[shape], len(found.rows)
+    read, tail_bytes = record.read, record.tail_bytes
+    assert read
+    offsets, stops = found.offsets, found.stops
+    try:
+        for row in rows:
+            offsets.append(at)
+            extra[row], stop = read(body, at + VALUE_AT, end)
+            stops.append(stop)
+            at = stop + tail_bytes
+            if at > end:
+                raise DecodeError(f"the record at offset {offsets[-1]} goes beyond the end of the field at {end}")
+            if body[at + 4 : at + VALUE_AT] != shape:
+                break
+    except struct.error as error:
+        raise DecodeError(f"the record at offset {offsets[-1]} goes beyond the end of the message") from error
+    run = len(offsets) - first
+    found.rows.extend(rows[:run])
+    return run, at
+
+
+def _store_found(columns: Columns, body: bytes, found: _Found, shape: _Shape, arrival_ns: int) -> None:
+    """Gathers the records of one shape and writes them into their rows; values of no fixed size are there already."""
+    record, rows = _RECORDS[shape], np.array(found.rows)
+    if record.layout:
+        _store(columns, rows, _pick(body, record.layout, found.offsets), shape, arrival_ns)
+        return
+    mask, kind = shape
+    columns.handle[rows] = _pick(body, _HANDLE, found.offsets)
+    columns.kind[rows] = kind
+    columns.value[rows] = np.nan
+    tails = _pick(body, record.tail, found.stops) if mask & 0x06 else np.empty(0)
+    _store_tails(columns, rows, tails, mask, arrival_ns)
+
+
+def _pick(body: bytes, layout: np.dtype[Any], offsets: list[int]) -> npt.NDArray[Any]:
+    """What lies at these offsets: the body as an array of overlapping elements, one at every byte, indexed once."""
+    overlapping: npt.NDArray[Any] = np.ndarray((len(body) - layout.itemsize + 1,), layout, body, 0, (1,))
+    return overlapping[offsets]
 
 
 def _run_length(body: bytes, at: int, limit: int, size: int, shape: _Shape) -> int:
@@ -284,13 +367,6 @@ def _run_length(body: bytes, at: int, limit: int, size: int, shape: _Shape) -> i
     return run
 
 
-def _gather(body: bytes, offsets: list[int], shape: _Shape) -> npt.NDArray[Any]:
-    layout = _LAYOUTS[shape]
-    index = np.array(offsets)[:, None] + np.arange(layout.itemsize)
-    records: npt.NDArray[Any] = np.frombuffer(body, np.uint8)[index].view(layout).ravel()
-    return records
-
-
 def _store(
     columns: Columns,
     rows: slice | npt.NDArray[np.intp],
@@ -306,15 +382,22 @@ def _store(
         _store_extra(columns, rows, records["value"], kind)
     else:
         columns.value[rows] = records["value"]
+    if kind in (Kind.INT64, Kind.UINT64):
+        _store_big(columns, rows, records["value"])
+    _store_tails(columns, rows, records, mask, arrival_ns)
+
+
+def _store_tails(
+    columns: Columns, rows: slice | npt.NDArray[np.intp], tails: npt.NDArray[Any], mask: int, arrival_ns: int
+) -> None:
+    """Status and time, of those that `mask` names; the columns hold Good and no flags before."""
     if mask & 0x02:
-        columns.status[rows] = records["status"]
+        columns.status[rows] = tails["status"]
     if mask & 0x04:
-        _store_times(columns, rows, records["source"], arrival_ns)
+        _store_times(columns, rows, tails["source"], arrival_ns)
     else:
         columns.ts_ns[rows] = arrival_ns
         columns.flags[rows] = Flag.ARRIVAL_TIME
-    if kind in (Kind.INT64, Kind.UINT64):
-        _store_big(columns, rows, records["value"])
 
 
 def _store_times(
@@ -334,8 +417,7 @@ def _store_extra(columns: Columns, rows: slice | npt.NDArray[np.intp], values: n
     if kind == Kind.DATETIME:
         shown = [(ticks - EPOCH_TICKS) * 100 for ticks in values.tolist()]
     else:
-        raw = values.tobytes()
-        shown = [guid_text(raw[at : at + 16]) for at in range(0, len(raw), 16)]
+        shown = guid_texts(values.tobytes())
     columns.extra.update(zip(np.arange(len(columns.handle))[rows].tolist(), shown, strict=True))
 
 
