@@ -5,8 +5,8 @@ MoreNotifications, NotificationMessage (SequenceNumber, PublishTime, Notificatio
 A DataChangeNotification holds MonitoredItemNotifications: client handle 4, DataValue mask 1, Variant type 1, value, and
 the parts that the mask names. Records of one shape (mask, type) have one size when the value is a number, so
 
-- a *run* of equally shaped records is one `np.frombuffer`; its length is found at C speed by comparing every size-th
-  byte,
+- a *run* of equally shaped records (arrays: of equal length) is one `np.frombuffer`; how many they are is found at C
+  speed by comparing every size-th byte,
 - short runs of fixed-size records are collected per shape and gathered with one fancy index each,
 - of text and arrays only the value is read one by one (`opcua_variable`), what stands around it is gathered,
 - everything else (structures, matrices, and the rows of a shape that has only a few) is read by `opcua_binary.Cursor`.
@@ -21,6 +21,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -28,7 +29,7 @@ import numpy.typing as npt
 
 from connectors.opcua_binary import EPOCH_TICKS, FIXED, VARIABLE, Cursor, DecodeError, guid_texts
 from connectors.opcua_variable import READ, Reader
-from pipelines.batch import EXACT_INTEGER_MAX, GOOD, Extra, Flag, Kind
+from pipelines.batch import ARRAY, EXACT_INTEGER_MAX, GOOD, Extra, Flag, Kind
 
 PUBLISH_RESPONSE: Final = 829
 REPUBLISH_RESPONSE: Final = 835
@@ -49,10 +50,13 @@ _Header: Final = struct.Struct("<qIIBi3s")
 _Head: Final = struct.Struct("<IB")
 VALUE_AT: Final = 6
 """Offset of the value in a record that has one: behind client handle, mask and Variant encoding."""
+_ArrayShape: Final = struct.Struct("<BBi")
 _Message: Final = struct.Struct("<Iqi")
 NO_OBJECT: Final = b"\0\0\0"
 """A null ExtensionObject."""
 _Shape: TypeAlias = bytes
+"""DataValue mask and Variant encoding."""
+_ONE_BYTE: Final = [bytes((byte,)) for byte in range(256)]
 
 
 @dataclass(slots=True)
@@ -224,7 +228,9 @@ class _Record:
     layout: np.dtype[Any] | None
     """Of the whole record, where it has a size."""
     read: Reader | None
-    """Reads the value, where the size differs. Neither this nor a layout: `_Rows` reads the record."""
+    """Reads a value of no fixed size. Neither this nor a layout: `_Rows` reads the record."""
+    counted: bool
+    """An array of numbers: as long as the next one, where their counts are the same."""
     tail: np.dtype[Any]
     tail_bytes: int
     """Of the parts behind the value."""
@@ -233,21 +239,37 @@ class _Record:
 _RECORDS: Final[dict[_Shape, _Record]] = {}
 """Filled on first sight of a shape."""
 _HANDLE: Final = np.dtype("<u4")
+ARRAY_RUN_MAX: Final = 1000
+"""Elements of arrays that are decoded as a run."""
 
 
 def _learn(shape: _Shape) -> _Record:
     """Derives the record of a shape: DataValue mask and Variant encoding (Part 6, 5.2.2.16 and 5.2.2.17)."""
     mask, encoding = shape.ljust(2, b"\0")
-    layout, read = None, None
-    parts: list[tuple[str, Any]] = [(name, f"<{code}") for bit, name, code in _PARTS if mask & bit]
-    if not mask & 0xC0 and mask & 0x01:
-        value = FIXED.get(encoding) or _SIZED.get(encoding)
-        read = READ.get(encoding)
-        if value is not None:
-            layout = np.dtype([("handle", _HANDLE), ("mask", "u1"), ("encoding", "u1"), ("value", value), *parts])
-    tail = np.dtype(parts)
-    record = _RECORDS[shape] = _Record(layout.itemsize if layout else 0, layout, read, tail, tail.itemsize)
+    if mask & 0xC0 or not mask & 0x01:
+        record = _record(mask, [], None)
+    elif value := FIXED.get(encoding) or _SIZED.get(encoding):
+        record = _record(mask, [("value", value)], None)
+    else:
+        counted = bool(encoding & ARRAY) and encoding & ~ARRAY in FIXED
+        record = _record(mask, [], READ.get(encoding), counted)
+    _RECORDS[shape] = record
     return record
+
+
+@lru_cache(maxsize=1024)
+def _array_record(shape: bytes) -> _Record:
+    """The same for arrays of numbers with as many elements: here a shape is followed by the array's length."""
+    mask, encoding, count = _ArrayShape.unpack(shape)
+    value = ("value", FIXED[encoding & ~ARRAY], (count,))
+    return _record(mask, [("count", "<i4"), value] if 0 < count <= ARRAY_RUN_MAX else [], READ[encoding])
+
+
+def _record(mask: int, value: list[Any], read: Reader | None, counted: bool = False) -> _Record:
+    tail = np.dtype([(name, f"<{code}") for bit, name, code in _PARTS if mask & bit])
+    head = [("handle", _HANDLE), ("mask", "u1"), ("encoding", "u1")]
+    layout = np.dtype([*head, *value, *tail.descr]) if value else None
+    return _Record(layout.itemsize if layout else 0, layout, read, counted, tail, tail.itemsize)
 
 
 class _Found:
@@ -273,27 +295,27 @@ def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> 
     scattered: defaultdict[_Shape, _Found] = defaultdict(_Found)
     records = _RECORDS
     while row < rows:
-        shape = body[at + 4 : at + 6]
+        shape = same = body[at + 4 : at + VALUE_AT]
         record = records.get(shape) or _learn(shape)
+        if record.counted and at + VALUE_AT + 4 <= end:
+            same = body[at + 4 : at + VALUE_AT + 4]
+            record = _array_record(same)
         size = record.size
-        if record.read:
-            run, at = _read_run(columns.extra, body, at, end, range(row, rows), shape, scattered[shape])
-            row += run
-            continue
-        if size == 0 or at + size > end:
-            at = singles.read(row, at)
-            row += 1
-            continue
         run = 1
-        if body[at + size + 4 : at + size + 6] == shape:
-            run = _run_length(body, at, min(rows - row, (end - at) // size), size, shape)
+        if size and at + size <= end and body[at + size + 4 : at + size + 4 + len(same)] == same:
+            run = _run_length(body, at, min(rows - row, (end - at) // size), size, same)
         if run >= RUN_MIN:
             _store(columns, slice(row, row + run), np.frombuffer(body, record.layout, run, at), shape, arrival_ns)
+            at += run * size
+        elif record.read:
+            run, at = _read_run(columns.extra, body, at, end, range(row, rows), shape, scattered[shape])
+        elif size == 0 or at + size > end:
+            run, at = 1, singles.read(row, at)
         else:
             found = scattered[shape]
             found.offsets.extend(range(at, at + run * size, size))
             found.rows.extend(range(row, row + run))
-        at += run * size
+            at += run * size
         row += run
     for shape, found in scattered.items():
         if len(found.rows) < RUN_MIN:
@@ -350,16 +372,17 @@ def _pick(body: bytes, layout: np.dtype[Any], offsets: list[int]) -> npt.NDArray
     return overlapping[offsets]
 
 
-def _run_length(body: bytes, at: int, limit: int, size: int, shape: _Shape) -> int:
+def _run_length(body: bytes, at: int, limit: int, size: int, shape: bytes) -> int:
     """How many of the next `limit` records have this shape. Looks in growing windows: short runs cost little."""
     run, window = 0, 8
     while run < limit:
         count = min(window, limit - run)
         start = at + run * size + 4
-        stop = start + (count - 1) * size + 1
-        masks = body[start:stop:size]
-        encodings = body[start + 1 : stop + 1 : size]
-        same = min(count - len(masks.lstrip(shape[:1])), count - len(encodings.lstrip(shape[1:])))
+        reach = (count - 1) * size + 1
+        same = count
+        for place, byte in enumerate(_ONE_BYTE[byte] for byte in shape):
+            column = body[start + place : start + place + reach : size]
+            same = min(same, count - len(column.lstrip(byte)))
         run += same
         if same < count:
             break
@@ -378,7 +401,7 @@ def _store(
     mask, kind = shape
     columns.handle[rows] = records["handle"]
     columns.kind[rows] = kind
-    if kind in _SIZED:
+    if kind in _SIZED or kind & ARRAY:
         _store_extra(columns, rows, records["value"], kind)
     else:
         columns.value[rows] = records["value"]
@@ -416,8 +439,10 @@ def _store_extra(columns: Columns, rows: slice | npt.NDArray[np.intp], values: n
     shown: list[Any]
     if kind == Kind.DATETIME:
         shown = [(ticks - EPOCH_TICKS) * 100 for ticks in values.tolist()]
-    else:
+    elif kind == Kind.GUID:
         shown = guid_texts(values.tobytes())
+    else:
+        shown = values.tolist()
     columns.extra.update(zip(np.arange(len(columns.handle))[rows].tolist(), shown, strict=True))
 
 
