@@ -21,14 +21,13 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from connectors.opcua_binary import EPOCH_TICKS, FIXED, VARIABLE, Cursor, DecodeError, guid_texts
-from connectors.opcua_variable import READ, Reader
+from connectors.opcua_records import HANDLE, PARTS, RECORDS, SIZED, VALUE_AT, Shape, array_record, learn
 from pipelines.batch import ARRAY, EXACT_INTEGER_MAX, GOOD, Extra, Flag, Kind
 
 PUBLISH_RESPONSE: Final = 829
@@ -48,14 +47,9 @@ RUN_MIN: Final = 6
 
 _Header: Final = struct.Struct("<qIIBi3s")
 _Head: Final = struct.Struct("<IB")
-VALUE_AT: Final = 6
-"""Offset of the value in a record that has one: behind client handle, mask and Variant encoding."""
-_ArrayShape: Final = struct.Struct("<BBi")
 _Message: Final = struct.Struct("<Iqi")
 NO_OBJECT: Final = b"\0\0\0"
 """A null ExtensionObject."""
-_Shape: TypeAlias = bytes
-"""DataValue mask and Variant encoding."""
 _ONE_BYTE: Final = [bytes((byte,)) for byte in range(256)]
 
 
@@ -196,80 +190,15 @@ def _check_tail(cursor: Cursor) -> None:
         raise DecodeError(f"{cursor.end - cursor.at} bytes are left over behind the records at offset {cursor.at}")
 
 
-_PARTS: Final = (
-    (0x02, "status", "I"),
-    (0x04, "source", "q"),
-    (0x10, "source_ps", "H"),
-    (0x08, "server", "q"),
-    (0x20, "server_ps", "H"),
-)
-"""What follows the value, in this order, for each bit of the DataValue mask (Part 6, 5.2.2.17)."""
-
-
 def _tail(mask: int) -> tuple[struct.Struct, int, int]:
     """The parts behind the value: layout, and the places of status and source time in it, -1 where absent."""
-    parts = [(name, code) for bit, name, code in _PARTS if mask & bit]
+    parts = [(name, code) for bit, name, code in PARTS if mask & bit]
     names = [name for name, _ in parts]
     status, source = (names.index(name) if name in names else -1 for name in ("status", "source"))
     return struct.Struct("<" + "".join(code for _, code in parts)), status, source
 
 
 _TAILS: Final = [_tail(half << 1) for half in range(0x20)]
-_SIZED: Final = {Kind.DATETIME: np.dtype("<i8"), Kind.GUID: np.dtype("V16")}
-"""Types of a fixed size that are no numbers: found like numbers, kept in `extra`."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """How records of one shape lie in the body."""
-
-    size: int
-    """Bytes; 0 where it differs from record to record."""
-    layout: np.dtype[Any] | None
-    """Of the whole record, where it has a size."""
-    read: Reader | None
-    """Reads a value of no fixed size. Neither this nor a layout: `_Rows` reads the record."""
-    counted: bool
-    """An array of numbers: as long as the next one, where their counts are the same."""
-    tail: np.dtype[Any]
-    tail_bytes: int
-    """Of the parts behind the value."""
-
-
-_RECORDS: Final[dict[_Shape, _Record]] = {}
-"""Filled on first sight of a shape."""
-_HANDLE: Final = np.dtype("<u4")
-ARRAY_RUN_MAX: Final = 1000
-"""Elements of arrays that are decoded as a run."""
-
-
-def _learn(shape: _Shape) -> _Record:
-    """Derives the record of a shape: DataValue mask and Variant encoding (Part 6, 5.2.2.16 and 5.2.2.17)."""
-    mask, encoding = shape.ljust(2, b"\0")
-    if mask & 0xC0 or not mask & 0x01:
-        record = _record(mask, [], None)
-    elif value := FIXED.get(encoding) or _SIZED.get(encoding):
-        record = _record(mask, [("value", value)], None)
-    else:
-        counted = bool(encoding & ARRAY) and encoding & ~ARRAY in FIXED
-        record = _record(mask, [], READ.get(encoding), counted)
-    _RECORDS[shape] = record
-    return record
-
-
-@lru_cache(maxsize=1024)
-def _array_record(shape: bytes) -> _Record:
-    """The same for arrays of numbers with as many elements: here a shape is followed by the array's length."""
-    mask, encoding, count = _ArrayShape.unpack(shape)
-    value = ("value", FIXED[encoding & ~ARRAY], (count,))
-    return _record(mask, [("count", "<i4"), value] if 0 < count <= ARRAY_RUN_MAX else [], READ[encoding])
-
-
-def _record(mask: int, value: list[Any], read: Reader | None, counted: bool = False) -> _Record:
-    tail = np.dtype([(name, f"<{code}") for bit, name, code in _PARTS if mask & bit])
-    head = [("handle", _HANDLE), ("mask", "u1"), ("encoding", "u1")]
-    layout = np.dtype([*head, *value, *tail.descr]) if value else None
-    return _Record(layout.itemsize if layout else 0, layout, read, counted, tail, tail.itemsize)
 
 
 class _Found:
@@ -292,14 +221,14 @@ def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> 
             at = singles.read(row, at)
         singles.store(columns)
         return at
-    scattered: defaultdict[_Shape, _Found] = defaultdict(_Found)
-    records = _RECORDS
+    scattered: defaultdict[Shape, _Found] = defaultdict(_Found)
+    records = RECORDS
     while row < rows:
         shape = same = body[at + 4 : at + VALUE_AT]
-        record = records.get(shape) or _learn(shape)
+        record = records.get(shape) or learn(shape)
         if record.counted and at + VALUE_AT + 4 <= end:
             same = body[at + 4 : at + VALUE_AT + 4]
-            record = _array_record(same)
+            record = array_record(same)
         size = record.size
         run = 1
         if size and at + size <= end and body[at + size + 4 : at + size + 4 + len(same)] == same:
@@ -328,10 +257,10 @@ def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> 
 
 
 def _read_run(
-    extra: Extra, body: bytes, at: int, end: int, rows: range, shape: _Shape, found: _Found
+    extra: Extra, body: bytes, at: int, end: int, rows: range, shape: Shape, found: _Found
 ) -> tuple[int, int]:
     """Reads the values of records of one shape, which has a reader, from `at` on; how many, the offset behind them."""
-    record, first = _RECORDS[shape], len(found.rows)
+    record, first = RECORDS[shape], len(found.rows)
     read, tail_bytes = record.read, record.tail_bytes
     assert read
     offsets, stops = found.offsets, found.stops
@@ -352,14 +281,14 @@ def _read_run(
     return run, at
 
 
-def _store_found(columns: Columns, body: bytes, found: _Found, shape: _Shape, arrival_ns: int) -> None:
+def _store_found(columns: Columns, body: bytes, found: _Found, shape: Shape, arrival_ns: int) -> None:
     """Gathers the records of one shape and writes them into their rows; values of no fixed size are there already."""
-    record, rows = _RECORDS[shape], np.array(found.rows)
+    record, rows = RECORDS[shape], np.array(found.rows)
     if record.layout:
         _store(columns, rows, _pick(body, record.layout, found.offsets), shape, arrival_ns)
         return
     mask, kind = shape
-    columns.handle[rows] = _pick(body, _HANDLE, found.offsets)
+    columns.handle[rows] = _pick(body, HANDLE, found.offsets)
     columns.kind[rows] = kind
     columns.value[rows] = np.nan
     tails = _pick(body, record.tail, found.stops) if mask & 0x06 else np.empty(0)
@@ -394,14 +323,14 @@ def _store(
     columns: Columns,
     rows: slice | npt.NDArray[np.intp],
     records: npt.NDArray[Any],
-    shape: _Shape,
+    shape: Shape,
     arrival_ns: int,
 ) -> None:
     """Writes records of one shape, all with a value of fixed size, into their rows."""
     mask, kind = shape
     columns.handle[rows] = records["handle"]
     columns.kind[rows] = kind
-    if kind in _SIZED or kind & ARRAY:
+    if kind in SIZED or kind & ARRAY:
         _store_extra(columns, rows, records["value"], kind)
     else:
         columns.value[rows] = records["value"]
