@@ -234,7 +234,7 @@ def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> 
         if size and at + size <= end and body[at + size + 4 : at + size + 4 + len(same)] == same:
             run = _run_length(body, at, min(rows - row, (end - at) // size), size, same)
         if run >= RUN_MIN:
-            _store(columns, slice(row, row + run), np.frombuffer(body, record.layout, run, at), shape, arrival_ns)
+            _store(columns, slice(row, row + run), np.frombuffer(body, record.layout, run, at), shape)
             at += run * size
         elif record.read:
             run, at = _read_run(columns.extra, body, at, end, range(row, rows), shape, scattered[shape])
@@ -251,7 +251,8 @@ def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> 
             for row, start in zip(found.rows, found.offsets, strict=True):
                 singles.read(row, start)
         else:
-            _store_found(columns, body, found, shape, arrival_ns)
+            _store_found(columns, body, found, shape)
+    _ticks_to_ns(columns, arrival_ns)
     singles.store(columns)
     return at
 
@@ -281,18 +282,18 @@ def _read_run(
     return run, at
 
 
-def _store_found(columns: Columns, body: bytes, found: _Found, shape: Shape, arrival_ns: int) -> None:
+def _store_found(columns: Columns, body: bytes, found: _Found, shape: Shape) -> None:
     """Gathers the records of one shape and writes them into their rows; values of no fixed size are there already."""
     record, rows = RECORDS[shape], np.array(found.rows)
     if record.layout:
-        _store(columns, rows, _pick(body, record.layout, found.offsets), shape, arrival_ns)
+        _store(columns, rows, _pick(body, record.layout, found.offsets), shape)
         return
     mask, kind = shape
     columns.handle[rows] = _pick(body, HANDLE, found.offsets)
     columns.kind[rows] = kind
     columns.value[rows] = np.nan
     tails = _pick(body, record.tail, found.stops) if mask & 0x06 else np.empty(0)
-    _store_tails(columns, rows, tails, mask, arrival_ns)
+    _store_tails(columns, rows, tails, mask)
 
 
 def _pick(body: bytes, layout: np.dtype[Any], offsets: list[int]) -> npt.NDArray[Any]:
@@ -315,17 +316,11 @@ def _run_length(body: bytes, at: int, limit: int, size: int, shape: bytes) -> in
         run += same
         if same < count:
             break
-        window *= 8
+        window *= 32
     return run
 
 
-def _store(
-    columns: Columns,
-    rows: slice | npt.NDArray[np.intp],
-    records: npt.NDArray[Any],
-    shape: Shape,
-    arrival_ns: int,
-) -> None:
+def _store(columns: Columns, rows: slice | npt.NDArray[np.intp], records: npt.NDArray[Any], shape: Shape) -> None:
     """Writes records of one shape, all with a value of fixed size, into their rows."""
     mask, kind = shape
     columns.handle[rows] = records["handle"]
@@ -336,31 +331,26 @@ def _store(
         columns.value[rows] = records["value"]
     if kind in (Kind.INT64, Kind.UINT64):
         _store_big(columns, rows, records["value"])
-    _store_tails(columns, rows, records, mask, arrival_ns)
+    _store_tails(columns, rows, records, mask)
 
 
-def _store_tails(
-    columns: Columns, rows: slice | npt.NDArray[np.intp], tails: npt.NDArray[Any], mask: int, arrival_ns: int
-) -> None:
-    """Status and time, of those that `mask` names; the columns hold Good and no flags before."""
+def _store_tails(columns: Columns, rows: slice | npt.NDArray[np.intp], tails: npt.NDArray[Any], mask: int) -> None:
+    """Status and source time, of those that `mask` names; the time as ticks, 0 where there is none."""
     if mask & 0x02:
         columns.status[rows] = tails["status"]
-    if mask & 0x04:
-        _store_times(columns, rows, tails["source"], arrival_ns)
-    else:
-        columns.ts_ns[rows] = arrival_ns
-        columns.flags[rows] = Flag.ARRIVAL_TIME
+    columns.ts_ns[rows] = tails["source"] if mask & 0x04 else 0
 
 
-def _store_times(
-    columns: Columns, rows: slice | npt.NDArray[np.intp], ticks: npt.NDArray[np.int64], arrival_ns: int
-) -> None:
+def _ticks_to_ns(columns: Columns, arrival_ns: int) -> None:
+    """Turns the times of all rows from ticks to ns; `arrival_ns`, and flagged, where they are not usable."""
+    ticks = columns.ts_ns
     if int(ticks.min()) >= TICKS_MIN and int(ticks.max()) <= TICKS_MAX:
-        columns.ts_ns[rows] = (ticks - EPOCH_TICKS) * 100
+        ticks -= EPOCH_TICKS
+        ticks *= 100
         return
     usable = (ticks >= TICKS_MIN) & (ticks <= TICKS_MAX)
-    columns.ts_ns[rows] = np.where(usable, (np.where(usable, ticks, EPOCH_TICKS) - EPOCH_TICKS) * 100, arrival_ns)
-    columns.flags[rows] = np.where(usable, 0, Flag.ARRIVAL_TIME)
+    columns.ts_ns = np.where(usable, (np.where(usable, ticks, EPOCH_TICKS) - EPOCH_TICKS) * 100, arrival_ns)
+    columns.flags[~usable] = Flag.ARRIVAL_TIME
 
 
 def _store_extra(columns: Columns, rows: slice | npt.NDArray[np.intp], values: npt.NDArray[Any], kind: int) -> None:
