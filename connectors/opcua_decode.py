@@ -248,8 +248,7 @@ def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> 
         row += run
     for shape, found in scattered.items():
         if len(found.rows) < RUN_MIN:
-            for row, start in zip(found.rows, found.offsets, strict=True):
-                singles.read(row, start)
+            singles.read_all(found.rows, found.offsets)
         else:
             _store_found(columns, body, found, shape)
     _ticks_to_ns(columns, arrival_ns)
@@ -405,6 +404,11 @@ class _Rows:
         self._row.append(row)
         self._fields.append((handle, kind, status, ts_ns, number, flags))
         return cursor.at
+
+    def read_all(self, rows: list[int], offsets: list[int]) -> None:
+        """The records at these offsets."""
+        for row, at in zip(rows, offsets, strict=True):
+            self.read(row, at)
 
     def _value(self, row: int) -> tuple[int, float]:
         """(kind, what the column holds); all that is no number goes to `extra`."""

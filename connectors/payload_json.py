@@ -8,7 +8,7 @@
 `arrival` only where the time is the gateway's own, `clock` only where a clock is in doubt: `suspect` (the machine's),
 `stepped` (the gateway's), `suspect+stepped`. Values: `connectors.payload_fragments`.
 
-Rows are pieced together from cached bytes per tag, so that only times and values are encoded: 0.3 us per value where
+Rows are pieced together from cached bytes per tag, so that only times and values are encoded: 0.2 us per value where
 orjson on a list of dicts takes 0.6 us (1000 Doubles).
 """
 
