@@ -126,9 +126,7 @@ def _modbus(url: str, tags: dict[str, str]) -> dict[str, Any]:
 
 
 def _wait_attempts(gateway: Gateway, name: str, attempts: int) -> None:
-    gateway.wait_for(
-        lambda: gateway.component(name).get("attempts", 0) >= attempts, f"attempt {attempts} of {name}"
-    )
+    gateway.wait_for(lambda: gateway.component(name).get("attempts", 0) >= attempts, f"attempt {attempts} of {name}")
 
 
 def _check_named(gateway: Gateway, name: str, shown: dict[str, Any], wanted: tuple[str, ...], port: int) -> None:

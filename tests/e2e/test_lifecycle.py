@@ -198,9 +198,7 @@ def test_metrics_and_health_tell_how_it_is(
         broker.kill()
         gateway.wait_state("target", "down")
         machine.set_value("Int32", 1)
-        gateway.wait_for(
-            lambda: gateway.metric("gateway_lane_pending_rows", "all") >= 1, "row that waits in its lane"
-        )
+        gateway.wait_for(lambda: gateway.metric("gateway_lane_pending_rows", "all") >= 1, "row that waits in its lane")
         report = gateway.health()
         assert (report["status"], gateway.page("/health")[0]) == ("down", 200)
         assert report["lanes"][0]["pending_rows"] >= 1
@@ -267,9 +265,7 @@ def test_secrets_stay_secret(
             gateway.wait_state(name, "up")
         for name in ("stranger", "locked", "log"):
             gateway.wait_state(name, "faulted")
-        gateway.wait_for(
-            lambda: gateway.metric("gateway_pump_rows_total", "to-broker") >= 1, "row at the broker"
-        )
+        gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "to-broker") >= 1, "row at the broker")
         pages = gateway.page("/health")[1] + gateway.page("/metrics")[1]
         assert gateway.end() == 0
         output = gateway.log_text() + pages
@@ -326,6 +322,4 @@ def _leave_pending(gateway: Gateway, machine: AsyncuaServer, broker: Mosquitto, 
     broker.process.pause()
     for number in range(1, rows + 1):
         machine.set_value("Int32", number)
-    gateway.wait_for(
-        lambda: gateway.metric("gateway_lane_pending_rows", "all") == rows, f"{rows} rows that wait"
-    )
+    gateway.wait_for(lambda: gateway.metric("gateway_lane_pending_rows", "all") == rows, f"{rows} rows that wait")

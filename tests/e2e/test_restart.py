@@ -190,9 +190,7 @@ def _write(machine: AsyncuaServer, numbers: Iterable[int]) -> None:
 
 def _wait_rows(gateway: Gateway, rows: float) -> None:
     """Waits until so many rows were delivered since the start."""
-    gateway.wait_for(
-        lambda: gateway.metric("gateway_pump_rows_total", "all") >= rows, f"{rows:g} delivered rows"
-    )
+    gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "all") >= rows, f"{rows:g} delivered rows")
 
 
 def _check_complete(messages: list[Message], last: int) -> None:

@@ -29,7 +29,9 @@ FRAMERS: tuple[Framer, ...] = ("socket", "rtu")
 class Setup:
     def __init__(self, url: str, tags: dict[str, Any], **settings: Any) -> None:
         self.tags = TagTable()
-        model = ModbusDevice.model_validate({"modbus": url, "tags": tags, "every": "20ms", "timeout": "60s", **settings})
+        model = ModbusDevice.model_validate(
+            {"modbus": url, "tags": tags, "every": "20ms", "timeout": "60s", **settings}
+        )
         self.source = ModbusSource("m", 0, model, self.tags, SystemClock(), Path())
 
     async def rows(self) -> dict[str, tuple[Any, int]]:

@@ -95,9 +95,8 @@ class Listener:
         await asyncio.to_thread(self._client.loop_stop)
 
     async def take(self, count: int) -> list[paho.MQTTMessage]:
-        """The next messages, or a time-out."""
-        async with asyncio.timeout(DEADLINE_S):
-            return [await self.messages.get() for _ in range(count)]
+        """The next messages, or a time-out when none comes any more."""
+        return [await asyncio.wait_for(self.messages.get(), DEADLINE_S) for _ in range(count)]
 
 
 async def write(sink: MqttSink, *batches: Batch) -> None:
