@@ -19,7 +19,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Coroutine
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -37,7 +39,7 @@ def run_seed(seed: int) -> None:
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda loop, context: None)  # tasks of a process that is gone
     try:
-        loop.run_until_complete(world.play(lives=4, actions=25))
+        loop.run_until_complete(_in_time(world.play(lives=4, actions=25)))
     except BaseException as error:
         error.add_note(f"seed {seed}: " + "; ".join(world.log[-40:]))
         raise
@@ -46,6 +48,12 @@ def run_seed(seed: int) -> None:
             task.cancel()
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
+
+
+async def _in_time(play: Coroutine[Any, Any, None]) -> None:
+    """What waits for ever is a failure with its seed, not a run without end."""
+    async with asyncio.timeout(60):
+        await play
 
 
 def test_seeds() -> None:
