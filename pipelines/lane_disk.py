@@ -443,8 +443,9 @@ class DiskLane:
                 await asyncio.wait([running])
             except asyncio.CancelledError as error:
                 cancelled = error
-        if cancelled and not isinstance(error := running.exception(), Poisoned):
-            raise cancelled from error  # else who passes over the error would pass over the cancellation, too
+        failure = running.exception()
+        if cancelled and not isinstance(failure, Poisoned):
+            raise cancelled from failure  # else who passes over the error would pass over the cancellation, too
         result: T = running.result()
         return result
 
