@@ -10,7 +10,6 @@ import pytest
 from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.demo import free_ports
 from gateway.health import Health
 from gateway.http import HttpService
 from gateway.loopwatch import LoopWatch, own_share
@@ -19,6 +18,7 @@ from gateway.supervisor import State
 from pipelines.counters import Counters
 from pipelines.errors import Permanent
 from pipelines.lane_memory import MemoryLane
+from tests.services.ports import free_port
 from tests.unit.gateway.fakes import FakeClock, batch, component, until
 
 
@@ -71,7 +71,7 @@ async def test_states_faults_and_lanes() -> None:
 async def test_http_service() -> None:
     """/metrics and /health answer; 503 when stopping; nothing else is there; close ends it."""
     health = Health("line1-gw", FakeClock(), [component("source", "press4", State.UP)], [])
-    port = free_ports(1)[0]
+    port = free_port()
     service = HttpService(
         "127.0.0.1", port, health, Metrics([StateCollector(health.components, [], FakeClock())], nothing)
     )
