@@ -34,7 +34,13 @@ class Setup:
         self.query = query(url, HOLDING)
 
     async def data(self, request: Query | None = None) -> bytes:
-        return (await self.link.request(request or self.query)).data
+        """The reply's data. Raises its RequestFailed, and NotConnected where the connection was lost."""
+        [reply] = await self.link.read([request or self.query])
+        if self.link.lost:
+            raise NotConnected(self.link.lost)
+        if reply.failure:
+            raise reply.failure
+        return reply.data
 
     def count(self, name: str) -> int:
         return self.counters.totals[name]
@@ -226,7 +232,7 @@ async def test_a_refused_connection_is_one_clear_line() -> None:
         setup = Setup(device, LONG_NS)
     with pytest.raises(NotConnected, match=r"modbus tcp://127.0.0.1:\d+/7: connection refused"):
         await setup.link.connect()
-    with pytest.raises(NotConnected, match="not connected"):
+    with pytest.raises(NotConnected, match="connection refused"):
         await setup.data()
 
 
