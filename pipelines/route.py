@@ -137,14 +137,19 @@ class Pump:
         The first failed write ends the others: nothing may overtake what has to be written again.
         """
         self._reader.rewind()
-        slots = asyncio.Semaphore(self._sink.in_flight_max)
-        async with asyncio.TaskGroup() as writes:
-            while True:
-                await slots.acquire()
-                span, batches = await self._reader.read(self._rows_max)
-                writes.create_task(self._deliver(span, batches, slots))
+        turn = asyncio.Lock()
+        async with asyncio.TaskGroup() as writers:
+            for _ in range(self._sink.in_flight_max):
+                writers.create_task(self._write_on(turn))
 
-    async def _deliver(self, span: Span, batches: Sequence[Batch], slots: asyncio.Semaphore) -> None:
+    async def _write_on(self, turn: asyncio.Lock) -> None:
+        """One write after the other. Who has read goes on to `write` in the same step: writes start in order."""
+        while True:
+            async with turn:
+                span, batches = await self._reader.read(self._rows_max)
+            await self._deliver(span, batches)
+
+    async def _deliver(self, span: Span, batches: Sequence[Batch]) -> None:
         rejected = 0
         try:
             await self._sink.write(self._lane.name, batches, self._lane.position(span), historical=False)
@@ -159,7 +164,6 @@ class Pump:
             # would stay in hand and its slot be gone, unnoticed.
             raise NotConnected("a write was given up by the client library") from error
         self._reader.commit(span)
-        slots.release()
         self._count(batches, rejected)
 
     async def _set_aside(self, batches: Sequence[Batch], refusal: Rejected) -> None:
@@ -175,6 +179,7 @@ class Pump:
         self.counters.add("rejected_rows", rejected)
         self.counters.add("batches", len(batches))
         ts_ns = batches[0].ts_ns if len(batches) == 1 else np.concatenate([batch.ts_ns for batch in batches])
-        received_ns = np.array([batch.received_ns for batch in batches], dtype=np.int64)
         self.counters.histograms["source_to_ack"].observe(now - ts_ns)
-        self.counters.histograms["received_to_ack"].observe(now - received_ns)
+        received_to_ack = self.counters.histograms["received_to_ack"]
+        for batch in batches:
+            received_to_ack.observe(now - batch.received_ns)
