@@ -307,7 +307,7 @@ class _RtuWire(_Wire):
         query = self._query
         if query is None:
             self._counters.add("stale_replies")
-            self.spent = True
+            self.spent, self._buffer = True, b""
             return
         if len(self._buffer) < _EXCEPTION_FRAME_BYTES:
             return
