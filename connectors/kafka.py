@@ -34,8 +34,17 @@ COMPRESS_IN_THREAD_BYTES = 16 * 1024
 class KafkaSink:
     """A `pipelines.contracts.Sink` to one Kafka cluster."""
 
-    def __init__(self, name: str, settings: KafkaTarget, identity: Identity, tags: TagTable, clock: Clock) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: KafkaTarget,
+        identity: Identity,
+        tags: TagTable,
+        clock: Clock,
+        lanes: Sequence[str] = (),
+    ) -> None:
         self.name = name
+        self._lanes = lanes
         self.in_flight_max = IN_FLIGHT_MAX
         self.counters = Counters("sink", name)
         self._target = settings

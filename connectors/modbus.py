@@ -30,6 +30,7 @@ from pipelines.batch import BAD_TIMEOUT, Batch
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected
+from pipelines.gaps import Ledger
 from pipelines.quantities import format_duration
 from pipelines.tags import Tag, TagTable
 
@@ -58,7 +59,14 @@ class ModbusSource:
     replayable = False
 
     def __init__(
-        self, name: str, source_id: int, settings: ModbusDevice, tags: TagTable, clock: Clock, data_dir: Path
+        self,
+        name: str,
+        source_id: int,
+        settings: ModbusDevice,
+        tags: TagTable,
+        clock: Clock,
+        data_dir: Path,
+        ledger: Ledger | None = None,
     ) -> None:
         self.name = name
         self.counters = Counters("source", name)

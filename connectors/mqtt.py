@@ -41,8 +41,17 @@ QUOTA_RETRY_S = 1.0
 class MqttSink:
     """A `pipelines.contracts.Sink` to one MQTT broker."""
 
-    def __init__(self, name: str, settings: MqttTarget, identity: Identity, tags: TagTable, clock: Clock) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: MqttTarget,
+        identity: Identity,
+        tags: TagTable,
+        clock: Clock,
+        lanes: Sequence[str] = (),
+    ) -> None:
         self.name = name
+        self._lanes = lanes
         self.in_flight_max = IN_FLIGHT_MAX
         self.counters = Counters("sink", name)
         self._settings = settings

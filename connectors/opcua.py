@@ -28,6 +28,7 @@ from pipelines.batch import Batch, BatchBuilder, Flag, Kind
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Permanent
+from pipelines.gaps import Ledger, NoLedger
 from pipelines.tags import Tag, TagTable
 
 ROWS_MAX: Final = 1000
@@ -58,9 +59,17 @@ class OpcUaSource:
     replayable = True
 
     def __init__(
-        self, name: str, source_id: int, settings: OpcUaDevice, tags: TagTable, clock: Clock, data_dir: Path
+        self,
+        name: str,
+        source_id: int,
+        settings: OpcUaDevice,
+        tags: TagTable,
+        clock: Clock,
+        data_dir: Path,
+        ledger: Ledger | None = None,
     ) -> None:
         self.name = name
+        self._ledger = ledger or NoLedger()
         self.counters = Counters("source", name)
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
         self._source_id = source_id

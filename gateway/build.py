@@ -22,6 +22,7 @@ from gateway.settings import DeviceSettings, GatewayFile, kind_of
 from pipelines.clock import Clock, SystemClock
 from pipelines.contracts import Lane, Part, Sink, Source, Stage
 from pipelines.counters import Counters
+from pipelines.gaps import NoLedger
 from pipelines.journal import SUFFIX
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane, WhenFull
@@ -68,7 +69,9 @@ def build(file: GatewayFile, clock: Clock | None = None) -> Built:
 
 def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock: Clock) -> Source:
     settings = file.devices[name]
-    source: Source = load(SOURCES[kind_of(settings)])(name, source_id, settings, tags, clock, file.gateway.data_dir)
+    source: Source = load(SOURCES[kind_of(settings)])(
+        name, source_id, settings, tags, clock, file.gateway.data_dir, NoLedger()
+    )
     return source
 
 
@@ -132,7 +135,8 @@ def _sink_session(
     dead_letter: DeadLetter,
 ) -> SinkSession:
     settings = file.to[name]
-    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock)
+    served = [route for route, how in file.send.items() if how.to == name]
+    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, served)
     lanes, pumps = list[Lane](), list[Pump]()
     for route, how in file.send.items():
         if how.to == name:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.consumers import Subscriber, missing_seqs, values
+from tests.e2e.consumers import Subscriber, missing_seqs, values, without_repeats
 from tests.e2e.gateway_process import COMPLAINTS, ID, Gateway
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.kafka import Kafka
@@ -51,7 +51,7 @@ def test_a_stop_ends_in_time_and_says_what_is_lost(
 ) -> None:
     """A broker that stays silent holds a stop for `stop_timeout` at most; the rows that it never took are counted."""
     machine, broker = asyncua_server(), mosquitto_factory()
-    gateway = _gateway(machine, {"mqtt": broker.url} | PATIENT, stop_timeout="1s")
+    gateway = _gateway(machine, {"mqtt": broker.url} | PATIENT, fast=True, stop_timeout="1s")
     with gateway:
         _leave_pending(gateway, machine, broker, 5)
         assert gateway.end(15) == 0
@@ -59,12 +59,31 @@ def test_a_stop_ends_in_time_and_says_what_is_lost(
         assert (line["level"], line["rows"], line["routes"]) == ("warning", 5, "all=5")
 
 
+def test_what_a_stop_leaves_on_disk_comes_after_the_next_start(
+    asyncua_server: Callable[..., AsyncuaServer], mosquitto_factory: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    """A broker that stays silent costs a durable route nothing: the stop says what is kept, the next start sends it."""
+    machine, broker = asyncua_server(), mosquitto_factory()
+    gateway = _gateway(machine, {"mqtt": broker.url} | PATIENT, stop_timeout="1s")
+    with Subscriber(broker.port, tmp_path) as subscriber, gateway:
+        _leave_pending(gateway, machine, broker, 5)
+        assert gateway.end(15) == 0
+        [line] = [line for line in gateway.log_lines() if "are on disk" in line["message"]]
+        assert (line["level"], line["rows"]) == ("info", 5)
+        broker.process.resume()
+        gateway.start()
+        gateway.process.wait_until(lambda: gateway.metric("gateway_pump_rows_total", "all") >= 5, 30, "kept rows")
+        assert gateway.end(15) == 0
+        once = without_repeats(subscriber.all_messages())
+    assert set(range(1, 6)) <= set(values(once, "press", "count"))
+
+
 def test_a_second_signal_stops_at_once(
     asyncua_server: Callable[..., AsyncuaServer], mosquitto_factory: Callable[..., Mosquitto]
 ) -> None:
     """After the first it answers as stopping and waits for its sinks; after the second it waits for nothing."""
     machine, broker = asyncua_server(), mosquitto_factory()
-    gateway = _gateway(machine, {"mqtt": broker.url} | PATIENT, stop_timeout="10m")
+    gateway = _gateway(machine, {"mqtt": broker.url} | PATIENT, fast=True, stop_timeout="10m")
     with gateway:
         _leave_pending(gateway, machine, broker, 5)
         gateway.signal(signal.SIGINT)
@@ -304,9 +323,9 @@ def _secured(server: NodeOpcua, password: str) -> dict[str, Any]:
     return {"opcua": server.url, "auth": auth, "every": "100ms", "tags": {"value": "ns=1;s=Double"}}
 
 
-def _gateway(machine: AsyncuaServer, target: dict[str, str], **options: str) -> Gateway:
+def _gateway(machine: AsyncuaServer, target: dict[str, str], *, fast: bool = False, **options: str) -> Gateway:
     """One that sends each change of the machine's Int32."""
-    send = {"all": {"from": "*", "to": "target"}}
+    send = {"all": {"from": "*", "to": "target", "fast": fast}}
     return Gateway(devices=_devices(machine), send=send, to={"target": target}, options=options)
 
 

@@ -106,6 +106,7 @@ class FakeSource:
         self.faults: dict[str, str] = {}
         self.queue: asyncio.Queue[Batch] = asyncio.Queue()
         self.events: list[str] = []
+        self.closed = asyncio.Event()
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         self.events.append("connect")
@@ -118,6 +119,7 @@ class FakeSource:
 
     async def close(self) -> None:
         self.events.append("close")
+        self.closed.set()
 
 
 class FakeSink:
