@@ -161,7 +161,7 @@ class Pump:
             if task is None or task.cancelling():
                 raise
             # A client library cancelled its own future. A TaskGroup takes a cancelled child for finished: the span
-            # would stay in hand and its slot be gone, unnoticed.
+            # would stay in hand and its writer be gone, unnoticed.
             raise NotConnected("a write was given up by the client library") from error
         self._reader.commit(span)
         self._count(batches, rejected)
