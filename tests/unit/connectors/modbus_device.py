@@ -44,11 +44,22 @@ async def until(condition: Callable[[], bool]) -> None:
 @contextmanager
 def within(link: ModbusLink, seconds: float) -> Iterator[None]:
     """Requests that begin in here time out so soon: those that are to; on a busy machine, others would as well."""
-    patience_s, link._timeout_s = link._timeout_s, seconds
+    patience_s = link._timeout_s
+    set_timeout(link, seconds)
     try:
         yield
     finally:
-        link._timeout_s = patience_s
+        set_timeout(link, patience_s)
+
+
+def set_timeout(link: ModbusLink, seconds: float) -> None:
+    """Of requests from now on."""
+    link._timeout_s = seconds
+    if wire := link._wire:
+        wire._timeout_s = seconds
+        if wire._timer:  # it was made for another time
+            wire._timer.cancel()
+            wire._timer = None
 
 
 class Device:

@@ -8,7 +8,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from connectors.modbus_link import BAD_COMMUNICATION_ERROR, ModbusLink, Query, RequestFailed, query
+from connectors.modbus_link import (
+    BAD_COMMUNICATION_ERROR,
+    BAD_CONNECTION_CLOSED,
+    ModbusLink,
+    Query,
+    RequestFailed,
+    query,
+)
 from connectors.modbus_plan import Block, Table
 from connectors.modbus_settings import parse_url
 from pipelines.batch import BAD_TIMEOUT
@@ -44,7 +51,13 @@ class Setup:
         self.query = query(url, HOLDING)
 
     async def data(self, request: Query | None = None) -> bytes:
-        return (await self.link.request(request or self.query)).data
+        """The reply's data. Raises its RequestFailed, and NotConnected where the connection was lost."""
+        [reply] = await self.link.read([request or self.query])
+        if self.link.lost:
+            raise NotConnected(self.link.lost)
+        if reply.failure:
+            raise reply.failure
+        return reply.data
 
     async def time_out(self) -> None:
         """One request that the device reads, and leaves without a reply."""
@@ -238,12 +251,57 @@ async def test_a_cut_connection_is_not_connected_until_connect(serial: bool) -> 
         assert await setup.data() == DATA
 
 
+@pytest.mark.parametrize("serial", [False, True])
+async def test_the_next_request_goes_out_behind_the_reply_before_it(serial: bool) -> None:
+    async with linked(nothing, rtu=serial) as setup:
+        reading = asyncio.create_task(setup.link.read([setup.query] * 3))
+        for number in range(1, 4):
+            await until(lambda asked=number: len(setup.device.requests) == asked)  # type: ignore[misc]
+            pdu = read_pdu(3, registers(number, 0, 0))
+            setup.device.send(rtu_frame(UNIT, pdu) if serial else tcp_frame(number, UNIT, pdu))
+        assert [reply.data for reply in await reading] == [registers(number, 0, 0) for number in range(1, 4)]
+        assert (setup.count("requests"), setup.device.connections) == (3, 1)
+
+
+async def test_what_came_with_a_reply_never_answers_the_request_behind_it() -> None:
+    """The device guesses the next transaction id: its frame was there before that request was."""
+
+    def ahead(request: bytes) -> bytes:
+        transaction = int.from_bytes(request[:2], "big")
+        return tcp_frame(transaction, UNIT, GOOD) + tcp_frame(transaction + 1, UNIT, read_pdu(3, registers(9, 9, 9)))
+
+    async with linked(in_turn(ahead, tcp(GOOD))) as setup:
+        assert [reply.data for reply in await setup.link.read([setup.query] * 2)] == [DATA] * 2
+        assert setup.count("stale_replies") == 1
+
+
+@pytest.mark.parametrize("serial", [False, True])
+async def test_a_request_without_reply_fails_alone(serial: bool) -> None:
+    good = rtu(GOOD) if serial else tcp(GOOD)
+    async with linked(in_turn(good, nothing, good), rtu=serial) as setup:
+        with within(setup.link, 0.5):
+            replies = await setup.link.read([setup.query] * 3)
+        assert [reply.failure and reply.failure.status for reply in replies] == [None, BAD_TIMEOUT, None]
+        assert [reply.data for reply in replies] == [DATA, bytes(len(DATA)), DATA]
+        assert setup.count("timeouts") == 1
+
+
+@pytest.mark.parametrize("serial", [False, True])
+async def test_what_was_read_before_the_connection_was_cut_is_kept(serial: bool) -> None:
+    async with linked(in_turn(rtu(GOOD) if serial else tcp(GOOD), cut), rtu=serial) as setup:
+        first, *others = await setup.link.read([setup.query] * 3)
+        assert (first.data, first.failure) == (DATA, None)
+        assert [reply.failure and reply.failure.status for reply in others] == [BAD_CONNECTION_CLOSED] * 2
+        assert "connection closed" in setup.link.lost
+        assert setup.count("requests") == 2
+
+
 async def test_a_refused_connection_is_one_clear_line() -> None:
     async with Device(nothing) as device:
         setup = Setup(device)
     with pytest.raises(NotConnected, match=r"modbus tcp://127.0.0.1:\d+/7: connection refused"):
         await setup.link.connect()
-    with pytest.raises(NotConnected, match="not connected"):
+    with pytest.raises(NotConnected, match="connection refused"):
         await setup.data()
 
 

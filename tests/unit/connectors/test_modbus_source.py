@@ -19,7 +19,7 @@ from pipelines.clock import ClockState
 from pipelines.errors import NotConnected
 from pipelines.stage_scale import TagScaleStage
 from pipelines.tags import TagTable
-from tests.unit.connectors.modbus_device import Answer, Device, Image, until, within
+from tests.unit.connectors.modbus_device import Answer, Device, Image, set_timeout, until, within
 
 SECOND = 10**9
 ILLEGAL = 0x8034_0000
@@ -180,7 +180,7 @@ async def test_a_silent_block_gives_bad_timeout_rows_and_the_others_values() -> 
     def deaf_at_100(request: bytes) -> bytes:
         if request[8:10] == b"\0\x64":
             return b""
-        setup.source._link._timeout_s = 0.05  # for the next request, the one at 100
+        set_timeout(setup.source._link, 0.05)  # for the next request, the one at 100
         return image(request)
 
     tags = words(1, 100) | {"text": "holding 102 string 4"}
