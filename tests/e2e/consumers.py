@@ -8,13 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.e2e.gateway_process import SITE
+from tests.e2e.gateway_process import DEADLINE_S, SITE
 from tests.services.packages import program
 from tests.services.ports import HOST
 from tests.services.process import ServerProcess
 
 Message = dict[str, Any]
-DEADLINE_S = 30.0
 
 
 class Subscriber:
@@ -67,7 +66,7 @@ def read_topic(bootstrap: str, topic: str) -> list[Message]:
     """Every committed record of a Kafka topic by now, each partition's in its order."""
     argv = [program("kcat", "kcat"), "-C", "-b", bootstrap, "-t", topic, "-o", "beginning", "-e", "-q", "-f", "%s\n"]
     argv += ["-X", "isolation.level=read_committed"]
-    done = subprocess.run(argv, capture_output=True, check=True, timeout=2 * DEADLINE_S)
+    done = subprocess.run(argv, capture_output=True, check=True, timeout=DEADLINE_S)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
