@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from connectors import SINKS, SOURCES, load
+from connectors.mqtt_settings import LocalBroker, MqttTarget
 from connectors.payload import Identity, make_format
 from gateway.app import App, Parts
 from gateway.buffer import lanes_folder
 from gateway.dead_letter import DeadLetter
+from gateway.embedded_broker import EmbeddedBroker
 from gateway.http import HttpService
 from gateway.instance import next_instance
 from gateway.log import Log
@@ -37,6 +39,8 @@ from pipelines.tags import TagTable
 ROWS_PER_WRITE_MAX: Final = 10_000
 """A busy route takes this much at a time: one write, one transaction."""
 ROWS_PER_FAST_WRITE_MAX: Final = 1_000
+LOCAL: Final = "@local"
+"""Behind the name of a destination, or of a route's stream: its copy for the broker on site."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,13 @@ def build(file: GatewayFile, clock: Clock | None = None) -> Built:
     _say_what_is_left_over(file)
     dead_letter = DeadLetter(file.gateway.data_dir, make_format("json", identity, tags))
     collecting = [_source_session(file, source, list(routes.values()), tags) for source in sources]
-    writing = [_sink_session(file, name, identity, routes, tags, clock, dead_letter) for name in file.to]
-    parts = Parts(collecting, writing, [route.lane for route in routes.values()])
+    lanes = {lane.name: lane for route in routes.values() for lane in route.lanes}
+    writing = [
+        _sink_session(file, name + copy, settings, lanes, identity, tags, clock, dead_letter)
+        for name, target in file.to.items()
+        for copy, settings in _with_local(target)
+    ]
+    parts = Parts(collecting, writing, list(lanes.values()), _embedded_brokers(file))
     app = App(parts, file.gateway.id, clock, random.random, file.gateway.stop_timeout / 1e9)
     watch = LoopWatch()
     counted = [*_counters(parts, routes.values()), dead_letter.counters, watch.counters]
@@ -77,10 +86,12 @@ def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock:
 
 def _route(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock) -> Route:
     settings = file.send[name]
-    lane = _lane(file, name, tags, instance, clock)
+    lanes = [_lane(file, name, tags, instance, clock)]
+    if local := _local(file.to[settings.to]):  # the first: it never waits
+        lanes.insert(0, MemoryLane(name + LOCAL, bytes_max=local.memory, instance=instance))
     everything = "*" in settings.from_
     select: list[Stage] = [] if everything else [SelectStage(Selector(tags, settings.from_))]
-    return Route(name, [*select, *(step.build(tags) for step in settings.steps)], lane)
+    return Route(name, [*select, *(step.build(tags) for step in settings.steps)], *lanes)
 
 
 def _lane(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock) -> Lane:
@@ -128,23 +139,39 @@ def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
 def _sink_session(
     file: GatewayFile,
     name: str,
+    settings: Settings,
+    lanes: Mapping[str, Lane],
     identity: Identity,
-    routes: dict[str, Route],
     tags: TagTable,
     clock: Clock,
     dead_letter: DeadLetter,
 ) -> SinkSession:
-    settings = file.to[name]
-    served = [route for route, how in file.send.items() if how.to == name]
-    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, served)
-    lanes, pumps = list[Lane](), list[Pump]()
-    for route, how in file.send.items():
-        if how.to == name:
-            lane = routes[route].lane
-            rows_max = ROWS_PER_FAST_WRITE_MAX if how.fast else ROWS_PER_WRITE_MAX
-            lanes.append(lane)
-            pumps.append(Pump(lane, lane.reader(Part.ALL), sink, clock, dead_letter, rows_max=rows_max))
-    return SinkSession(sink, _address(settings), lanes, pumps)
+    """`name` is a destination's, with LOCAL behind it where the sink is for its broker on site."""
+    target, copy, _ = name.partition(LOCAL)
+    served = {lanes[route + copy]: how for route, how in file.send.items() if how.to == target}
+    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, [lane.name for lane in served])
+    pumps = []
+    for lane, how in served.items():
+        rows_max = ROWS_PER_FAST_WRITE_MAX if how.fast else ROWS_PER_WRITE_MAX
+        pumps.append(Pump(lane, lane.reader(Part.ALL), sink, clock, dead_letter, rows_max=rows_max))
+    return SinkSession(sink, _address(settings), list(served), pumps)
+
+
+def _local(target: Settings) -> LocalBroker | None:
+    return target.local if isinstance(target, MqttTarget) else None
+
+
+def _with_local(target: Settings) -> Iterable[tuple[str, Settings]]:
+    """("", the destination), and where it has one, (LOCAL, its broker on site)."""
+    yield "", target
+    if isinstance(target, MqttTarget) and target.local:
+        yield LOCAL, target.at_local(target.local)
+
+
+def _embedded_brokers(file: GatewayFile) -> list[EmbeddedBroker]:
+    """One for each address that some destination has it listen on."""
+    own = [local for target in file.to.values() if (local := _local(target)) and not local.mqtt]
+    return [EmbeddedBroker(listen) for listen in dict.fromkeys(local.listen for local in own)]
 
 
 def _address(settings: DeviceSettings | Settings) -> str:

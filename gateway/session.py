@@ -21,6 +21,7 @@ class SourceSession:
     routes: Sequence[Route]
     stages: Sequence[Stage]
     kind: str = field(default="source", init=False)
+    server: str = field(default="", init=False)
 
     @property
     def name(self) -> str:
@@ -31,7 +32,7 @@ class SourceSession:
         return self.source.faults
 
     async def connect(self) -> None:
-        durable = [route.lane for route in self.routes if route.lane.durable]
+        durable = [lane for route in self.routes for lane in route.lanes if lane.durable]
         await self.source.connect([lane.origin(self.name) or b"" for lane in durable])
 
     async def run(self) -> None:
@@ -46,15 +47,27 @@ class SinkSession:
     """connect, then the pumps of all routes that go to this sink, until one of them or the connection ends."""
 
     sink: Sink
-    address: str
+    configured: str
+    """The addresses in the file; without credentials."""
     lanes: Sequence[Lane]
     pumps: Sequence[Pump]
     kind: str = field(default="sink", init=False)
-    faults: Mapping[str, str] = field(default_factory=dict, init=False)
 
     @property
     def name(self) -> str:
         return self.sink.name
+
+    @property
+    def address(self) -> str:
+        return self.server or self.configured
+
+    @property
+    def server(self) -> str:
+        return self.sink.server
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        return self.sink.faults
 
     async def connect(self) -> None:
         positions = await self.sink.connect()
