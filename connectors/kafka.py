@@ -58,6 +58,15 @@ class KafkaSink:
         self._ended.set()
         self._end_reason: GatewayError | None = None
 
+    @property
+    def server(self) -> str:
+        """None: the cluster itself decides which of its brokers is used."""
+        return ""
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        return {}
+
     async def connect(self) -> Mapping[str, bytes]:
         """At least once: no positions. The topic is looked up at once where its name does not depend on the rows."""
         await self.close()

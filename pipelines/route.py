@@ -39,22 +39,23 @@ DeadLetter = Callable[[str, Sequence[tuple[Batch, Sequence[int]]], str], Awaitab
 
 
 class Route:
-    """selector -> stages -> lane; the sink side is `pump`."""
+    """selector -> stages -> one lane per sink; the sink side is `Pump`. Each lane numbers the batches by itself."""
 
-    def __init__(self, name: str, stages: Sequence[Stage], lane: Lane) -> None:
+    def __init__(self, name: str, stages: Sequence[Stage], *lanes: Lane) -> None:
         self.name = name
         self.stages = stages
-        self.lane = lane
+        self.lanes = lanes
         self.counters = Counters("route", name)
 
     async def offer(self, batch: Batch) -> None:
-        """Returned: the lane has every row that the stages let through."""
+        """Returned: every lane has every row that the stages let through."""
         kept = _through(self.stages, batch)
         self.counters.add("rows", len(batch))
         self.counters.add("filtered_rows", len(batch) - (len(kept) if kept is not None else 0))
         if kept is not None:
             for part in kept.split(ROWS_PER_BATCH_MAX):
-                await self.lane.append(part)
+                for lane in self.lanes:
+                    await lane.append(part)
 
 
 def _through(stages: Sequence[Stage], batch: Batch) -> Batch | None:
@@ -100,7 +101,7 @@ async def collect(source: Source, routes: Sequence[Route], stages: Sequence[Stag
 
     Ends only by the source's error or a lane's.
     """
-    settler = Settler(source, [route.lane for route in routes])
+    settler = Settler(source, [lane for route in routes for lane in route.lanes])
     async with asyncio.TaskGroup() as group:
         group.create_task(settler.run())
         work = 0

@@ -196,6 +196,8 @@ class FakeSink:
         self.name = "plant"
         self.in_flight_max = in_flight_max
         self.counters = Counters("sink", self.name)
+        self.server = ""
+        self.faults: Mapping[str, str] = {}
         self.writes: list[Write] = []
 
     @property
