@@ -280,10 +280,16 @@ class Session:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_STEP_S)
         producer.client._sync_task = None
-        outcome = producer._txn_manager._transaction_waiter
-        if outcome is not None and outcome.done() and not outcome.cancelled():
-            outcome.exception()  # nobody else looks at it where a record batch failed before the commit
+        self._look_at_what_failed()
         await self._close_connections()
+
+    def _look_at_what_failed(self) -> None:
+        """Futures that aiokafka fails and nobody waits for; asyncio would log each, with its traceback."""
+        producer = self._producer
+        unsent = (batch._drain_waiter for queue in producer._message_accumulator._batches.values() for batch in queue)
+        for future in (producer._txn_manager._transaction_waiter, *unsent):
+            if future is not None and future.done() and not future.cancelled():
+                future.exception()
 
     def _wake(self) -> None:
         """Who waits for something of this session learns that it has ended."""

@@ -17,6 +17,8 @@ from typing import Any
 
 import msgpack
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from connectors import kafka_positions, kafka_session
 from connectors.kafka import KafkaSink
@@ -362,26 +364,42 @@ async def test_a_position_far_behind_the_tail(kafka: Kafka, topic: str, monkeypa
     await sink.close()
 
 
-async def test_the_position_topic_is_compacted(kafka_factory: Brokers, tmp_path_factory: Any) -> None:
-    """Made with one partition; the newest position is found when the cleaner has removed older ones and markers."""
+async def test_what_the_log_cleaner_leaves(kafka_factory: Brokers) -> None:
+    """The newest position is found when older ones and their markers are gone."""
     cleaning = {"log.cleaner.backoff.ms": "100", "log.cleaner.min.cleanable.ratio": "0.01"}
     broker = await asyncio.to_thread(kafka_factory, options=cleaning)
     compacting = {"cleanup.policy": "compact", "segment.ms": "100", "delete.retention.ms": "0"}
     await broker.create_topic("mec-gateway.positions", config=compacting)
     delivery = Delivery(Plant(devices=1))
-    await delivery.fill(200, 1)
+    await delivery.fill(1000, 1)
     sink = exactly_once(delivery.plant, broker.bootstrap, "rows")
     await sink.connect()
-    oldest = 0
+    written, left = 0, 0
     async with asyncio.timeout(DEADLINE_S):
-        while not oldest:  # the cleaner leaves a gap
+        while left >= written // 2:
             await delivery.write(sink, 1)
-            await delivery.fill(1, 1)
-            found = await asyncio.to_thread(read_topic, broker.bootstrap, "mec-gateway.positions")
-            oldest = len(found) < delivery.plant.rows - delivery.lane.pending_rows
-    position = delivery.lane.position()
-    assert await sink.connect() == {LANE: position}
+            written += 1
+            left = len(await asyncio.to_thread(read_topic, broker.bootstrap, "mec-gateway.positions"))
+    assert await sink.connect() == {LANE: delivery.lane.position()}
     await sink.close()
+
+
+async def test_the_position_topic_is_made_compacted(kafka: Kafka, topic: str) -> None:
+    """With one partition, also where brokers would make topics by themselves."""
+    sink = exactly_once(Plant(), kafka.bootstrap, topic, **transactional(topic))
+    await sink.connect()
+    [channel] = sink._channels.values()
+    assert channel.session.partitions(f"{topic}.positions") == 1
+    await sink.close()
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    await admin.start()
+    try:
+        [answer] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, f"{topic}.positions")])
+    finally:
+        await admin.close()
+    config = {entry[0]: entry[1] for entry in answer.resources[0][4]}
+    assert config["cleanup.policy"] == "compact"
+    assert int(config["segment.bytes"]) == kafka_positions.SEGMENT_BYTES
 
 
 async def test_the_position_topic_cannot_be_made(kafka: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
