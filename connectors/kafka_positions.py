@@ -51,7 +51,7 @@ WIDER = 16
 FETCH_BYTES = 2**20
 SEGMENT_BYTES = 16 * 2**20
 _EARLIEST, _LATEST = -2, -1
-_FETCH_WAIT_MS = 100
+_FETCH_WAIT_MS = 10
 _READ_UNCOMMITTED = 0
 _CLUSTER_DEFAULT = -1
 
@@ -127,8 +127,7 @@ async def _scan(session: Session, topic: str, start: int, end: int, wanted: set[
         if found and found.key in wanted and (found.key not in positions or positions[found.key].offset < found.offset):
             positions[found.key] = found
 
-    stable = 0
-    while start < end:
+    while True:  # also where nothing is there: a user that may not read learns it now
         asked = [(topic, [(PARTITION, start, FETCH_BYTES)])]
         request = FetchRequest(_FETCH_WAIT_MS, 1, FETCH_BYTES, _READ_UNCOMMITTED, asked)
         answer = await _ask_leader(session, topic, request)
@@ -144,6 +143,8 @@ async def _scan(session: Session, topic: str, start: int, end: int, wanted: set[
                     commit(undecided.pop(producer, None))
                     undecided[producer] = _Found(record.offset, record.key or b"", record.value or b"")
             start = batch.next_offset
+        if start >= end:
+            break
         await asyncio.sleep(0)
     for found in undecided.values():
         if found.offset < stable:
