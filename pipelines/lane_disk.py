@@ -423,6 +423,9 @@ class DiskLane:
             self.counters.add("cursor_errors")
             if error.errno is None:
                 raise
+        except asyncio.CancelledError:
+            self._cursor_dirty = True  # perhaps it was not written
+            raise
 
     def _expired(self) -> Segment | None:
         if self._limits.max_age_ns is None:
@@ -440,9 +443,10 @@ class DiskLane:
                 await asyncio.wait([running])
             except asyncio.CancelledError as error:
                 cancelled = error
+        failure = running.exception()
+        if cancelled and not isinstance(failure, Poisoned):
+            raise cancelled from failure  # else who passes over the error would pass over the cancellation, too
         result: T = running.result()
-        if cancelled:
-            raise cancelled
         return result
 
     def _check(self) -> None:
