@@ -43,7 +43,7 @@ def footer_before_the_sync(patch: Patch) -> None:
 
 
 def acknowledges_beyond_the_span(patch: Patch) -> None:
-    patch.setattr(lane_disk._DiskReader, "commit", lambda self, span: self._lane._commit(Span(0, span.end)))
+    patch.setattr(lane_disk._DiskReader, "commit", lambda self, span: self._lane._commit(Span(0, span.end), {}))
 
 
 def cursor_leads(patch: Patch) -> None:
