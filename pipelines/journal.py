@@ -132,6 +132,7 @@ class Journal:
     _indexed: list[Segment] = field(default_factory=list)
     _indexing: Lock = field(default_factory=Lock)
     _next_number: int = 0
+    _failure: str = ""
 
     @property
     def bytes(self) -> int:
@@ -422,10 +423,14 @@ class Journal:
         return Header(self.identity.lane, self.identity.uuid, self.identity.instance, number, created_ns)
 
     def _never_twice(self, step: Callable[[], None]) -> None:
+        """Once a step failed no other is taken: a footer would speak of frames that are not on disk."""
+        if self._failure:
+            raise Poisoned(self._failure)
         try:
             step()
         except OSError as error:
-            raise Poisoned(
+            self._failure = (
                 f"{self.folder}: the disk did not take what was written ({error.strerror or error}); restart the "
                 f"gateway when it works again: all that was acknowledged is read again"
-            ) from error
+            )
+            raise Poisoned(self._failure) from error

@@ -413,9 +413,7 @@ class DiskLane:
 
     def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
         error = None if keeper.cancelled() else keeper.exception()
-        if isinstance(error, Poisoned):
-            self._fail(error)
-        elif isinstance(error, Exception):  # a bug: whoever waits for a sync would wait for ever
+        if isinstance(error, Exception):  # a bug: whoever waits for a sync would wait for ever
             poison = Poisoned(f"lane {self.name}: its keeper ended: {error!r}")
             poison.__cause__ = error
             self._fail(poison)
@@ -425,7 +423,11 @@ class DiskLane:
             await self._work.wait()
             self._work.clear()
             async with self._writing:
-                await self._group()
+                try:
+                    await self._group()
+                except Poisoned as error:
+                    self._fail(error)  # before anyone else may write
+                    return
             if self._cursor_dirty or (self._limits.max_age_ns and self._rows):
                 self._work.set()
             await self._clock.sleep(self._limits.fsync_every_ns / 1e9)
