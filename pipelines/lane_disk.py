@@ -484,9 +484,9 @@ class DiskLane:
                 await asyncio.wait([running])
             except asyncio.CancelledError as error:
                 cancelled = error
+        if cancelled and not isinstance(running.exception(), Poisoned):
+            raise cancelled from running.exception()
         result: T = running.result()
-        if cancelled:
-            raise cancelled
         return result
 
     def _check(self) -> None:

@@ -15,7 +15,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Self
@@ -64,7 +64,7 @@ class Header:
 
     def encode(self) -> bytes:
         """As a frame."""
-        return encode_packed(FrameKind.HEADER, asdict(self))
+        return encode_packed(FrameKind.HEADER, {known: getattr(self, known) for known in self.__slots__})
 
     @classmethod
     def decoded(cls, packed: Any) -> Self:
@@ -319,7 +319,9 @@ class Writer:
         self.tables.tags.update(new)
         self.tables.sources[batch.source_id] = self._source_name(batch.source_id)
         if len(self._known) <= len(self._tags):
-            self._known = np.pad(self._known, (0, len(self._tags) + 1 - len(self._known)))
+            known = np.zeros(len(self._tags) + 1, dtype=np.bool_)
+            known[: len(self._known)] = self._known
+            self._known = known
         self._known[list(new)] = True
 
 

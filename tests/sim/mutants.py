@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pipelines import cursor, frame, journal, lane_disk, segment
 from pipelines.contracts import Span
 from pipelines.cursor import Cursor
+from pipelines.errors import Poisoned
 from pipelines.files import Files
 from pipelines.frame import Frame, FrameKind, encode_packed
 from pipelines.journal import Journal
@@ -148,6 +150,39 @@ def damage_stops_it(patch: Patch) -> None:
     patch.setattr(DiskLane, "_give_up_damaged", gives_up)
 
 
+def goes_on_after_a_failed_sync(patch: Patch) -> None:
+    def forgetful(self: Journal, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except OSError as error:
+            raise Poisoned("forgotten") from error
+
+    patch.setattr(Journal, "_never_twice", forgetful)
+    real = DiskLane._fail
+
+    def late(self: DiskLane, error: Poisoned) -> None:
+        asyncio.get_running_loop().call_soon(real, self, error)
+
+    patch.setattr(DiskLane, "_fail", late)
+
+
+def error_hides_the_cancellation(patch: Patch) -> None:
+    async def in_thread(self: DiskLane, work: Callable[[], Any]) -> Any:
+        running = asyncio.ensure_future(self._offload(work))
+        cancelled = None
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        running.result()
+        if cancelled:
+            raise cancelled
+        return running.result()
+
+    patch.setattr(DiskLane, "_in_thread", in_thread)
+
+
 MUTANTS: dict[str, Callable[[Patch], None]] = {
     mutant.__name__: mutant
     for mutant in (
@@ -171,5 +206,7 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
         forgets_origins,
         more_than_its_share,
         damage_stops_it,
+        goes_on_after_a_failed_sync,
+        error_hides_the_cancellation,
     )
 }
