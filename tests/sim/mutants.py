@@ -161,7 +161,8 @@ def goes_on_after_a_failed_sync(patch: Patch) -> None:
     real = DiskLane._fail
 
     def late(self: DiskLane, error: Poisoned) -> None:
-        asyncio.get_running_loop().call_soon(real, self, error)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, real, self, error)  # whoever waits to write is woken before
 
     patch.setattr(DiskLane, "_fail", late)
 
