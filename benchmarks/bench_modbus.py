@@ -74,12 +74,13 @@ def _settings(url: str) -> ModbusDevice:
 async def _requests(settings: ModbusDevice, seconds: float) -> float:
     [points] = settings.points().values()
     blocks = plan(points, settings.max_gap, settings.max_block)
-    layout, [request] = Layout(blocks), [query(settings.url, block) for block in blocks]
+    layout, requests = Layout(blocks), [query(settings.url, block) for block in blocks]
     link = ModbusLink(settings.url, settings.timeout, SystemClock(), Counters("source", "machine"))
     await link.connect()
     done, cpu_s, deadline_s = 0, time.process_time(), time.monotonic() + seconds
     while time.monotonic() < deadline_s:
-        values, _ = layout.decode([(await link.request(request)).data])
+        [reply] = await link.read(requests)
+        values, _ = layout.decode([reply.data])
         assert len(values) == REGISTERS
         done += 1
     cpu_s = time.process_time() - cpu_s

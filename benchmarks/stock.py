@@ -58,6 +58,34 @@ def opcua_to_mqtt(url: str, node_ids: list[str], every_ms: int, port: int, per_t
     return on_loop(run())
 
 
+def opcua_to_mqtt_for_ever(url: str, nodes: dict[str, str], every_ms: int, port: int, topic: str) -> None:
+    """As `opcua_to_mqtt`, with what paho offers against an outage: it reconnects, and queues at QoS 1 meanwhile.
+
+    nodes: node id -> tag. The messages have the gateway's shape, so that one subscriber can compare both.
+    """
+
+    async def run() -> None:
+        client = paho.Client(CallbackAPIVersion.VERSION2, client_id="script", protocol=paho.MQTTv5)
+        client.connect_async(HOST, port)
+        client.loop_start()
+        rows: list[dict[str, Any]] = []
+
+        def flush() -> None:
+            client.publish(topic, orjson.dumps({"device": "press", "samples": rows}), 1)
+            rows.clear()
+
+        def add(node: Node, value: Any, data: Any) -> None:
+            if not rows:
+                asyncio.get_running_loop().call_soon(flush)
+            rows.append({"tag": nodes[node.nodeid.to_string()], "v": value})
+
+        async with Client(url, timeout=30) as machine:
+            await _subscribe(machine, await machine.create_subscription(every_ms, Counting(add)), list(nodes))
+            await asyncio.Event().wait()
+
+    on_loop(run())
+
+
 def seconds_until_live(url: str, node_ids: list[str]) -> float:
     """Wall time from starting a Python process to the first value of each node at asyncua's handler."""
     spawned_s = time.time()

@@ -20,7 +20,6 @@ from connectors.modbus_link import (
     ILLEGAL_ADDRESS,
     ILLEGAL_VALUE,
     ModbusLink,
-    Query,
     Reply,
     RequestFailed,
 )
@@ -79,7 +78,6 @@ class ModbusSource:
         self._faults: dict[str, str] = {}
         self._number = 0
         self._silent_cycles = 0
-        self._lost: NotConnected | None = None
 
     @property
     def faults(self) -> Mapping[str, str]:
@@ -89,15 +87,15 @@ class ModbusSource:
     async def connect(self, resume: Sequence[bytes]) -> None:
         """Dials; every poll period is due at once. Raises NotConnected."""
         await self._link.connect()
-        self._silent_cycles, self._lost = 0, None
+        self._silent_cycles = 0
         now_ns = self._clock.mono_ns()
         for poll in self._polls:
             poll.restart(now_ns)
 
     async def read(self) -> Batch:
         """The batch of the poll cycle that is due next. Raises NotConnected."""
-        if self._lost is not None:
-            raise self._lost
+        if self._link.lost:
+            raise NotConnected(self._link.lost)
         poll = self._polls[0] if len(self._polls) == 1 else min(self._polls, key=_due_ns)
         wait_ns = poll.due_ns - self._clock.mono_ns()
         if wait_ns > 0:
@@ -105,8 +103,10 @@ class ModbusSource:
         missed = poll.advance(self._clock.mono_ns())
         if missed:
             self.counters.add("overruns", missed)
-        replies = await self._cycle(poll)
-        failed = [reply.failure for reply in replies if reply.failure]
+        replies = await self._link.read(poll.queries)
+        if failed := _failures(replies):
+            replies = await self._cut_refused(poll, replies)
+            failed = _failures(replies)
         if failed or self._faults:
             self._note(poll, replies)
         self._judge(failed, len(replies))
@@ -121,17 +121,14 @@ class ModbusSource:
         """Idempotent, allowed before `connect`."""
         await self._link.close()
 
-    async def _cycle(self, poll: Poll) -> list[Reply]:
-        """A reply for each of `poll.blocks`, which are cut where the device refuses one."""
-        replies = [await self._ask(query) for query in poll.queries]
-        if any(_refused(reply) for reply in replies):
-            found: list[tuple[Block, Reply]] = []
-            for block, reply in zip(poll.blocks, replies, strict=True):
-                found += await self._cut(poll, block, reply)
-            replies = [reply for _, reply in found]
-            if len(found) > len(poll.blocks):
-                poll.adopt([block for block, _ in found])
-        return replies
+    async def _cut_refused(self, poll: Poll, replies: Sequence[Reply]) -> list[Reply]:
+        """The replies to `poll.blocks`, which are cut where the device refuses one."""
+        found: list[tuple[Block, Reply]] = []
+        for block, reply in zip(poll.blocks, replies, strict=True):
+            found += await self._cut(poll, block, reply)
+        if len(found) > len(poll.blocks):
+            poll.adopt([block for block, _ in found])
+        return [reply for _, reply in found]
 
     async def _cut(self, poll: Poll, block: Block, reply: Reply) -> list[tuple[Block, Reply]]:
         """The block itself; or when it was refused, its halves, and theirs, with the replies that they get."""
@@ -140,32 +137,18 @@ class ModbusSource:
             return [(block, reply)]
         found: list[tuple[Block, Reply]] = []
         for part in parts:
-            found += await self._cut(poll, part, await self._ask(poll.query(part)))
+            [answer] = await self._link.read([poll.query(part)])
+            found += await self._cut(poll, part, answer)
         return found
-
-    async def _ask(self, query: Query) -> Reply:
-        """The device's reply, or one with a failure in it. After the connection was lost nothing is asked any more."""
-        failure = RequestFailed(BAD_CONNECTION_CLOSED, "connection lost")
-        if self._lost is None:
-            self.counters.add("requests")
-            try:
-                return await self._link.request(query)
-            except RequestFailed as failed:
-                failure = failed
-            except NotConnected as error:
-                self._lost = error
-        return Reply(bytes(query.reply_bytes), self._clock.wall_ns(), failure)
 
     def _judge(self, failed: Sequence[RequestFailed], blocks: int) -> None:
         """Whether the connection is still worth something. Raises NotConnected when it broke before any reply."""
-        if self._lost is not None:
-            if all(failure.status == BAD_CONNECTION_CLOSED for failure in failed) and len(failed) == blocks:
-                raise self._lost
-            return
-        silent = len(failed) == blocks and all(failure.status == BAD_TIMEOUT for failure in failed)
-        self._silent_cycles = self._silent_cycles + 1 if silent else 0
+        statuses = {failure.status for failure in failed} if len(failed) == blocks else set()
+        if statuses == {BAD_CONNECTION_CLOSED}:
+            raise NotConnected(self._link.lost)
+        self._silent_cycles = self._silent_cycles + 1 if statuses == {BAD_TIMEOUT} else 0
         if self._silent_cycles >= SILENT_CYCLES_MAX:
-            self._lost = self._link.lost(f"no reply in {SILENT_CYCLES_MAX} poll cycles")
+            self._link.give_up(f"no reply in {SILENT_CYCLES_MAX} poll cycles")
 
     def _note(self, poll: Poll, replies: Sequence[Reply]) -> None:
         """Keeps `faults`; one line in the log for each block whose state changed."""
@@ -194,6 +177,10 @@ def _polls(name: str, settings: ModbusDevice, tags: TagTable) -> list[Poll]:
         for tag_name, tag in settings.tags.items()
     }
     return [Poll(every_ns, settings.url, blocks, ids) for every_ns, blocks in _plans(settings).items()]
+
+
+def _failures(replies: Sequence[Reply]) -> list[RequestFailed]:
+    return [reply.failure for reply in replies if reply.failure]
 
 
 def _refused(reply: Reply) -> bool:

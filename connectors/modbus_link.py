@@ -22,8 +22,8 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from pymodbus.framer import FramerRTU, FramerSocket
 from pymodbus.pdu import DecodePDU, ModbusPDU
@@ -91,7 +91,7 @@ class Reply(NamedTuple):
     data: bytes
     received_ns: int
     failure: RequestFailed | None = None
-    """Set by who polls: no values came, `data` is zeros, and this is why."""
+    """No values came, `data` is zeros, and this is why."""
 
 
 class RequestFailed(Exception):
@@ -123,175 +123,208 @@ def _unlike(what: str, came: int, asked: int) -> RequestFailed:
 
 
 class _Wire(asyncio.Protocol):
-    """One TCP connection; dialled by the link, never used again once it is lost or `spent`."""
+    """One TCP connection; dialled by the link, never used again once it is lost or `spent`.
 
-    def __init__(self, clock: Clock, counters: Counters) -> None:
+    The next request goes out as soon as the reply before it is in: a whole exchange is one wait of one task. One timer
+    watches all its requests.
+    """
+
+    def __init__(self, timeout_s: float, clock: Clock, counters: Counters) -> None:
         self.spent = False
         """A reply may still be under way that nothing would tell from the next one."""
         self.loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = self.loop.create_future()
+        self._error: NotConnected | None = None
         self._transport: asyncio.Transport | None = None
-        self._buffer = b""
+        self._timeout_s = timeout_s
         self._clock = clock
         self._counters = counters
+        self._buffer = b""
+        self._left: Iterator[Query] = iter(())
+        self._query: Query | None = None
+        """Waits for its reply."""
+        self._replies: list[Reply] = []
+        self._done: asyncio.Future[None] | None = None
+        self._due_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._lose(f"connection lost: {_oserror(error)}" if error else "connection closed by the device")
         self._transport = None
-        self.fail(NotConnected(f"connection lost: {_oserror(error)}" if error else "connection closed by the device"))
+        if self._timer:
+            self._timer.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
 
-    def transport(self) -> asyncio.Transport:
-        """Raises NotConnected when the connection has gone."""
-        if self._transport is None or self._transport.is_closing():
-            raise NotConnected("connection closed by the device")
-        return self._transport
+    def data_received(self, data: bytes) -> None:
+        self._counters.add("received_bytes", len(data))
+        self._buffer = self._buffer + data if self._buffer else data
+        waited = self._query is not None
+        self._take()
+        if waited and self._query is None:  # not before: what came already answers nothing that is asked now
+            self._ask()
 
     def abort(self) -> None:
         """Ends the connection at once; `closed` follows."""
         if self._transport is not None:
             self._transport.abort()
 
-    def send(self, query: Query) -> tuple[int, asyncio.Future[Reply]]:
-        """Sends; the id for `forget`, and the reply's future (RequestFailed, NotConnected)."""
+    async def exchange(self, queries: Sequence[Query], replies: list[Reply]) -> None:
+        """Asks one after the other and appends their replies; stops behind one that left the wire `spent`.
+
+        Raises NotConnected.
+        """
+        self._left, self._replies = iter(queries), replies
+        self._done = self.loop.create_future()
+        self._ask()
+        try:
+            await self._done
+        finally:
+            self._forget()
+        if self._error:
+            raise self._error
+
+    def _take(self) -> None:
+        """Takes what is whole out of the buffer."""
         raise NotImplementedError
 
-    def forget(self, transaction: int) -> None:
+    def _frame(self, query: Query) -> bytes:
+        """What is sent."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
         """Nobody waits for this reply any more."""
-        raise NotImplementedError
+        self._query = None
 
-    def fail(self, error: Exception) -> None:
-        """Ends every wait with `error`."""
-        raise NotImplementedError
-
-    def _settle(self, future: asyncio.Future[Reply], data: bytes) -> None:
-        if future.done():
-            self._counters.add("stale_replies")
+    def _ask(self) -> None:
+        """Sends the next request, or ends the exchange."""
+        query = None if self.spent else next(self._left, None)
+        if query is None:
+            self._end()
+        elif self._transport is None or self._transport.is_closing():
+            self._lose("connection closed by the device")
         else:
-            future.set_result(Reply(data, self._clock.wall_ns()))
+            self._query = query
+            self._counters.add("requests")
+            self._transport.write(self._frame(query))
+            self._due_s = self.loop.time() + self._timeout_s
+            if self._timer is None:
+                self._timer = self.loop.call_at(self._due_s, self._watch)
 
-    def _refuse(self, future: asyncio.Future[Reply], failure: RequestFailed) -> None:
+    def _watch(self) -> None:
+        """The request under way may be a later one than the one that the timer was made for."""
+        self._timer = None
+        query = self._query
+        if query is None:
+            return
+        if self.loop.time() < self._due_s:
+            self._timer = self.loop.call_at(self._due_s, self._watch)
+            return
+        self._forget()
+        self._counters.add("timeouts")
+        failure = RequestFailed(BAD_TIMEOUT, f"no reply within {self._timeout_s:g} s")
+        self._replies.append(_without_values(query, self._clock, failure))
+        self._ask()
+
+    def _settle(self, data: bytes) -> None:
+        self._query = None
+        self._replies.append(Reply(data, self._clock.wall_ns()))
+
+    def _refuse(self, query: Query, failure: RequestFailed) -> None:
+        self._query = None
         self._counters.add("exceptions" if failure.exception_code else "bad_replies")
-        if not future.done():
-            future.set_exception(failure)
+        self._replies.append(_without_values(query, self._clock, failure))
 
+    def _lose(self, reason: str) -> None:
+        """The connection is worth nothing; the first reason counts."""
+        self._error = self._error or NotConnected(reason)
+        self._end()
 
-_Waiting: TypeAlias = dict[int, tuple[Query, asyncio.Future[Reply]]]
+    def _end(self) -> None:
+        if self._done and not self._done.done():
+            self._done.set_result(None)
 
 
 class _TcpWire(_Wire):
-    """Modbus TCP. Any number of requests may wait, each under its transaction id; the link sends one at a time."""
+    """Modbus TCP. Each request has its transaction id, and a reply with another one is nobody's."""
 
-    def __init__(self, clock: Clock, counters: Counters) -> None:
-        super().__init__(clock, counters)
-        self._waiting: _Waiting = {}
-        self._transaction = 0
+    _transaction = 0
 
-    def send(self, query: Query) -> tuple[int, asyncio.Future[Reply]]:
-        transaction = self._transaction = (self._transaction + 1) & 0xFFFF
-        reply: asyncio.Future[Reply] = self.loop.create_future()
-        self.transport().write(transaction.to_bytes(2, "big") + query.frame)
-        self._waiting[transaction] = query, reply
-        return transaction, reply
+    def _frame(self, query: Query) -> bytes:
+        self._transaction = (self._transaction + 1) & 0xFFFF
+        return self._transaction.to_bytes(2, "big") + query.frame
 
-    def forget(self, transaction: int) -> None:
-        self._waiting.pop(transaction, None)
-
-    def fail(self, error: Exception) -> None:
-        for _, reply in self._waiting.values():
-            if not reply.done():
-                reply.set_exception(error)
-        self._waiting.clear()
-
-    def data_received(self, data: bytes) -> None:
-        self._counters.add("received_bytes", len(data))
-        data = self._buffer + data if self._buffer else data
+    def _take(self) -> None:
+        data = self._buffer
         at, end = 0, len(data)
         while end - at >= _HEADER.size:
             transaction, protocol, length, unit, function, first = _HEADER.unpack_from(data, at)
             if protocol or not _LENGTH_MIN <= length <= _LENGTH_MAX:
                 self._counters.add("bad_replies")
-                self.fail(NotConnected("what came is not Modbus TCP: is the port right?"))
+                self._lose("what came is not Modbus TCP: is the port right?")
                 self.abort()
                 return
             stop = at + 6 + length
             if stop > end:
                 break
-            self._take(transaction, unit, function, first, data[at + _HEADER.size : stop])
+            if self._query is None or transaction != self._transaction:
+                self._counters.add("stale_replies")
+            else:
+                self._judge(self._query, unit, function, first, data[at + _HEADER.size : stop])
             at = stop
         self._buffer = data[at:]
 
-    def _take(self, transaction: int, unit: int, function: int, first: int, data: bytes) -> None:
+    def _judge(self, query: Query, unit: int, function: int, first: int, data: bytes) -> None:
         """One whole frame; `first` is the PDU's second byte: byte count, or exception code."""
-        waiting = self._waiting.pop(transaction, None)
-        if waiting is None:
-            self._counters.add("stale_replies")
-            return
-        query, reply = waiting
         if unit != query.unit:
-            self._refuse(reply, _unlike("unit", unit, query.unit))
+            self._refuse(query, _unlike("unit", unit, query.unit))
         elif function == query.function | 0x80 and not data:
-            self._refuse(reply, _exception(first))
+            self._refuse(query, _exception(first))
         elif function != query.function:
-            self._refuse(reply, _unlike("function", function, query.function))
+            self._refuse(query, _unlike("function", function, query.function))
         elif not first == len(data) == query.reply_bytes:
             came = first if first != query.reply_bytes else len(data)
-            self._refuse(reply, _unlike("byte count", came, query.reply_bytes))
+            self._refuse(query, _unlike("byte count", came, query.reply_bytes))
         else:
-            self._settle(reply, data)
+            self._settle(data)
 
 
 class _RtuWire(_Wire):
-    """RTU frames inside TCP: one request at a time, and the byte count that was asked for says where its reply ends."""
+    """RTU frames inside TCP: the byte count that was asked for says where a reply ends."""
 
-    def __init__(self, clock: Clock, counters: Counters) -> None:
-        super().__init__(clock, counters)
-        self._waiting: tuple[Query, asyncio.Future[Reply]] | None = None
+    def _frame(self, query: Query) -> bytes:
+        return query.frame
 
-    def send(self, query: Query) -> tuple[int, asyncio.Future[Reply]]:
-        assert self._waiting is None, "a serial line carries one request at a time"
-        reply: asyncio.Future[Reply] = self.loop.create_future()
-        self.transport().write(query.frame)
-        self._waiting = query, reply
-        return 0, reply
+    def _forget(self) -> None:
+        self.spent = self.spent or self._query is not None
+        self._query = None
 
-    def forget(self, transaction: int) -> None:
-        self.spent = self.spent or self._waiting is not None
-        self._waiting = None
-
-    def fail(self, error: Exception) -> None:
-        if self._waiting is not None and not self._waiting[1].done():
-            self._waiting[1].set_exception(error)
-        self._waiting = None
-
-    def data_received(self, data: bytes) -> None:
-        self._counters.add("received_bytes", len(data))
-        if self._waiting is None:
+    def _take(self) -> None:
+        query = self._query
+        if query is None:
             self._counters.add("stale_replies")
-            self.spent = True
+            self.spent, self._buffer = True, b""
             return
-        self._buffer += data
         if len(self._buffer) < _EXCEPTION_FRAME_BYTES:
             return
-        query, reply = self._waiting
-        size, failure = self._judge(query)
+        size, failure = self._expected(query)
         if len(self._buffer) < size:
             return
         frame, surplus = self._buffer[:size], len(self._buffer) - size
         if size and not FramerRTU.check_CRC(frame[:-2], int.from_bytes(frame[-2:], "big")):
             failure = RequestFailed(BAD_COMMUNICATION_ERROR, "wrong reply: its CRC does not fit")
-        self._waiting, self._buffer = None, b""
+        self._buffer = b""
         self.spent = surplus > 0 or (failure is not None and not failure.exception_code)
         if failure is None:
-            self._settle(reply, frame[3:-2])
+            self._settle(frame[3:-2])
         else:
-            self._refuse(reply, failure)
+            self._refuse(query, failure)
 
-    def _judge(self, query: Query) -> tuple[int, RequestFailed | None]:
+    def _expected(self, query: Query) -> tuple[int, RequestFailed | None]:
         """Size of the frame that has begun, 0 when it cannot be the reply; and the failure that it means."""
         unit, function, first = self._buffer[:3]
         if unit != query.unit:
@@ -306,12 +339,14 @@ class _RtuWire(_Wire):
 
 
 class ModbusLink:
-    """`connect`, then `request` one after the other, then `close`.
+    """`connect`, then `read` one after the other, then `close`.
 
-    Counts timeouts, exceptions, bad_replies, stale_replies, received_bytes.
+    Counts requests, timeouts, exceptions, bad_replies, stale_replies, received_bytes.
     """
 
     def __init__(self, url: ModbusUrl, timeout_ns: int, clock: Clock, counters: Counters) -> None:
+        self.lost = "not connected"
+        """Why nothing is read until the next `connect`; empty while all is well."""
         self._url = url
         self._timeout_s = timeout_ns / 1e9
         self._clock = clock
@@ -321,63 +356,67 @@ class ModbusLink:
     async def connect(self) -> None:
         """Dials once. Raises NotConnected. Cancelled in the middle it leaves nothing open."""
         await self.close()
-        await self._dial()
-
-    async def request(self, query: Query) -> Reply:
-        """One exchange. Raises RequestFailed (the next request may go on) or NotConnected."""
-        wire = self._wire
-        if wire is None:
-            raise self.lost("not connected")
-        if wire.spent:
-            await self.close()
-            wire = await self._dial()
         try:
-            transaction, reply = wire.send(query)
+            await self._dial()
         except NotConnected as error:
-            raise self.lost(str(error)) from error
-        timer = wire.loop.call_later(self._timeout_s, self._expire, reply)
-        try:
-            return await reply
-        except NotConnected as error:
-            raise self.lost(str(error)) from error
-        except asyncio.CancelledError:
-            if not reply.cancelled():
-                reply.exception()  # it came in the same step; looked at, so that asyncio does not report it
-            raise
-        finally:
-            timer.cancel()
-            wire.forget(transaction)
+            raise NotConnected(self.give_up(str(error))) from error
+        self.lost = ""
 
-    async def _dial(self) -> _Wire:
-        wire = (_RtuWire if self._url.rtu else _TcpWire)(self._clock, self._counters)
+    async def read(self, queries: Sequence[Query]) -> list[Reply]:
+        """A reply to each, asked one after the other. What has no values has a `failure`: BAD_CONNECTION_CLOSED, with
+        `lost` as its reason, from where the connection was lost."""
+        replies: list[Reply] = []
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await wire.loop.create_connection(lambda: wire, self._url.host, self._url.port)
-            self._wire = wire
-        except TimeoutError as error:
-            raise self.lost(f"no connection within {self._timeout_s:g} s") from error
-        except OSError as error:
-            raise self.lost(_oserror(error)) from error
-        finally:
-            if self._wire is not wire:
-                wire.abort()
-        return wire
+            while not self.lost and len(replies) < len(queries):
+                wire = await self._usable()
+                await wire.exchange(queries[len(replies) :] if replies else queries, replies)
+        except NotConnected as error:
+            self.give_up(str(error))
+        if self.lost:
+            failure = RequestFailed(BAD_CONNECTION_CLOSED, self.lost)
+            replies += [_without_values(query, self._clock, failure) for query in queries[len(replies) :]]
+        return replies
+
+    def give_up(self, reason: str) -> str:
+        """Nothing is read until the next `connect`, because of `reason`; returns `lost`."""
+        self.lost = f"modbus {self._url}: {reason}"
+        return self.lost
 
     async def close(self) -> None:
-        """Idempotent; returns when the connection is gone. Waits that are under way end with NotConnected."""
+        """Idempotent; returns when the connection is gone. A `read` that is under way ends as when it is lost."""
+        self.lost = self.lost or "not connected"
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.abort()
             await wire.closed
 
-    def lost(self, reason: str) -> NotConnected:
-        """The error of this connection, for `reason`."""
-        return NotConnected(f"modbus {self._url}: {reason}")
+    async def _usable(self) -> _Wire:
+        if self._wire is not None and not self._wire.spent:
+            return self._wire
+        await self._hang_up()
+        return await self._dial()
 
-    def _expire(self, reply: asyncio.Future[Reply]) -> None:
-        if not reply.done():
-            self._counters.add("timeouts")
-            reply.set_exception(RequestFailed(BAD_TIMEOUT, f"no reply within {self._timeout_s:g} s"))
+    async def _dial(self) -> _Wire:
+        wire = (_RtuWire if self._url.rtu else _TcpWire)(self._timeout_s, self._clock, self._counters)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await wire.loop.create_connection(lambda: wire, self._url.host, self._url.port)
+            self._wire = wire
+        except TimeoutError as error:
+            raise NotConnected(f"no connection within {self._timeout_s:g} s") from error
+        except OSError as error:
+            raise NotConnected(_oserror(error)) from error
+        finally:
+            if self._wire is not wire:
+                wire.abort()
+        return wire
+
+
+def _without_values(query: Query, clock: Clock, failure: RequestFailed) -> Reply:
+    return Reply(bytes(query.reply_bytes), clock.wall_ns(), failure)
 
 
 def _oserror(error: Exception) -> str:

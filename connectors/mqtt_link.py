@@ -34,13 +34,10 @@ class Link(asyncio.Protocol):
         self.on_send: Callable[[bytes], None] = _ignore
         """Told what paho sends, after it was sent."""
         self._transport: asyncio.Transport
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self.writable = asyncio.Event()
+        """Not set while the peer is slow to read; set when the connection is gone."""
+        self.writable.set()
         self._resting: asyncio.TimerHandle | None = None
-
-    async def writable(self) -> None:
-        """Waits while the peer is slow; returns at once when the connection is gone."""
-        await self._writable.wait()
 
     def write(self, data: bytes) -> None:
         """Sends behind everything sent before; never blocks."""
@@ -74,17 +71,17 @@ class Link(asyncio.Protocol):
         self.on_data(data)
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self.writable.clear()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self.writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.cause = exc
         if self._resting:
             self._resting.cancel()
         self.closed.set()
-        self._writable.set()
+        self.writable.set()
         self.on_lost(exc)
 
     # What paho calls

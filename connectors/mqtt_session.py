@@ -111,7 +111,7 @@ class Session:
 
     async def writable(self) -> None:
         """Waits while the broker is slow to read. Raises when the session has ended."""
-        await self._link.writable()
+        await self._link.writable.wait()
         self.check()
 
     def send(self, packets: bytes) -> None:

@@ -115,7 +115,7 @@ class Splitter:
         received = Received()
         data = self._rest + data if self._rest else data
         at = self._runs(data, received)
-        while packet := _packet_at(data, at):
+        while at < len(data) and (packet := _packet_at(data, at)):
             self._sort(packet, received)
             at += len(packet)
         self._rest = data[at:]

@@ -40,10 +40,14 @@ _Length: Final = struct.Struct("<i")
 _Guid: Final = struct.Struct("<IHH8s")
 SHORT_ARRAY: Final = 32
 """Up to this length an array costs less without numpy."""
-_SHORT_ARRAYS: Final = {
+SHORT_ARRAYS: Final = {
     kind: [struct.Struct(f"<{count}{dtype.char}") for count in range(SHORT_ARRAY + 1)] for kind, dtype in FIXED.items()
 }
 _NUMBER: Final = {kind: struct.Struct(f"<{dtype.char}") for kind, dtype in FIXED.items()}
+
+
+_GUID_ORDER: Final = np.array([3, 2, 1, 0, 5, 4, 7, 6, *range(8, 16)])
+"""A Guid's bytes in the order of its text: the first three fields are little-endian (Part 6, 5.2.2.6)."""
 
 
 def guid_text(raw: bytes) -> str:
@@ -51,6 +55,16 @@ def guid_text(raw: bytes) -> str:
     first, second, third, rest = _Guid.unpack(raw)
     digits: str = rest.hex()
     return f"{first:08x}-{second:04x}-{third:04x}-{digits[:4]}-{digits[4:]}"
+
+
+def guid_texts(raw: bytes) -> list[str]:
+    """`guid_text` of every 16 bytes."""
+    digits = np.frombuffer(raw, np.uint8).reshape(-1, 16)[:, _GUID_ORDER].tobytes().hex()
+    return [
+        f"{digits[at : at + 8]}-{digits[at + 8 : at + 12]}-{digits[at + 12 : at + 16]}"
+        f"-{digits[at + 16 : at + 20]}-{digits[at + 20 : at + 32]}"
+        for at in range(0, len(digits), 32)
+    ]
 
 
 class DecodeError(ValueError):
@@ -233,7 +247,7 @@ class Cursor:
             return [read(self) for _ in range(self.count())]
         count = self.count(fixed.itemsize)
         if count <= SHORT_ARRAY:
-            layout = _SHORT_ARRAYS[kind][count]
+            layout = SHORT_ARRAYS[kind][count]
             return list(layout.unpack_from(self.body, self.skip(layout.size)))
         values: list[Any] = np.frombuffer(self.body, fixed, count, self.skip(count * fixed.itemsize)).tolist()
         return values

@@ -5,10 +5,11 @@ MoreNotifications, NotificationMessage (SequenceNumber, PublishTime, Notificatio
 A DataChangeNotification holds MonitoredItemNotifications: client handle 4, DataValue mask 1, Variant type 1, value, and
 the parts that the mask names. Records of one shape (mask, type) have one size when the value is a number, so
 
-- a *run* of equally shaped records is one `np.frombuffer`; its length is found at C speed by comparing every size-th
-  byte,
+- a *run* of equally shaped records (arrays: of equal length) is one `np.frombuffer`; how many they are is found at C
+  speed by comparing every size-th byte,
 - short runs of fixed-size records are collected per shape and gathered with one fancy index each,
-- everything else (text, arrays, structures) is read one by one with `opcua_binary.Cursor`.
+- of text and arrays only the value is read one by one (`opcua_variable`), what stands around it is gathered,
+- everything else (structures, matrices, and the rows of a shape that has only a few) is read by `opcua_binary.Cursor`.
 
 The record's layout is derived from its mask and type, never assumed: servers differ (masks 5, 13 and 63 are common).
 """
@@ -17,15 +18,17 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from connectors.opcua_binary import EPOCH_TICKS, FIXED, VARIABLE, Cursor, DecodeError, guid_text
-from pipelines.batch import EXACT_INTEGER_MAX, GOOD, Extra, Flag, Kind
+from connectors.opcua_binary import EPOCH_TICKS, FIXED, VARIABLE, Cursor, DecodeError, guid_texts
+from connectors.opcua_records import HANDLE, PARTS, RECORDS, SIZED, VALUE_AT, Shape, array_record, learn
+from pipelines.batch import ARRAY, EXACT_INTEGER_MAX, GOOD, Extra, Flag, Kind
 
 PUBLISH_RESPONSE: Final = 829
 REPUBLISH_RESPONSE: Final = 835
@@ -47,7 +50,7 @@ _Head: Final = struct.Struct("<IB")
 _Message: Final = struct.Struct("<Iqi")
 NO_OBJECT: Final = b"\0\0\0"
 """A null ExtensionObject."""
-_Shape: TypeAlias = bytes
+_ONE_BYTE: Final = [bytes((byte,)) for byte in range(256)]
 
 
 @dataclass(slots=True)
@@ -187,44 +190,26 @@ def _check_tail(cursor: Cursor) -> None:
         raise DecodeError(f"{cursor.end - cursor.at} bytes are left over behind the records at offset {cursor.at}")
 
 
-_PARTS: Final = (
-    (0x02, "status", "I"),
-    (0x04, "source", "q"),
-    (0x10, "source_ps", "H"),
-    (0x08, "server", "q"),
-    (0x20, "server_ps", "H"),
-)
-"""What follows the value, in this order, for each bit of the DataValue mask (Part 6, 5.2.2.17)."""
-
-
 def _tail(mask: int) -> tuple[struct.Struct, int, int]:
     """The parts behind the value: layout, and the places of status and source time in it, -1 where absent."""
-    parts = [(name, code) for bit, name, code in _PARTS if mask & bit]
+    parts = [(name, code) for bit, name, code in PARTS if mask & bit]
     names = [name for name, _ in parts]
     status, source = (names.index(name) if name in names else -1 for name in ("status", "source"))
     return struct.Struct("<" + "".join(code for _, code in parts)), status, source
 
 
 _TAILS: Final = [_tail(half << 1) for half in range(0x20)]
-_SIZED: Final = {Kind.DATETIME: np.dtype("<i8"), Kind.GUID: np.dtype("V16")}
-"""Types of a fixed size that are no numbers: found like numbers, kept in `extra`."""
-_SIZES: Final[dict[_Shape, int]] = {}
-"""Shape -> bytes of its record, 0 where they differ from record to record or hold no number; filled on first sight."""
-_LAYOUTS: Final[dict[_Shape, np.dtype[Any]]] = {}
 
 
-def _learn_size(shape: _Shape) -> int:
-    """Derives the record of a shape: DataValue mask and Variant encoding (Part 6, 5.2.2.16 and 5.2.2.17)."""
-    mask, encoding = shape.ljust(2, b"\0")
-    value = FIXED.get(encoding) or _SIZED.get(encoding)
-    if mask & 0xC0 or not mask & 0x01 or value is None:
-        _SIZES[shape] = 0
-        return 0
-    fields: list[tuple[str, Any]] = [("handle", "<u4"), ("mask", "u1"), ("encoding", "u1"), ("value", value)]
-    fields += [(name, f"<{code}") for bit, name, code in _PARTS if mask & bit]
-    _LAYOUTS[shape] = np.dtype(fields)
-    _SIZES[shape] = _LAYOUTS[shape].itemsize
-    return _SIZES[shape]
+class _Found:
+    """Records of one shape, scattered over a part: their offsets, their rows, and where values of no fixed size end."""
+
+    __slots__ = ("offsets", "rows", "stops")
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.rows: list[int] = []
+        self.stops: list[int] = []
 
 
 def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> int:
@@ -236,96 +221,135 @@ def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> 
             at = singles.read(row, at)
         singles.store(columns)
         return at
-    scattered: dict[_Shape, tuple[list[int], list[int]]] = {}
-    sizes = _SIZES
+    scattered: defaultdict[Shape, _Found] = defaultdict(_Found)
+    records = RECORDS
     while row < rows:
-        shape = body[at + 4 : at + 6]
-        size = sizes.get(shape)
-        if size is None:
-            size = _learn_size(shape)
-        if size == 0 or at + size > end:
-            at = singles.read(row, at)
-            row += 1
-            continue
+        shape = same = body[at + 4 : at + VALUE_AT]
+        record = records.get(shape) or learn(shape)
+        if record.counted and at + VALUE_AT + 4 <= end:
+            same = body[at + 4 : at + VALUE_AT + 4]
+            record = array_record(same)
+        size = record.size
         run = 1
-        if body[at + size + 4 : at + size + 6] == shape:
-            run = _run_length(body, at, min(rows - row, (end - at) // size), size, shape)
+        if size and at + size <= end and body[at + size + 4 : at + size + 4 + len(same)] == same:
+            run = _run_length(body, at, min(rows - row, (end - at) // size), size, same)
         if run >= RUN_MIN:
-            records = np.frombuffer(body, _LAYOUTS[shape], run, at)
-            _store(columns, slice(row, row + run), records, shape, arrival_ns)
+            _store(columns, slice(row, row + run), np.frombuffer(body, record.layout, run, at), shape)
+            at += run * size
+        elif record.read:
+            run, at = _read_run(columns.extra, body, at, end, range(row, rows), shape, scattered[shape])
+        elif size == 0 or at + size > end:
+            run, at = 1, singles.read(row, at)
         else:
-            if shape not in scattered:
-                scattered[shape] = ([], [])
-            offsets, places = scattered[shape]
-            offsets.extend(range(at, at + run * size, size))
-            places.extend(range(row, row + run))
-        at += run * size
+            found = scattered[shape]
+            found.offsets.extend(range(at, at + run * size, size))
+            found.rows.extend(range(row, row + run))
+            at += run * size
         row += run
-    for shape, (offsets, places) in scattered.items():
-        _store(columns, np.array(places), _gather(body, offsets, shape), shape, arrival_ns)
+    for shape, found in scattered.items():
+        if len(found.rows) < RUN_MIN:
+            singles.read_all(found.rows, found.offsets)
+        else:
+            _store_found(columns, body, found, shape)
+    _ticks_to_ns(columns, arrival_ns)
     singles.store(columns)
     return at
 
 
-def _run_length(body: bytes, at: int, limit: int, size: int, shape: _Shape) -> int:
+def _read_run(
+    extra: Extra, body: bytes, at: int, end: int, rows: range, shape: Shape, found: _Found
+) -> tuple[int, int]:
+    """Reads the values of records of one shape, which has a reader, from `at` on; how many, the offset behind them."""
+    record, first = RECORDS[shape], len(found.rows)
+    read, tail_bytes = record.read, record.tail_bytes
+    assert read
+    offsets, stops = found.offsets, found.stops
+    try:
+        for row in rows:
+            offsets.append(at)
+            extra[row], stop = read(body, at + VALUE_AT, end)
+            stops.append(stop)
+            at = stop + tail_bytes
+            if at > end:
+                raise DecodeError(f"the record at offset {offsets[-1]} goes beyond the end of the field at {end}")
+            if body[at + 4 : at + VALUE_AT] != shape:
+                break
+    except struct.error as error:
+        raise DecodeError(f"the record at offset {offsets[-1]} goes beyond the end of the message") from error
+    run = len(offsets) - first
+    found.rows.extend(rows[:run])
+    return run, at
+
+
+def _store_found(columns: Columns, body: bytes, found: _Found, shape: Shape) -> None:
+    """Gathers the records of one shape and writes them into their rows; values of no fixed size are there already."""
+    record, rows = RECORDS[shape], np.array(found.rows)
+    if record.layout:
+        _store(columns, rows, _pick(body, record.layout, found.offsets), shape)
+        return
+    mask, kind = shape
+    columns.handle[rows] = _pick(body, HANDLE, found.offsets)
+    columns.kind[rows] = kind
+    columns.value[rows] = np.nan
+    tails = _pick(body, record.tail, found.stops) if mask & 0x06 else np.empty(0)
+    _store_tails(columns, rows, tails, mask)
+
+
+def _pick(body: bytes, layout: np.dtype[Any], offsets: list[int]) -> npt.NDArray[Any]:
+    """What lies at these offsets: the body as an array of overlapping elements, one at every byte, indexed once."""
+    overlapping: npt.NDArray[Any] = np.ndarray((len(body) - layout.itemsize + 1,), layout, body, 0, (1,))
+    return overlapping[offsets]
+
+
+def _run_length(body: bytes, at: int, limit: int, size: int, shape: bytes) -> int:
     """How many of the next `limit` records have this shape. Looks in growing windows: short runs cost little."""
     run, window = 0, 8
     while run < limit:
         count = min(window, limit - run)
         start = at + run * size + 4
-        stop = start + (count - 1) * size + 1
-        masks = body[start:stop:size]
-        encodings = body[start + 1 : stop + 1 : size]
-        same = min(count - len(masks.lstrip(shape[:1])), count - len(encodings.lstrip(shape[1:])))
+        reach = (count - 1) * size + 1
+        same = count
+        for place, byte in enumerate(_ONE_BYTE[byte] for byte in shape):
+            column = body[start + place : start + place + reach : size]
+            same = min(same, count - len(column.lstrip(byte)))
         run += same
         if same < count:
             break
-        window *= 8
+        window *= 32
     return run
 
 
-def _gather(body: bytes, offsets: list[int], shape: _Shape) -> npt.NDArray[Any]:
-    layout = _LAYOUTS[shape]
-    index = np.array(offsets)[:, None] + np.arange(layout.itemsize)
-    records: npt.NDArray[Any] = np.frombuffer(body, np.uint8)[index].view(layout).ravel()
-    return records
-
-
-def _store(
-    columns: Columns,
-    rows: slice | npt.NDArray[np.intp],
-    records: npt.NDArray[Any],
-    shape: _Shape,
-    arrival_ns: int,
-) -> None:
+def _store(columns: Columns, rows: slice | npt.NDArray[np.intp], records: npt.NDArray[Any], shape: Shape) -> None:
     """Writes records of one shape, all with a value of fixed size, into their rows."""
     mask, kind = shape
     columns.handle[rows] = records["handle"]
     columns.kind[rows] = kind
-    if kind in _SIZED:
+    if kind in SIZED or kind & ARRAY:
         _store_extra(columns, rows, records["value"], kind)
     else:
         columns.value[rows] = records["value"]
-    if mask & 0x02:
-        columns.status[rows] = records["status"]
-    if mask & 0x04:
-        _store_times(columns, rows, records["source"], arrival_ns)
-    else:
-        columns.ts_ns[rows] = arrival_ns
-        columns.flags[rows] = Flag.ARRIVAL_TIME
     if kind in (Kind.INT64, Kind.UINT64):
         _store_big(columns, rows, records["value"])
+    _store_tails(columns, rows, records, mask)
 
 
-def _store_times(
-    columns: Columns, rows: slice | npt.NDArray[np.intp], ticks: npt.NDArray[np.int64], arrival_ns: int
-) -> None:
+def _store_tails(columns: Columns, rows: slice | npt.NDArray[np.intp], tails: npt.NDArray[Any], mask: int) -> None:
+    """Status and source time, of those that `mask` names; the time as ticks, 0 where there is none."""
+    if mask & 0x02:
+        columns.status[rows] = tails["status"]
+    columns.ts_ns[rows] = tails["source"] if mask & 0x04 else 0
+
+
+def _ticks_to_ns(columns: Columns, arrival_ns: int) -> None:
+    """Turns the times of all rows from ticks to ns; `arrival_ns`, and flagged, where they are not usable."""
+    ticks = columns.ts_ns
     if int(ticks.min()) >= TICKS_MIN and int(ticks.max()) <= TICKS_MAX:
-        columns.ts_ns[rows] = (ticks - EPOCH_TICKS) * 100
+        ticks -= EPOCH_TICKS
+        ticks *= 100
         return
     usable = (ticks >= TICKS_MIN) & (ticks <= TICKS_MAX)
-    columns.ts_ns[rows] = np.where(usable, (np.where(usable, ticks, EPOCH_TICKS) - EPOCH_TICKS) * 100, arrival_ns)
-    columns.flags[rows] = np.where(usable, 0, Flag.ARRIVAL_TIME)
+    columns.ts_ns = np.where(usable, (np.where(usable, ticks, EPOCH_TICKS) - EPOCH_TICKS) * 100, arrival_ns)
+    columns.flags[~usable] = Flag.ARRIVAL_TIME
 
 
 def _store_extra(columns: Columns, rows: slice | npt.NDArray[np.intp], values: npt.NDArray[Any], kind: int) -> None:
@@ -333,9 +357,10 @@ def _store_extra(columns: Columns, rows: slice | npt.NDArray[np.intp], values: n
     shown: list[Any]
     if kind == Kind.DATETIME:
         shown = [(ticks - EPOCH_TICKS) * 100 for ticks in values.tolist()]
+    elif kind == Kind.GUID:
+        shown = guid_texts(values.tobytes())
     else:
-        raw = values.tobytes()
-        shown = [guid_text(raw[at : at + 16]) for at in range(0, len(raw), 16)]
+        shown = values.tolist()
     columns.extra.update(zip(np.arange(len(columns.handle))[rows].tolist(), shown, strict=True))
 
 
@@ -379,6 +404,11 @@ class _Rows:
         self._row.append(row)
         self._fields.append((handle, kind, status, ts_ns, number, flags))
         return cursor.at
+
+    def read_all(self, rows: list[int], offsets: list[int]) -> None:
+        """The records at these offsets."""
+        for row, at in zip(rows, offsets, strict=True):
+            self.read(row, at)
 
     def _value(self, row: int) -> tuple[int, float]:
         """(kind, what the column holds); all that is no number goes to `extra`."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from asyncua import Client, ua
 
 from connectors import opcua_requests
 from connectors.opcua_plan import LIFETIME_KEEP_ALIVES, PlannedItem, PlannedSubscription, plan_subscriptions
-from connectors.opcua_requests import ATTRIBUTE_DATA_TYPE, Item, status_name
+from connectors.opcua_requests import ATTRIBUTE_DATA_TYPE, ATTRIBUTE_VALUE_RANK, Item, status_name
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.batch import GOOD
@@ -54,11 +54,11 @@ class MonitoredItems:
         Raises NotConnected, TimeoutError, ServiceError, ua.UaError.
         """
         per_read, self._per_call = await _operation_limits(client)
-        types = await self._data_types(per_read)
+        columns = await self._column_keys(per_read)
         for planned in self._plan:
             subscription_id = await self._subscribe(planned)
             # Values of one type in a row are decoded as one column, so they are created in a row.
-            items = sorted(planned.items, key=lambda item: types[item.index])
+            items = sorted(planned.items, key=lambda item: columns[item.index])
             await self._create_items(subscription_id, items)
         self._schedule_retry()
 
@@ -86,13 +86,18 @@ class MonitoredItems:
     def _schedule_retry(self) -> None:
         self._retry_at_ns = self._clock.mono_ns() + int(self._retry_s * 1e9)
 
-    async def _data_types(self, per_call: int) -> list[int]:
-        """Built-in type per item for grouping; a large number where it is unknown or not built in."""
+    async def _column_keys(self, per_call: int) -> list[tuple[int, bool]]:
+        """(built-in type, is an array) per item, for grouping; a large number where the type is not built in."""
         types: list[int] = []
+        arrays: list[bool] = []
         for nodes in _chunks(self._nodes, per_call):
-            body = await self._session.request(partial(opcua_requests.read, nodes=nodes, attribute=ATTRIBUTE_DATA_TYPE))
-            types += map(_builtin_type, opcua_requests.read_values(body, len(nodes)))
-        return types
+            types += map(_builtin_type, await self._attribute(nodes, ATTRIBUTE_DATA_TYPE))
+            arrays += map(_is_array, await self._attribute(nodes, ATTRIBUTE_VALUE_RANK))
+        return list(zip(types, arrays, strict=True))
+
+    async def _attribute(self, nodes: Sequence[bytes], attribute: int) -> list[Any]:
+        body = await self._session.request(partial(opcua_requests.read, nodes=nodes, attribute=attribute))
+        return opcua_requests.read_values(body, len(nodes))
 
     async def _subscribe(self, planned: PlannedSubscription) -> int:
         keep_alive = planned.keep_alive_count
@@ -156,6 +161,11 @@ async def _operation_limits(client: Client) -> tuple[int, int]:
 def _builtin_type(data_type: object) -> int:
     text = str(data_type)
     return int(text[2:]) if text.startswith("i=") and text[2:].isdigit() else 1 << 31
+
+
+def _is_array(value_rank: object) -> bool:
+    """Part 3, 5.6.2: 0 and more are arrays; -1 is a scalar, what is less may be either."""
+    return isinstance(value_rank, int) and value_rank >= 0
 
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

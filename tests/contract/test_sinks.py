@@ -97,7 +97,7 @@ def mqtt(**options: object) -> Iterator[Broker]:
 def kafka(**options: object) -> Iterator[Broker]:
     with made(Kafka) as server:
         consumer: Callable[[str], Consumer] = lambda topic: KafkaReader(server, topic)  # noqa: E731
-        settings = {"kafka": server.bootstrap, "request_timeout": "3s", **options}
+        settings = {"kafka": server.bootstrap, "request_timeout": "6s", **options}
         yield Broker(
             "kafka",
             server,

@@ -12,7 +12,7 @@ import pytest
 from connectors.modbus_settings import ModbusDevice
 from connectors.opcua_settings import OpcUaDevice
 from tests.conftest import made
-from tests.contract.source_suite import Machine, SourceSuite
+from tests.contract.source_suite import DEADLINE_S, Machine, SourceSuite
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.libmodbus import LibmodbusServer, coil, holding, input_register
 from tests.services.milo import Group, Milo
@@ -46,7 +46,7 @@ PLANT: dict[str, Any] = {
 
 def opcua(server: Any, nodes: dict[str, str]) -> OpcUaDevice:
     return OpcUaDevice.model_validate(
-        {"opcua": server.url, "security": "none", "every": "50ms", "timeout": "2s", "tags": nodes}
+        {"opcua": server.url, "security": "none", "every": "50ms", "timeout": "20s", "tags": nodes}
     )
 
 
@@ -98,7 +98,7 @@ class TestMilo(SourceSuite):
 
 def _tick(server: Milo) -> None:
     server.go()
-    server.wait_finished(5.0)
+    server.wait_finished(DEADLINE_S)
 
 
 class _Any(dict[str, Any]):
@@ -134,7 +134,7 @@ HELD = {
 
 def modbus(server: Any) -> Machine:
     settings = ModbusDevice.model_validate(
-        {"modbus": f"{server.url}/1", "every": "50ms", "timeout": "300ms", "tags": REGISTERS}
+        {"modbus": f"{server.url}/1", "every": "50ms", "timeout": "20s", "tags": REGISTERS}
     )
     return Machine("modbus", server, settings, HELD, "beyond")
 

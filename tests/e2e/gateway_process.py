@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ Keys = Mapping[str, Any]
 ID = "e2e-gw"
 SITE = "e2e"
 COMPLAINTS = ("warning", "error")
+DEADLINE_S = 60.0
+"""Of every wait: far beyond what any step takes, also on a busy machine."""
 
 
 class Gateway(Service):
@@ -56,7 +58,7 @@ class Gateway(Service):
 
     def page(self, path: str) -> tuple[int, str]:
         """HTTP status and body of one of its pages. OSError where it does not answer."""
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=10.0)
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=DEADLINE_S)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -87,7 +89,7 @@ class Gateway(Service):
         """One value of `metrics`; 0 where it is not there (nothing was counted yet)."""
         return self.metrics().get((sample, name), 0.0)
 
-    def wait_state(self, name: str, state: str, timeout_s: float = 30.0) -> dict[str, Any]:
+    def wait_state(self, name: str, state: str, timeout_s: float = DEADLINE_S) -> dict[str, Any]:
         """Waits until a component is in a state; what `/health` says of it then."""
         self.process.wait_until(lambda: self.component(name)["state"] == state, timeout_s, f"{name} {state}")
         return self.component(name)
@@ -113,21 +115,25 @@ class Gateway(Service):
         """Sends a signal and does not wait."""
         os.kill(self.process.pid, number)
 
-    def wait_end(self, timeout_s: float) -> int:
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Returns when the condition holds, which is asked while the gateway runs."""
+        self.process.wait_until(condition, DEADLINE_S, what)
+
+    def wait_end(self) -> int:
         """Waits until the process has ended; its exit code (negative: the signal that killed it)."""
-        deadline_s = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + DEADLINE_S
         while (code := self.process.returncode) is None:
             if time.monotonic() > deadline_s:
                 raise ServiceFailed(
-                    f"the gateway still runs after {timeout_s:g} s; its log:\n{self.process.log_tail()}"
+                    f"the gateway still runs after {DEADLINE_S:g} s; its log:\n{self.process.log_tail()}"
                 )
             time.sleep(0.01)
         return code
 
-    def end(self, timeout_s: float = 15.0) -> int:
+    def end(self) -> int:
         """SIGTERM, and its exit code."""
         self.signal()
-        return self.wait_end(timeout_s)
+        return self.wait_end()
 
     def _answers(self) -> bool:
         try:

@@ -19,7 +19,7 @@ from tests.services.ports import HOST
 from tests.services.pymodbus_server import PymodbusServer
 from tests.services.tls import Certificates
 
-UP_AGAIN_S = 60.0
+UP_AGAIN_S = 120.0
 """Longer than the longest pause between two attempts of a component that is down."""
 
 # Component -> what its one line must hold beside its name: where, what, and what to do.
@@ -104,8 +104,8 @@ def test_faults_are_named_once_and_harm_nothing_else(
             gateway.wait_state(name, "up", UP_AGAIN_S)
         machine_off.set_value("Double", 815.5)
         subscriber.wait_text("815.5")
-        gateway.process.wait_until(
-            lambda: gateway.metric("gateway_pump_rows_total", "to-log_off") > 0, 30, "row in the log that was off"
+        gateway.wait_for(
+            lambda: gateway.metric("gateway_pump_rows_total", "to-log_off") > 0, "row in the log that was off"
         )
         for name in OFF:
             assert len(gateway.log_about(f" {name}: up again", "info")) == 1
@@ -126,9 +126,7 @@ def _modbus(url: str, tags: dict[str, str]) -> dict[str, Any]:
 
 
 def _wait_attempts(gateway: Gateway, name: str, attempts: int) -> None:
-    gateway.process.wait_until(
-        lambda: gateway.component(name).get("attempts", 0) >= attempts, 30, f"attempt {attempts} of {name}"
-    )
+    gateway.wait_for(lambda: gateway.component(name).get("attempts", 0) >= attempts, f"attempt {attempts} of {name}")
 
 
 def _check_named(gateway: Gateway, name: str, shown: dict[str, Any], wanted: tuple[str, ...], port: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.consumers import Subscriber, missing_seqs, values, without_repeats
-from tests.e2e.gateway_process import COMPLAINTS, ID, Gateway
+from tests.e2e.gateway_process import COMPLAINTS, DEADLINE_S, ID, Gateway
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.kafka import Kafka
 from tests.services.mosquitto import Mosquitto
@@ -32,13 +32,13 @@ def test_sigterm_delivers_what_is_pending(
 ) -> None:
     """The broker hangs, values wait; SIGTERM, the broker answers again: all is delivered, and the exit code is 0."""
     machine, broker = asyncua_server(), mosquitto_factory()
-    gateway = _gateway(machine, {"mqtt": broker.url})
+    gateway = _gateway(machine, {"mqtt": broker.url} | PATIENT, fast=True, stop_timeout="1m")
     with Subscriber(broker.port, tmp_path) as subscriber, gateway:
         _leave_pending(gateway, machine, broker, 40)
         gateway.signal(signal.SIGTERM)
-        gateway.process.wait_line('"subject":"source press","message":"stopped"', 10)
+        gateway.process.wait_line('"subject":"source press","message":"stopped"', DEADLINE_S)
         broker.process.resume()
-        assert gateway.wait_end(15) == 0
+        assert gateway.wait_end() == 0
         assert gateway.log_about("every row was delivered")
         assert not gateway.log_about("", *COMPLAINTS)
         messages = subscriber.all_messages()
@@ -54,7 +54,7 @@ def test_a_stop_ends_in_time_and_says_what_is_lost(
     gateway = _gateway(machine, {"mqtt": broker.url} | PATIENT, fast=True, stop_timeout="1s")
     with gateway:
         _leave_pending(gateway, machine, broker, 5)
-        assert gateway.end(15) == 0
+        assert gateway.end() == 0
         [line] = [line for line in gateway.log_lines() if "not delivered are lost" in line["message"]]
         assert (line["level"], line["rows"], line["routes"]) == ("warning", 5, "all=5")
 
@@ -67,13 +67,13 @@ def test_what_a_stop_leaves_on_disk_comes_after_the_next_start(
     gateway = _gateway(machine, {"mqtt": broker.url} | PATIENT, stop_timeout="1s")
     with Subscriber(broker.port, tmp_path) as subscriber, gateway:
         _leave_pending(gateway, machine, broker, 5)
-        assert gateway.end(15) == 0
+        assert gateway.end() == 0
         [line] = [line for line in gateway.log_lines() if "are on disk" in line["message"]]
         assert (line["level"], line["rows"]) == ("info", 5)
         broker.process.resume()
         gateway.start()
-        gateway.process.wait_until(lambda: gateway.metric("gateway_pump_rows_total", "all") >= 5, 30, "kept rows")
-        assert gateway.end(15) == 0
+        gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "all") >= 5, "kept rows")
+        assert gateway.end() == 0
         once = without_repeats(subscriber.all_messages())
     assert set(range(1, 6)) <= set(values(once, "press", "count"))
 
@@ -87,10 +87,10 @@ def test_a_second_signal_stops_at_once(
     with gateway:
         _leave_pending(gateway, machine, broker, 5)
         gateway.signal(signal.SIGINT)
-        gateway.process.wait_until(lambda: gateway.health()["status"] == "stopping", 10, "stopping in /health")
+        gateway.wait_for(lambda: gateway.health()["status"] == "stopping", "stopping in /health")
         assert gateway.page("/health")[0] == 503
         gateway.signal(signal.SIGINT)
-        assert gateway.wait_end(15) == 0
+        assert gateway.wait_end() == 0
         assert gateway.log_about("stopping at once", "warning")
         assert gateway.log_about("not delivered are lost", "warning")
 
@@ -112,7 +112,7 @@ def test_stops_while_nobody_answers() -> None:
         )
         stack.enter_context(gateway)
         assert gateway.health()["status"] == "down"
-        assert gateway.end(15) == 0
+        assert gateway.end() == 0
         assert not gateway.log_about("", "error")
 
 
@@ -141,7 +141,7 @@ to:
     with closing(_idle_gateway()) as gateway:
         gateway.file.write_text(text)
         gateway.process.start()
-        assert gateway.wait_end(15) == BAD_CONFIGURATION
+        assert gateway.wait_end() == BAD_CONFIGURATION
         output = gateway.log_text()
     found = re.findall(rf"^{re.escape(str(gateway.file))}:(\d+):(\d+): \S", output, re.MULTILINE)
     assert [int(line) for line, _ in found] == list(mistakes), output
@@ -169,7 +169,7 @@ def test_what_keeps_it_from_starting_is_one_line_and_a_code(trouble: str, code: 
         else:
             stack.enter_context(socket.create_server((HOST, gateway.port)))
         gateway.process.start()
-        assert gateway.wait_end(15) == code
+        assert gateway.wait_end() == code
         [line] = gateway.log_about("", *COMPLAINTS)
         assert line.startswith("gateway: cannot start: ")
         for word in words:
@@ -191,7 +191,7 @@ def test_metrics_and_health_tell_how_it_is(
     with gateway:
         for name in ("press", "meter", "target"):
             gateway.wait_state(name, "up")
-        gateway.process.wait_until(lambda: gateway.metric("gateway_pump_rows_total", "all") > 5, 30, "delivered rows")
+        gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "all") > 5, "delivered rows")
         report = gateway.health()
         assert (report["status"], report["gateway"]) == ("ok", ID)
         assert {(part["kind"], part["name"]) for part in report["components"]} == {
@@ -201,7 +201,8 @@ def test_metrics_and_health_tell_how_it_is(
         }
         metrics = gateway.metrics()
         assert metrics["gateway_source_rows_total", "press"] >= 1
-        assert metrics["gateway_lane_rows_total", "all"] >= metrics["gateway_pump_rows_total", "all"] > 5
+        assert metrics["gateway_lane_rows_total", "all"] > 5  # no snapshot: rows come while the page is written
+        assert metrics["gateway_pump_rows_total", "all"] > 5
         assert metrics["gateway_lane_pending_rows", "all"] >= 0
         assert metrics["gateway_loop_lag_seconds_count", "main"] > 0
         assert metrics["gateway_loop_lag_cpu_seconds_count", "main"] > 0
@@ -216,9 +217,7 @@ def test_metrics_and_health_tell_how_it_is(
         broker.kill()
         gateway.wait_state("target", "down")
         machine.set_value("Int32", 1)
-        gateway.process.wait_until(
-            lambda: gateway.metric("gateway_lane_pending_rows", "all") >= 1, 10, "row that waits in its lane"
-        )
+        gateway.wait_for(lambda: gateway.metric("gateway_lane_pending_rows", "all") >= 1, "row that waits in its lane")
         report = gateway.health()
         assert (report["status"], gateway.page("/health")[0]) == ("down", 200)
         assert report["lanes"][0]["pending_rows"] >= 1
@@ -241,8 +240,8 @@ def test_secured_machines_share_one_certificate(
         gateway.start()
         for name in names:
             gateway.wait_state(name, "up")
-        gateway.process.wait_until(
-            lambda: gateway.metric("gateway_pump_rows_total", "all") >= len(names), 30, "value of every machine"
+        gateway.wait_for(
+            lambda: gateway.metric("gateway_pump_rows_total", "all") >= len(names), "value of every machine"
         )
         assert gateway.end() == 0
         complaints = gateway.log_about("", *COMPLAINTS)
@@ -285,9 +284,7 @@ def test_secrets_stay_secret(
             gateway.wait_state(name, "up")
         for name in ("stranger", "locked", "log"):
             gateway.wait_state(name, "faulted")
-        gateway.process.wait_until(
-            lambda: gateway.metric("gateway_pump_rows_total", "to-broker") >= 1, 30, "row at the broker"
-        )
+        gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "to-broker") >= 1, "row at the broker")
         pages = gateway.page("/health")[1] + gateway.page("/metrics")[1]
         assert gateway.end() == 0
         output = gateway.log_text() + pages
@@ -340,10 +337,8 @@ def _idle_gateway() -> Gateway:
 
 def _leave_pending(gateway: Gateway, machine: AsyncuaServer, broker: Mosquitto, rows: int) -> None:
     """Machine and broker are up; then the broker hangs and the values 1 ... rows wait for it."""
-    gateway.process.wait_until(lambda: gateway.metric("gateway_pump_rows_total", "all") == 1, 30, "first value")
+    gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "all") == 1, "first value")
     broker.process.pause()
     for number in range(1, rows + 1):
         machine.set_value("Int32", number)
-    gateway.process.wait_until(
-        lambda: gateway.metric("gateway_lane_pending_rows", "all") == rows, 10, f"{rows} rows that wait"
-    )
+    gateway.wait_for(lambda: gateway.metric("gateway_lane_pending_rows", "all") == rows, f"{rows} rows that wait")

@@ -25,7 +25,7 @@ from tests.services.mosquitto import Mosquitto
 
 ITEMS = 500
 TICKS = 5
-UP_AGAIN_S = 60.0
+UP_AGAIN_S = 120.0
 NUMBERS_PER_PHASE = 50
 NUMBERS_IN_THE_SOCKET = 5
 
@@ -113,7 +113,7 @@ def test_nothing_is_lost_while_the_mqtt_broker_is_killed(
     # The broker keeps the subscriber's session on disk: the gateway may well be back before the subscriber is.
     keep = ["persistence true", f"persistence_location {tmp_path}/", "autosave_on_changes true", "autosave_interval 1"]
     machine, broker = asyncua_server(), mosquitto_factory(options=keep)
-    gateway = _counting(machine, {"mqtt": broker.url})
+    gateway = _counting(machine, {"mqtt": broker.url, "ack_timeout": "1m"})
     with Subscriber(broker.port, tmp_path) as subscriber, gateway:
         last = _write_through_an_outage(gateway, machine, broker, why="connection lost")
         assert gateway.end() == 0
@@ -127,9 +127,9 @@ def test_nothing_is_lost_while_kafka_is_killed(
     """Each value that the machine had, before, during and after, is in the topic."""
     machine, broker = asyncua_server(), kafka_factory()
     asyncio.run(broker.create_topic("counting"))
-    gateway = _counting(machine, {"kafka": broker.bootstrap, "topic": "counting", "request_timeout": "2s"})
+    gateway = _counting(machine, {"kafka": broker.bootstrap, "topic": "counting", "request_timeout": "8s"})
     with gateway:
-        last = _write_through_an_outage(gateway, machine, broker, why="no acknowledgement within 2 s|[Cc]onnect")
+        last = _write_through_an_outage(gateway, machine, broker, why="no acknowledgement within 8 s|[Cc]onnect")
         assert gateway.end() == 0
     _check_complete(read_topic(broker.bootstrap, "counting"), last)
 
@@ -163,14 +163,14 @@ def _write_through_an_outage(gateway: Gateway, machine: AsyncuaServer, broker: M
     broker.process.pause()  # what is sent now gets into its socket and no further
     _write(machine, itertools.islice(numbers, NUMBERS_IN_THE_SOCKET))
     read = 1 + NUMBERS_PER_PHASE + NUMBERS_IN_THE_SOCKET
-    gateway.process.wait_until(lambda: gateway.metric("gateway_source_rows_total", "press") >= read, 30, "rows read")
+    gateway.wait_for(lambda: gateway.metric("gateway_source_rows_total", "press") >= read, "rows read")
     broker.kill()
     _write(machine, itertools.islice(numbers, NUMBERS_PER_PHASE))
     gateway.wait_state("target", "down")
     assert gateway.component("press")["state"] == "up"
     _write(machine, itertools.islice(numbers, NUMBERS_PER_PHASE))
     rows = read + 2 * NUMBERS_PER_PHASE
-    gateway.process.wait_until(lambda: gateway.metric("gateway_source_rows_total", "press") >= rows, 30, "all rows")
+    gateway.wait_for(lambda: gateway.metric("gateway_source_rows_total", "press") >= rows, "all rows")
     broker.start()
     gateway.wait_state("target", "up", UP_AGAIN_S)
     _write(machine, itertools.islice(numbers, NUMBERS_PER_PHASE))
@@ -190,9 +190,7 @@ def _write(machine: AsyncuaServer, numbers: Iterable[int]) -> None:
 
 def _wait_rows(gateway: Gateway, rows: float) -> None:
     """Waits until so many rows were delivered since the start."""
-    gateway.process.wait_until(
-        lambda: gateway.metric("gateway_pump_rows_total", "all") >= rows, 60, f"{rows:g} delivered rows"
-    )
+    gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "all") >= rows, f"{rows:g} delivered rows")
 
 
 def _check_complete(messages: list[Message], last: int) -> None:

@@ -49,7 +49,7 @@ def test_every_change_arrives_once_in_order_and_exact(
         to={"broker": {"mqtt": broker.url}, "log": {"kafka": kafka.bootstrap, "topic": topic}},
     )
     with Subscriber(broker.port, tmp_path) as subscriber, gateway:
-        gateway.process.wait_until(lambda: _delivered(gateway, VARIABLES), 30, "first value of every variable")
+        gateway.wait_for(lambda: _delivered(gateway, VARIABLES), "first value of every variable")
         started = machine.go(TICKS)["v"]
         machine.wait_finished(SECONDS + 60)
         _settle(gateway, VARIABLES * (TICKS + 1))
@@ -82,7 +82,7 @@ def test_numbers_that_json_lacks(
         to={"broker": {"mqtt": broker.url}},
     )
     with Subscriber(broker.port, tmp_path) as subscriber, gateway:
-        gateway.process.wait_until(lambda: gateway.metric("gateway_pump_rows_total", "all") >= 3, 30, "first values")
+        gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "all") >= 3, "first values")
         for double in doubles:
             machine.set_value("Double", double)
         for int64 in int64s:
@@ -91,7 +91,7 @@ def test_numbers_that_json_lacks(
         machine.set_value("UInt64", 1, status=ua.StatusCodes.BadSensorFailure)
         machine.set_value("UInt64", 2)
         total = 3 + len(doubles) + len(int64s) + 3
-        gateway.process.wait_until(lambda: gateway.metric("gateway_pump_rows_total", "all") >= total, 30, "all values")
+        gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "all") >= total, "all values")
         assert gateway.end() == 0
         messages = subscriber.all_messages()
     assert values(messages, "press", "Double")[1:] == ["NaN", "Infinity", "-Infinity", *doubles[3:]]
@@ -109,7 +109,7 @@ def _delivered(gateway: Gateway, rows: int) -> bool:
 def _settle(gateway: Gateway, rows: int) -> None:
     """Waits for all rows; when they do not come, the comparison says which ones."""
     try:
-        gateway.process.wait_until(lambda: _delivered(gateway, rows), 20, "last row")
+        gateway.wait_for(lambda: _delivered(gateway, rows), "last row")
     except ServiceFailed as error:
         print(error)
 

@@ -39,7 +39,7 @@ def _mqtt_round_trip(port: int, topic: str, prepare: Any = None) -> bytes:
     client.connect("localhost", port)
     client.loop_start()
     try:
-        return received.get(timeout=10)
+        return received.get(timeout=60)
     finally:
         client.disconnect()
         client.loop_stop()
@@ -70,7 +70,7 @@ async def _kafka_round_trip(topic: str, **connection: Any) -> bytes:
     async with AIOKafkaProducer(**connection) as producer:
         await producer.send_and_wait(topic, b"hello")
     async with AIOKafkaConsumer(topic, auto_offset_reset="earliest", **connection) as consumer:
-        record = await asyncio.wait_for(consumer.getone(), 20)
+        record = await asyncio.wait_for(consumer.getone(), 60)
     value: bytes = record.value
     return value
 
@@ -127,8 +127,8 @@ async def test_milo_produces_the_values_it_promises(milo: Any) -> None:
         await subscription.subscribe_data_change([client.get_node(node) for node in group.node_ids()], queuesize=100)
         await client.get_node(server.run_node_id).write_value(True)
         started = server.started()[group.prefix]
-        assert await asyncio.to_thread(server.wait_finished, 10) == {"m": 10}
-        await asyncio.wait_for(record.complete.wait(), 10)
+        assert await asyncio.to_thread(server.wait_finished, 60) == {"m": 10}
+        await asyncio.wait_for(record.complete.wait(), 60)
     for i in range(group.count):
         seen = record.seen[f"m{i}"]
         assert [value for value, _ in seen] == [expected_value(i, k) for k in range(11)]

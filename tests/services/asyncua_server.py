@@ -77,7 +77,7 @@ class AsyncuaServer(Service):
     def _command(self, command: dict[str, Any]) -> None:
         mark = self.process.mark()
         self.process.send(json.dumps(command))
-        answer = self.process.wait_line("^(done|error .*)$", 10.0, mark)[0]
+        answer = self.process.wait_line("^(done|error .*)$", self.ready_s, mark)[0]
         if answer != "done":
             raise ValueError(answer)
 

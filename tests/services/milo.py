@@ -144,7 +144,7 @@ class Milo(Service):
         self.process.send("go" if ticks is None else f"go {ticks}")
         return self.started()
 
-    def started(self, timeout_s: float = 10.0) -> dict[str, Started]:
+    def started(self, timeout_s: float = ready_s) -> dict[str, Started]:
         """Waits until the present run has started, also one started by the `run` variable; its start by prefix."""
         answer = {}
         for group in self.groups:
@@ -163,7 +163,7 @@ class Milo(Service):
     def stop_ticking(self) -> dict[str, int]:
         """Ends the present run early and waits for it; the last tick's number by prefix."""
         self.process.send("stop")
-        return self.wait_finished(10.0)
+        return self.wait_finished(self.ready_s)
 
 
 def _install() -> Path:

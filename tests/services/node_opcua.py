@@ -56,7 +56,7 @@ class NodeOpcua(Service):
             command["source_ms"] = source_ms
         mark = self.process.mark()
         self.process.send(json.dumps(command))
-        self.process.wait_line(f"^set {name}$", 5.0, mark)
+        self.process.wait_line(f"^set {name}$", self.ready_s, mark)
 
 
 def _install() -> Path:

@@ -179,7 +179,7 @@ class Service:
     program cannot be had, ServiceFailed when it does not become ready.
     """
 
-    ready_s = 30.0
+    ready_s = 60.0
 
     def __init__(self, name: str, port: int) -> None:
         self.name = name

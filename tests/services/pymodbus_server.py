@@ -90,7 +90,7 @@ class PymodbusServer(Service):
     def _command(self, command: dict[str, Any]) -> None:
         mark = self.process.mark()
         self.process.send(json.dumps(command))
-        self.process.wait_line("^done$", 5.0, mark)
+        self.process.wait_line("^done$", self.ready_s, mark)
 
 
 class _Machine:

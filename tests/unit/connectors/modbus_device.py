@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from pymodbus.framer import FramerRTU
+
+from connectors.modbus_link import ModbusLink
 
 Answer = Callable[[bytes], bytes | None]
 """Request frame -> what to send (b"" for nothing), or None to cut the connection."""
@@ -33,9 +36,30 @@ def read_pdu(function: int, data: bytes) -> bytes:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for the condition; the deadline is far away and fails the test."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 (what is waited for is a counter, not an event)
             await asyncio.sleep(0.001)
+
+
+@contextmanager
+def within(link: ModbusLink, seconds: float) -> Iterator[None]:
+    """Requests that begin in here time out so soon: those that are to; on a busy machine, others would as well."""
+    patience_s = link._timeout_s
+    set_timeout(link, seconds)
+    try:
+        yield
+    finally:
+        set_timeout(link, patience_s)
+
+
+def set_timeout(link: ModbusLink, seconds: float) -> None:
+    """Of requests from now on."""
+    link._timeout_s = seconds
+    if wire := link._wire:
+        wire._timeout_s = seconds
+        if wire._timer:  # it was made for another time
+            wire._timer.cancel()
+            wire._timer = None
 
 
 class Device:

@@ -8,42 +8,72 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from connectors.modbus_link import BAD_COMMUNICATION_ERROR, ModbusLink, Query, RequestFailed, query
+from connectors.modbus_link import (
+    BAD_COMMUNICATION_ERROR,
+    BAD_CONNECTION_CLOSED,
+    ModbusLink,
+    Query,
+    RequestFailed,
+    query,
+)
 from connectors.modbus_plan import Block, Table
 from connectors.modbus_settings import parse_url
 from pipelines.batch import BAD_TIMEOUT
 from pipelines.clock import SystemClock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected
-from tests.unit.connectors.modbus_device import Answer, Device, read_pdu, registers, rtu_frame, tcp_frame, until
+from tests.unit.connectors.modbus_device import (
+    Answer,
+    Device,
+    read_pdu,
+    registers,
+    rtu_frame,
+    tcp_frame,
+    until,
+    within,
+)
 
 UNIT = 7
 DATA = registers(1, 2, 3)
-SHORT_NS, LONG_NS = 50_000_000, 10_000_000_000
+TIMEOUT_NS = 60_000_000_000
+"""What is answered is never late, however busy the machine is."""
 HOLDING = Block(Table.HOLDING, 10, 3, ())
 
 
 class Setup:
     """A link to a device, and the request that the tests make."""
 
-    def __init__(self, device: Device, timeout_ns: int) -> None:
+    def __init__(self, device: Device) -> None:
         url = parse_url(device.url)
         self.device = device
         self.counters = Counters("source", "m")
-        self.link = ModbusLink(url, timeout_ns, SystemClock(), self.counters)
+        self.link = ModbusLink(url, TIMEOUT_NS, SystemClock(), self.counters)
         self.query = query(url, HOLDING)
 
     async def data(self, request: Query | None = None) -> bytes:
-        return (await self.link.request(request or self.query)).data
+        """The reply's data. Raises its RequestFailed, and NotConnected where the connection was lost."""
+        [reply] = await self.link.read([request or self.query])
+        if self.link.lost:
+            raise NotConnected(self.link.lost)
+        if reply.failure:
+            raise reply.failure
+        return reply.data
+
+    async def time_out(self) -> None:
+        """One request that the device reads, and leaves without a reply."""
+        seen = len(self.device.requests)
+        with within(self.link, 0.05):
+            assert (await failure(self.data())).status == BAD_TIMEOUT
+        await until(lambda: len(self.device.requests) > seen)
 
     def count(self, name: str) -> int:
         return self.counters.totals[name]
 
 
 @asynccontextmanager
-async def linked(answer: Answer, *, rtu: bool = False, timeout_ns: int = LONG_NS) -> AsyncIterator[Setup]:
+async def linked(answer: Answer, *, rtu: bool = False) -> AsyncIterator[Setup]:
     async with Device(answer, rtu=rtu) as device:
-        setup = Setup(device, timeout_ns)
+        setup = Setup(device)
         await setup.link.connect()
         try:
             yield setup
@@ -162,24 +192,24 @@ async def test_a_late_reply_is_never_the_current_one() -> None:
         late = tcp_frame(transaction - 1, UNIT, read_pdu(3, registers(9, 9, 9)))
         return late + tcp_frame(transaction, UNIT, GOOD)
 
-    async with linked(in_turn(nothing, late_then_right), timeout_ns=SHORT_NS) as setup:
-        assert (await failure(setup.data())).status == BAD_TIMEOUT
+    async with linked(in_turn(nothing, late_then_right)) as setup:
+        await setup.time_out()
         assert await setup.data() == DATA
         assert (setup.count("timeouts"), setup.count("stale_replies")) == (1, 1)
         assert setup.device.connections == 1
 
 
 async def test_a_reply_with_a_foreign_transaction_id_is_dropped() -> None:
-    async with linked(in_turn(tcp(GOOD, shift=100), tcp(GOOD)), timeout_ns=SHORT_NS) as setup:
-        assert (await failure(setup.data())).status == BAD_TIMEOUT
+    async with linked(in_turn(tcp(GOOD, shift=100), tcp(GOOD))) as setup:
+        await setup.time_out()
         assert await setup.data() == DATA
         assert setup.count("stale_replies") == 1
 
 
 async def test_a_late_reply_on_a_serial_line_arrives_nowhere() -> None:
     """RTU has no transaction id: after a time-out the next request has a connection of its own."""
-    async with linked(in_turn(nothing, rtu(GOOD)), rtu=True, timeout_ns=SHORT_NS) as setup:
-        assert (await failure(setup.data())).status == BAD_TIMEOUT
+    async with linked(in_turn(nothing, rtu(GOOD)), rtu=True) as setup:
+        await setup.time_out()
         setup.device.send(rtu_frame(UNIT, read_pdu(3, registers(9, 9, 9))))
         assert await setup.data() == DATA
         assert setup.device.connections == 2
@@ -221,17 +251,62 @@ async def test_a_cut_connection_is_not_connected_until_connect(serial: bool) -> 
         assert await setup.data() == DATA
 
 
+@pytest.mark.parametrize("serial", [False, True])
+async def test_the_next_request_goes_out_behind_the_reply_before_it(serial: bool) -> None:
+    async with linked(nothing, rtu=serial) as setup:
+        reading = asyncio.create_task(setup.link.read([setup.query] * 3))
+        for number in range(1, 4):
+            await until(lambda asked=number: len(setup.device.requests) == asked)  # type: ignore[misc]
+            pdu = read_pdu(3, registers(number, 0, 0))
+            setup.device.send(rtu_frame(UNIT, pdu) if serial else tcp_frame(number, UNIT, pdu))
+        assert [reply.data for reply in await reading] == [registers(number, 0, 0) for number in range(1, 4)]
+        assert (setup.count("requests"), setup.device.connections) == (3, 1)
+
+
+async def test_what_came_with_a_reply_never_answers_the_request_behind_it() -> None:
+    """The device guesses the next transaction id: its frame was there before that request was."""
+
+    def ahead(request: bytes) -> bytes:
+        transaction = int.from_bytes(request[:2], "big")
+        return tcp_frame(transaction, UNIT, GOOD) + tcp_frame(transaction + 1, UNIT, read_pdu(3, registers(9, 9, 9)))
+
+    async with linked(in_turn(ahead, tcp(GOOD))) as setup:
+        assert [reply.data for reply in await setup.link.read([setup.query] * 2)] == [DATA] * 2
+        assert setup.count("stale_replies") == 1
+
+
+@pytest.mark.parametrize("serial", [False, True])
+async def test_a_request_without_reply_fails_alone(serial: bool) -> None:
+    good = rtu(GOOD) if serial else tcp(GOOD)
+    async with linked(in_turn(good, nothing, good), rtu=serial) as setup:
+        with within(setup.link, 0.5):
+            replies = await setup.link.read([setup.query] * 3)
+        assert [reply.failure and reply.failure.status for reply in replies] == [None, BAD_TIMEOUT, None]
+        assert [reply.data for reply in replies] == [DATA, bytes(len(DATA)), DATA]
+        assert setup.count("timeouts") == 1
+
+
+@pytest.mark.parametrize("serial", [False, True])
+async def test_what_was_read_before_the_connection_was_cut_is_kept(serial: bool) -> None:
+    async with linked(in_turn(rtu(GOOD) if serial else tcp(GOOD), cut), rtu=serial) as setup:
+        first, *others = await setup.link.read([setup.query] * 3)
+        assert (first.data, first.failure) == (DATA, None)
+        assert [reply.failure and reply.failure.status for reply in others] == [BAD_CONNECTION_CLOSED] * 2
+        assert "connection closed" in setup.link.lost
+        assert setup.count("requests") == 2
+
+
 async def test_a_refused_connection_is_one_clear_line() -> None:
     async with Device(nothing) as device:
-        setup = Setup(device, LONG_NS)
+        setup = Setup(device)
     with pytest.raises(NotConnected, match=r"modbus tcp://127.0.0.1:\d+/7: connection refused"):
         await setup.link.connect()
-    with pytest.raises(NotConnected, match="not connected"):
+    with pytest.raises(NotConnected, match="connection refused"):
         await setup.data()
 
 
 async def test_an_unknown_host_is_one_clear_line() -> None:
-    link = ModbusLink(parse_url("tcp://no-such-host.invalid"), LONG_NS, SystemClock(), Counters("source", "m"))
+    link = ModbusLink(parse_url("tcp://no-such-host.invalid"), TIMEOUT_NS, SystemClock(), Counters("source", "m"))
     with pytest.raises(NotConnected, match="host name not found"):
         await link.connect()
 
@@ -260,7 +335,7 @@ async def test_a_cancelled_request_leaves_the_link_usable(serial: bool) -> None:
 
 async def test_a_cancelled_connect_leaves_nothing_open() -> None:
     async with Device(nothing) as device:
-        setup = Setup(device, LONG_NS)
+        setup = Setup(device)
         for steps in range(6):
             dialling = asyncio.create_task(setup.link.connect())
             for _ in range(steps):

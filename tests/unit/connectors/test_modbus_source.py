@@ -19,7 +19,7 @@ from pipelines.clock import ClockState
 from pipelines.errors import NotConnected
 from pipelines.stage_scale import TagScaleStage
 from pipelines.tags import TagTable
-from tests.unit.connectors.modbus_device import Answer, Device, Image, until
+from tests.unit.connectors.modbus_device import Answer, Device, Image, set_timeout, until, within
 
 SECOND = 10**9
 ILLEGAL = 0x8034_0000
@@ -50,7 +50,7 @@ class Setup:
         self.device = device
         self.tags = TagTable()
         self.clock = StoppedClock()
-        model = ModbusDevice.model_validate({"modbus": device.url, **settings})
+        model = ModbusDevice.model_validate({"modbus": device.url, "timeout": "60s", **settings})
         self.source = ModbusSource("m", 5, model, self.tags, self.clock, Path())
 
     def rows(self, batch: Batch) -> dict[str, tuple[Any, int]]:
@@ -178,10 +178,13 @@ async def test_a_silent_block_gives_bad_timeout_rows_and_the_others_values() -> 
     image = Image()
 
     def deaf_at_100(request: bytes) -> bytes:
-        return b"" if request[8:10] == b"\0\x64" else image(request)
+        if request[8:10] == b"\0\x64":
+            return b""
+        set_timeout(setup.source._link, 0.05)  # for the next request, the one at 100
+        return image(request)
 
     tags = words(1, 100) | {"text": "holding 102 string 4"}
-    async with started(deaf_at_100, tags=tags, timeout="50ms") as setup:
+    async with started(deaf_at_100, tags=tags) as setup:
         batch = await setup.source.read()
         assert setup.rows(batch) == {"h1": (1, GOOD), "h100": (None, BAD_TIMEOUT), "text": (None, BAD_TIMEOUT)}
         assert batch.kind.tolist().count(Kind.NULL) == 2
@@ -192,10 +195,11 @@ async def test_a_silent_block_gives_bad_timeout_rows_and_the_others_values() -> 
 
 async def test_a_silent_device_is_given_up_after_its_rows_were_delivered(caplog: pytest.LogCaptureFixture) -> None:
     image = Image()
-    async with started(image, tags=words(1), timeout="50ms") as setup:
+    async with started(image, tags=words(1)) as setup:
         image.silent = True
-        for _ in range(SILENT_CYCLES_MAX):
-            assert setup.rows(await setup.source.read()) == {"h1": (None, BAD_TIMEOUT)}
+        with within(setup.source._link, 0.05):
+            for _ in range(SILENT_CYCLES_MAX):
+                assert setup.rows(await setup.source.read()) == {"h1": (None, BAD_TIMEOUT)}
         with pytest.raises(NotConnected, match="no reply in 3 poll cycles"):
             await setup.source.read()
         assert len(caplog.records) == 1

@@ -16,7 +16,7 @@ from pipelines.clock import SystemClock
 from pipelines.errors import NotConnected, Permanent, Rejected, Transient
 from pipelines.tags import Tag, TagTable
 
-DEADLINE_S = 5.0
+DEADLINE_S = 60.0
 ACCEPTED = bytes.fromhex("20 03 00 00 00")
 ACCEPTED_311 = bytes.fromhex("20 02 00 00")
 PINGRESP = b"\xd0\x00"

@@ -7,12 +7,13 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.payload import FORMATS, Identity, make_format
-from connectors.payload_fragments import SMALL_ROWS, rfc3339
+from connectors.payload_fragments import SMALL_ROWS, TagTexts, dumps_column, encode, jsonable, rfc3339
 from pipelines.batch import ARRAY, Batch, BatchBuilder, Flag, Kind
 from pipelines.tags import Tag, TagTable
 
@@ -272,3 +273,25 @@ def test_integers_round_trip(numbers: list[int]) -> None:
     columns = json.loads(make_format("json-columns", IDENTITY, table).message("s", batch, False))
     assert columns["v"] == numbers
     assert [int(text) for text in make_format("value", IDENTITY, table).rows("s", batch, False)] == numbers
+
+
+@pytest.mark.parametrize("rows", [2, 3 * SMALL_ROWS])
+def test_tags_that_are_added_later_have_their_names(rows: int) -> None:
+    """Profiles and selections add tags while a format is in use; what it has seen before stays."""
+    tags = TagTable()
+    text = TagTexts(tags, lambda tag: tag.name.encode())
+    for count in (1, rows):
+        column = np.array([tags.add(Tag("press4", f"t{index}")) for index in range(count)], dtype=np.uint32)
+        assert text.of(column[::-1]) == [f"t{index}".encode() for index in reversed(range(count))]
+
+
+@pytest.mark.parametrize("column", [np.arange(6)[::2], np.frombuffer(b"\0" + np.arange(6).tobytes(), np.int64, 6, 1)])
+def test_columns_need_not_be_dense_nor_aligned(column: Any) -> None:
+    """Every other row; a column in the middle of a frame from disk."""
+    assert orjson.loads(dumps_column(column)) == column.tolist()
+
+
+@given(st.one_of(st.integers(-(2**64), 2**64), st.binary(), st.text()), st.sampled_from((8, 9, 12, 13, 15)))
+def test_common_types_are_encoded_as_all_others(value: int | bytes | str, kind: int) -> None:
+    """The short ways of `encode` give what `jsonable` says."""
+    assert json.loads(encode(value, kind)) == json.loads(json.dumps(jsonable(value, kind)))

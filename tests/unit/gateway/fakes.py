@@ -153,7 +153,7 @@ class FakeSink:
         self.events.append("close")
 
 
-async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     """Returns as soon as `condition` holds; fails after `within_s`."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110  # what is waited for has no event

@@ -8,8 +8,7 @@ from pipelines.clock import UNDISCIPLINED, Clock, SystemClock
 async def test_system_clock() -> None:
     """Wall time is UTC ns since 1970, monotonic time never steps back, and the clock's quality is not overstated."""
     clock: Clock = SystemClock()
-    before = time.time_ns()
-    assert before <= clock.wall_ns() <= time.time_ns()
+    assert abs(clock.wall_ns() - time.time_ns()) < 3600 * 10**9  # the host's clock may be set meanwhile
     first = clock.mono_ns()
     await clock.sleep(0)
     assert clock.mono_ns() >= first
