@@ -219,11 +219,11 @@ class Journal:
         """Waits for the disk. After it, nothing is written but by `roll`. Raises Poisoned."""
         segment, self.active = self.active, None
         if segment and segment.writer:
-            writer, sizes = segment.writer, list[int]()
-            self._never_twice(lambda: sizes.append(writer.seal()))
+            writer = segment.writer
+            self._never_twice(writer.seal)
             self.origins = dict(writer.tables.origins)
             segment.writer = None
-            segment.bytes = sizes[0]
+            segment.bytes = writer.reserved
             self._keep_content(segment, Content(index=writer.index))
 
     def remove(self, path: Path) -> None:

@@ -280,15 +280,11 @@ class Writer:
             self.dirty = False  # before the call: what is written meanwhile may or may not be part of it
             self._files.sync(self._handle)
 
-    def seal(self) -> int:
-        """Footer, unneeded room given back, synced, closed. Synced before, too: a footer proves what it speaks of.
-
-        Returns the file's size. Raises OSError.
-        """
+    def seal(self) -> None:
+        """Footer, unneeded room given back, synced, closed. Synced before, too: a footer proves what it speaks of."""
         self.sync()
-        size = finish(self._files, self._handle, self.index, self.tables)
+        self.reserved = finish(self._files, self._handle, self.index, self.tables)
         self.close()
-        return size
 
     def close(self) -> None:
         """Gives the handle back; idempotent."""

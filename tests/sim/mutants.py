@@ -145,7 +145,7 @@ def more_than_its_share(patch: Patch) -> None:
 
 def damage_stops_it(patch: Patch) -> None:
     async def gives_up(self: DiskLane, each: journal.Segment, unreadable: int) -> None:
-        self._forget(each, each.first, each.end)
+        self._forget(each, each.first, each.end, {})
 
     patch.setattr(DiskLane, "_give_up_damaged", gives_up)
 

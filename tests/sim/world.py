@@ -154,11 +154,11 @@ class World:
                 await self._act(self.chance.choices(ACTIONS, self.weights)[0])
             if end == "crash_in_cursor":
                 await self._save_the_cursor_twice()
-            if end in ("close", "rot") and self.chance.random() < 0.5:
-                self.clock.forward(1.5)  # the keeper is stopped in the middle of its work
-                await settle(self.chance.randint(1, 5))
             if end in ("close", "rot"):
                 known, before = set(self.pending), dict(self.lane.counters.totals)
+                if self.chance.random() < 0.5:
+                    self.clock.forward(1.5)  # the keeper is stopped in the middle of its work
+                    await settle(self.chance.randint(1, 5))
                 await self._stop_pump()
                 await self._try(self.lane.close())
                 self._check_drops(known, before)
