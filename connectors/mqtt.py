@@ -4,7 +4,8 @@ At QoS 1 that is a PUBACK for each. At QoS 0 MQTT has no acknowledgement, so a p
 that the broker has read all of it (`mqtt_window.PingBarrier`); what it then does with a message it cannot say.
 
 All messages of a batch are joined into one write to the connection; a write larger than the broker's window goes out in
-slices as PUBACKs come. Writes are sent in the order in which they were started. A message that the broker refuses is
+slices as PUBACKs come. Live writes are sent in the order in which they were started, and so are historical ones, which
+let live ones in between their slices. A message that the broker refuses is
 Rejected with the reason that it gives (MQTT 5; an MQTT 3.1.1 broker can only drop it silently), one that is larger than
 the broker's Maximum Packet Size is not sent at all and Rejected too.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -36,6 +38,9 @@ IN_FLIGHT_MAX = 2
 ROWS_PER_STEP = 1000
 """After so many rows the event loop gets its turn."""
 QUOTA_RETRY_S = 1.0
+
+Turn = AbstractAsyncContextManager[None]
+"""Whose it is to send: one write's at a time, or one slice's."""
 
 
 class MqttSink:
@@ -60,6 +65,7 @@ class MqttSink:
         self._writer = _Writer(settings, identity, tags)
         self._session: Session | None = None
         self._turn = asyncio.Lock()
+        self._replay = asyncio.Lock()
 
     async def connect(self) -> Mapping[str, bytes]:
         """Empty: a broker keeps no positions."""
@@ -78,9 +84,10 @@ class MqttSink:
             raise NotConnected(f"{place(self._settings)}: not connected")
         delivery = Delivery()
         try:
-            async with self._turn:
-                session.check()
-                messages = await self._writer.send(session, delivery, lane, batches, historical)
+            session.check()
+            whole, sliced = (self._replay, self._turn) if historical else (self._turn, nullcontext())
+            async with whole:
+                messages = await self._writer.send(session, delivery, lane, batches, historical, sliced)
                 self.counters.set("in_flight", session.in_flight)
             await delivery.settled()
         finally:
@@ -136,9 +143,10 @@ class _Writer:
         self._topics: dict[str, Topics] = {}
 
     async def send(
-        self, session: Session, delivery: Delivery, lane: str, batches: Sequence[Batch], historical: bool
+        self, session: Session, delivery: Delivery, lane: str, batches: Sequence[Batch], historical: bool, turn: Turn
     ) -> int:
-        """Returned: everything is on its way; the number of messages. Raises NotConnected."""
+        """Returned: everything is on its way; the number of messages. Takes `turn` for each slice. Raises
+        NotConnected."""
         first = rows = 0
         last = b""
         for batch in batches:
@@ -149,7 +157,7 @@ class _Writer:
             messages = self._messages(lane, batch, historical)
             runs = self._sendable(session.packet_bytes_max, delivery, first, messages)
             if self._encoder.qos:
-                await self._at_least_once(session, delivery, first, messages, runs)
+                await self._at_least_once(session, delivery, first, messages, runs, turn)
             else:
                 if last:
                     await session.writable()
@@ -184,16 +192,23 @@ class _Writer:
         return self._encoder.encode(messages.topics[start:end], messages.payloads[start:end], packet_ids)
 
     async def _at_least_once(
-        self, session: Session, delivery: Delivery, first: int, messages: _Messages, runs: Iterable[tuple[int, int]]
+        self,
+        session: Session,
+        delivery: Delivery,
+        first: int,
+        messages: _Messages,
+        runs: Iterable[tuple[int, int]],
+        turn: Turn,
     ) -> None:
         """QoS 1: in slices, as the window has room."""
         for start, end in runs:
             at = start
             while at < end:
-                await session.window.room(end - at)
-                await session.writable()
-                ids = session.window.take(delivery, first + at, end - at)
-                session.send(self._encode(messages, at, at + len(ids), ids))
+                async with turn:
+                    await session.window.room(end - at)
+                    await session.writable()
+                    ids = session.window.take(delivery, first + at, end - at)
+                    session.send(self._encode(messages, at, at + len(ids), ids))
                 at += len(ids)
 
     def _sendable(

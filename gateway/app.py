@@ -17,6 +17,7 @@ from typing import Final
 
 from gateway.health import Health
 from gateway.http import HttpService
+from gateway.ledger import GapLedger
 from gateway.log import Log
 from gateway.loopwatch import LoopWatch
 from gateway.session import SinkSession, SourceSession
@@ -49,6 +50,7 @@ class Parts:
     sources: Sequence[SourceSession]
     sinks: Sequence[SinkSession]
     lanes: Sequence[Lane]
+    ledger: GapLedger | None = None
 
 
 class App:
@@ -60,6 +62,7 @@ class App:
         self.sinks = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.sinks]
         self.sources = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.sources]
         self.health = Health(gateway, clock, [*self.sources, *self.sinks], parts.lanes)
+        self.health.gaps = parts.ledger.latest if parts.ledger else ()
         self.parts = parts
         self._clock = clock
         self._stop_timeout_s = stop_timeout_s
@@ -83,12 +86,15 @@ class App:
         """Returns when stopped, or when storage has failed."""
         try:
             async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self.parts.ledger.run()) if self.parts.ledger else None
                 sinks = [group.create_task(supervisor.run()) for supervisor in self.sinks]
                 sources = [group.create_task(supervisor.run()) for supervisor in self.sources]
                 await self._stop.wait()
                 self.health.phase = "stopping"
                 self._deadline_ns = self._clock.mono_ns() + int(self._stop_timeout_s * 1e9)
                 await self._stop_unless_hurried(group, sources, sinks)
+                if writer:
+                    writer.cancel()
         except BaseExceptionGroup as errors:
             error = worst(errors)
             if not isinstance(error, Poisoned):
@@ -97,8 +103,12 @@ class App:
             self._log.error(f"storage failed, the gateway ends: {error}")
             return Exit.STORAGE_FAILED
         finally:
+            for source in self.parts.sources:
+                source.note_absence()
             for lane in self.parts.lanes:
                 await lane.close()
+            if self.parts.ledger:
+                await self.parts.ledger.close()
             self._say_what_is_lost()
         return Exit.STOPPED
 

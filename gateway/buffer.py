@@ -6,12 +6,12 @@ What is pending is told by the cursor file, which may be a second old: a running
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import orjson
 
+from gateway.health import utc
 from pipelines import cursor as cursors
 from pipelines.batch import Batch
 from pipelines.cursor import Cursor
@@ -45,9 +45,17 @@ def listing(data_dir: Path) -> Iterator[str]:
             oldest += [content.index.received_ns[at] for at in waiting[:1]]
             if path.suffix == BROKEN:
                 notes.append(f"  {path.name}: set aside as damaged, {len(content.index)} batches readable")
-        since = f", oldest {_time(min(oldest))}" if oldest else ""
+        since = f", oldest {utc(min(oldest))}" if oldest else ""
         yield f"{folder.name}: {pending} rows pending of {rows}, {len(segments)} segments, {size} bytes{since}"
         yield from notes
+
+
+def pending_rows(folder: Path) -> int | None:
+    """What the lane in `folder` still has to deliver; None where a segment cannot be read."""
+    cursor, paths = _cursor(folder), _paths(folder)
+    known = [content.index for _, content in _segments(folder)]
+    rows = sum(index.rows[at] for index in known for at in _pending(cursor, index))
+    return rows if len(known) == len(paths) else None
 
 
 def verify(data_dir: Path) -> Iterator[str]:
@@ -137,7 +145,3 @@ def _segments(folder: Path) -> Iterator[tuple[Path, Content]]:
             yield path, load(FILES, path)
         except (OSError, UnknownFormat):
             continue
-
-
-def _time(ns: int) -> str:
-    return datetime.fromtimestamp(ns / 1e9, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

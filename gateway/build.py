@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,20 +14,21 @@ from gateway.buffer import lanes_folder
 from gateway.dead_letter import DeadLetter
 from gateway.http import HttpService
 from gateway.instance import next_instance
-from gateway.log import Log
+from gateway.ledger import GapLedger
+from gateway.leftover import leftovers, remember
 from gateway.loopwatch import LoopWatch
-from gateway.metrics import CountersCollector, Metrics, StateCollector
+from gateway.metrics import CountersCollector, GapsCollector, Metrics, StateCollector
 from gateway.session import SinkSession, SourceSession
 from gateway.settings import DeviceSettings, GatewayFile, kind_of
+from gateway.settings import Route as RouteSettings
 from pipelines.clock import Clock, SystemClock
 from pipelines.contracts import Lane, Part, Sink, Source, Stage
 from pipelines.counters import Counters
-from pipelines.gaps import NoLedger
-from pipelines.journal import SUFFIX
+from pipelines.gaps import Ledger
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane, WhenFull
 from pipelines.quantities import Settings
-from pipelines.route import Pump, Route
+from pipelines.route import Pump, Replay, Route
 from pipelines.selector import Selector, matches
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_scale import TagScaleStage
@@ -37,6 +38,10 @@ from pipelines.tags import TagTable
 ROWS_PER_WRITE_MAX: Final = 10_000
 """A busy route takes this much at a time: one write, one transaction."""
 ROWS_PER_FAST_WRITE_MAX: Final = 1_000
+ROWS_PER_REPLAY_WRITE: Final = 2_000
+"""Live data waits for one such write: larger ones show in its latency."""
+ROWS_PER_REPLAY_TRANSACTION: Final = 6_000
+"""A transaction costs little beside as many rows."""
 
 
 @dataclass(frozen=True)
@@ -54,64 +59,76 @@ def build(file: GatewayFile, clock: Clock | None = None) -> Built:
     clock = clock or SystemClock()
     instance = next_instance(file.gateway.data_dir)
     identity, tags = Identity(file.gateway.id, file.gateway.site), TagTable()
-    sources = [_source(file, name, number, tags, clock) for number, name in enumerate(file.devices)]
-    routes = {name: _route(file, name, tags, instance, clock) for name in file.send}
-    _say_what_is_left_over(file)
+    ledger = GapLedger(file.gateway.data_dir, clock)
+    sources = [_source(file, name, number, tags, clock, ledger) for number, name in enumerate(file.devices)]
+    lanes = {name: _lane(file, name, how, tags, instance, clock, ledger) for name, how in file.send.items()}
+    served = dict(file.send) | (left := leftovers(file))
+    lanes |= {name: _lane(file, name, how, tags, instance, clock, ledger) for name, how in left.items()}
+    remember(file)
+    routes = [_route(name, how, tags, lanes[name]) for name, how in file.send.items()]
     dead_letter = DeadLetter(file.gateway.data_dir, make_format("json", identity, tags))
-    collecting = [_source_session(file, source, list(routes.values()), tags) for source in sources]
-    writing = [_sink_session(file, name, identity, routes, tags, clock, dead_letter) for name in file.to]
-    parts = Parts(collecting, writing, [route.lane for route in routes.values()])
+    collecting = [_source_session(file, source, routes, tags, clock, ledger) for source in sources]
+    writing = [
+        _sink_session(file.to[name], name, served, lanes, identity, tags, clock, ledger, dead_letter)
+        for name in file.to
+    ]
+    parts = Parts(collecting, writing, list(lanes.values()), ledger)
     app = App(parts, file.gateway.id, clock, random.random, file.gateway.stop_timeout / 1e9)
     watch = LoopWatch()
-    counted = [*_counters(parts, routes.values()), dead_letter.counters, watch.counters]
-    return Built(app, _service(file, app, parts, watch, counted, clock), watch, tags)
+    counted = [*_counters(parts, routes), dead_letter.counters, watch.counters]
+    return Built(app, _service(file, app, parts, watch, counted, clock, ledger), watch, tags)
 
 
-def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock: Clock) -> Source:
+def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock: Clock, ledger: Ledger) -> Source:
     settings = file.devices[name]
     source: Source = load(SOURCES[kind_of(settings)])(
-        name, source_id, settings, tags, clock, file.gateway.data_dir, NoLedger()
+        name, source_id, settings, tags, clock, file.gateway.data_dir, ledger
     )
     return source
 
 
-def _route(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock) -> Route:
-    settings = file.send[name]
-    lane = _lane(file, name, tags, instance, clock)
+def _route(name: str, settings: RouteSettings, tags: TagTable, lane: Lane) -> Route:
     everything = "*" in settings.from_
     select: list[Stage] = [] if everything else [SelectStage(Selector(tags, settings.from_))]
     return Route(name, [*select, *(step.build(tags) for step in settings.steps)], lane)
 
 
-def _lane(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock) -> Lane:
-    settings = file.send[name]
+def _lane(
+    file: GatewayFile,
+    name: str,
+    settings: RouteSettings,
+    tags: TagTable,
+    instance: int,
+    clock: Clock,
+    ledger: Ledger,
+) -> Lane:
     buffer, when_full = settings.buffer, WhenFull(settings.buffer.when_full)
-    if settings.fast:
-        return MemoryLane(name, bytes_max=buffer.memory, when_full=when_full, instance=instance)
-    limits = Limits(buffer.disk, buffer.memory, buffer.fsync_every, buffer.max_age, buffer.reserve)
-    folder = lanes_folder(file.gateway.data_dir) / name
     sources = list(file.devices)
-    return DiskLane(name, folder, clock, limits, tags=tags, sources=sources, when_full=when_full, instance=instance)
+    if settings.fast:
+        return MemoryLane(
+            name, bytes_max=buffer.memory, sources=sources, when_full=when_full, instance=instance, ledger=ledger
+        )
+    limits = Limits(buffer.disk, buffer.memory, buffer.fsync_every, buffer.max_age, buffer.reserve)
+    return DiskLane(
+        name,
+        lanes_folder(file.gateway.data_dir) / name,
+        clock,
+        limits,
+        tags=tags,
+        sources=sources,
+        when_full=when_full,
+        instance=instance,
+        ledger=ledger,
+    )
 
 
-def _say_what_is_left_over(file: GatewayFile) -> None:
-    """Lanes of routes that are gone from the file, or fast now, are kept: nothing reads them yet."""
-    durable = {name for name, route in file.send.items() if not route.fast}
-    for folder in sorted(lanes_folder(file.gateway.data_dir).glob("*/")):
-        if folder.is_dir() and folder.name not in durable and any(folder.glob(f"*{SUFFIX}*")):
-            Log("gateway").warning(
-                "the buffer of a route that is no longer there is kept; look into it with `gateway buffer cat`, delete "
-                "its folder when it is not needed",
-                route=folder.name,
-                folder=str(folder),
-            )
-
-
-def _source_session(file: GatewayFile, source: Source, routes: Sequence[Route], tags: TagTable) -> SourceSession:
+def _source_session(
+    file: GatewayFile, source: Source, routes: Sequence[Route], tags: TagTable, clock: Clock, ledger: Ledger
+) -> SourceSession:
     settings = file.devices[source.name]
     own = [tag for tag in tags if tag.device == source.name]
     wanted = [route for route in routes if any(matches(p, tag) for p in file.send[route.name].from_ for tag in own)]
-    return SourceSession(source, _address(settings), wanted, _tag_stages(settings, tags))
+    return SourceSession(source, _address(settings), wanted, _tag_stages(settings, tags), clock, ledger)
 
 
 def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
@@ -126,25 +143,31 @@ def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
 
 
 def _sink_session(
-    file: GatewayFile,
+    settings: Settings,
     name: str,
+    served: Mapping[str, RouteSettings],
+    lanes: Mapping[str, Lane],
     identity: Identity,
-    routes: dict[str, Route],
     tags: TagTable,
     clock: Clock,
+    ledger: Ledger,
     dead_letter: DeadLetter,
 ) -> SinkSession:
-    settings = file.to[name]
-    served = [route for route, how in file.send.items() if how.to == name]
-    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, served)
-    lanes, pumps = list[Lane](), list[Pump]()
-    for route, how in file.send.items():
-        if how.to == name:
-            lane = routes[route].lane
-            rows_max = ROWS_PER_FAST_WRITE_MAX if how.fast else ROWS_PER_WRITE_MAX
-            lanes.append(lane)
-            pumps.append(Pump(lane, lane.reader(Part.ALL), sink, clock, dead_letter, rows_max=rows_max))
-    return SinkSession(sink, _address(settings), lanes, pumps)
+    its = {route: how for route, how in served.items() if how.to == name}
+    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, list(its))
+    pumps = [_pump(how, lanes[route], sink, clock, dead_letter) for route, how in its.items()]
+    return SinkSession(sink, _address(settings), [lanes[route] for route in its], pumps, clock, ledger)
+
+
+def _pump(how: RouteSettings, lane: Lane, sink: Sink, clock: Clock, dead_letter: DeadLetter) -> Pump:
+    rows_max = ROWS_PER_FAST_WRITE_MAX if how.fast else ROWS_PER_WRITE_MAX
+    strict = how.order == "strict"
+    if strict or how.fast:
+        alone = lane.reader(Part.ALL)
+        return Pump(lane, alone, sink, clock, dead_letter, rows_max=rows_max, in_flight_max=1 if strict else None)
+    rows_min = ROWS_PER_REPLAY_TRANSACTION if sink.in_flight_max == 1 else ROWS_PER_REPLAY_WRITE
+    replay = Replay(lane.reader(Part.BACKLOG), rows_min, ROWS_PER_WRITE_MAX, how.replay_rate)
+    return Pump(lane, lane.reader(Part.LIVE), sink, clock, dead_letter, rows_max=rows_max, replay=replay)
 
 
 def _address(settings: DeviceSettings | Settings) -> str:
@@ -162,11 +185,17 @@ def _counters(parts: Parts, routes: Iterable[Route]) -> list[Counters]:
 
 
 def _service(
-    file: GatewayFile, app: App, parts: Parts, watch: LoopWatch, counted: list[Counters], clock: Clock
+    file: GatewayFile,
+    app: App,
+    parts: Parts,
+    watch: LoopWatch,
+    counted: list[Counters],
+    clock: Clock,
+    ledger: GapLedger,
 ) -> HttpService | None:
     listen = file.gateway.listen_address()
     if listen is None:
         return None
     state = StateCollector(app.health.components, parts.lanes, clock)
-    metrics = Metrics([CountersCollector(lambda: counted), state], watch.flush)
+    metrics = Metrics([CountersCollector(lambda: counted), state, GapsCollector(ledger.totals)], watch.flush)
     return HttpService(*listen, app.health, metrics)

@@ -1,4 +1,4 @@
-"""The command line: run, check, plan, schema, demo, browse, buffer, version.
+"""The command line: run, check, plan, schema, demo, browse, buffer, gaps, version.
 
 Exit codes: 0 done or stopped, 1 a command that could not do its work, 2 bad configuration or wrong use, 3 storage
 failed. What a command needs is imported inside it, so that `gateway version` answers at once.
@@ -163,6 +163,28 @@ def buffer_cat(
 
     for line in samples(data_dir, route, everything):
         sys.stdout.buffer.write(line)
+
+
+@app.command()
+def gaps(
+    file: Annotated[
+        Path | None, typer.Argument(help="The configuration file: its data_dir is looked into.", show_default=False)
+    ] = None,
+    data_dir: DataDir = Path("/var/lib/gateway"),
+    since: Annotated[str | None, typer.Option(help="Of the last 24h, 30m, ...; default: all that is kept.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each, times in ns since 1970.")] = False,
+) -> None:
+    """List what could not be kept or collected: when, of which device, how much, why. Also while the gateway runs."""
+    from gateway.ledger import listing
+
+    folder = _load(file)[0].gateway.data_dir if file else data_dir
+    try:
+        lines = listing(folder, since, as_json)
+    except ValueError as error:
+        _complain(f"--since: {error}")
+        raise typer.Exit(BAD_CONFIGURATION) from error
+    for line in lines:
+        print(line)
 
 
 @app.command()

@@ -21,9 +21,12 @@ from gateway.supervisor import State, Status
 from gateway.version import version
 from pipelines.clock import Clock
 from pipelines.contracts import Lane
+from pipelines.gaps import Gap
 
 FAULTS_SHOWN_MAX = 20
 """Tag faults listed per component; all of them are counted."""
+GAPS_SHOWN_MAX = 5
+"""The newest; `gateway gaps` lists them all."""
 
 
 class Component(Protocol):
@@ -52,6 +55,8 @@ class Health:
     def __init__(self, gateway: str, clock: Clock, components: Sequence[Component], lanes: Sequence[Lane]) -> None:
         self.components = components
         self.phase = "running"
+        self.gaps: Sequence[Gap] = ()
+        """Of the ledger, the newest last."""
         self._gateway = gateway
         self._clock = clock
         self._lanes = lanes
@@ -84,6 +89,7 @@ class Health:
             "uptime_s": round((self._clock.mono_ns() - self._started_ns) / 1e9, 1),
             "components": [_component(component) for component in self.components],
             "lanes": [self._lane(lane) for lane in self._lanes],
+            "gaps": [_gap(gap) for gap in list(self.gaps)[-GAPS_SHOWN_MAX:]],
         }
 
     def _lane(self, lane: Lane) -> dict[str, Any]:
@@ -111,9 +117,7 @@ def _component(component: Component) -> dict[str, Any]:
         "kind": component.kind,
         "name": component.name,
         "state": word(component),
-        "since": datetime.fromtimestamp(status.since_ns / 1e9, UTC)
-        .isoformat(timespec="seconds")
-        .replace("+00:00", "Z"),
+        "since": utc(status.since_ns),
     }
     reason = status.reason or (f"{len(faults)} tags cannot be read" if faults else "")
     if reason:
@@ -124,6 +128,22 @@ def _component(component: Component) -> dict[str, Any]:
         shown["faults_total"] = len(faults)
         shown["faults"] = dict(sorted(faults.items())[:FAULTS_SHOWN_MAX])
     return shown
+
+
+def _gap(gap: Gap) -> dict[str, Any]:
+    return {
+        "reason": str(gap.reason),
+        "device": gap.device,
+        "route": gap.route,
+        "from": utc(gap.from_ns),
+        "to": utc(gap.to_ns),
+        "rows": gap.rows,
+    }
+
+
+def utc(ns: int) -> str:
+    """Wall clock in ns -> 2026-11-23T03:28:50Z."""
+    return datetime.fromtimestamp(ns / 1e9, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def oldest_s(lane: Lane, clock: Clock) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -23,6 +23,7 @@ from gateway.version import version
 from pipelines.clock import Clock
 from pipelines.contracts import Lane
 from pipelines.counters import BOUNDS_NS, Counters, Histogram
+from pipelines.gaps import Reason
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BOUNDS = [*(f"{bound / 1e9:.10g}" for bound in BOUNDS_NS.tolist()), "+Inf"]
@@ -77,6 +78,21 @@ class StateCollector(Collector):
             size.add_metric([lane.name], lane.pending_bytes)
             age.add_metric([lane.name], oldest_s(lane, self._clock))
         yield from (rows, size, age)
+
+
+class GapsCollector(Collector):
+    """What the gap ledger noted since the start."""
+
+    def __init__(self, totals: Mapping[Reason, tuple[int, int]]) -> None:
+        self._totals = totals
+
+    def collect(self) -> Iterator[Metric]:
+        gaps = CounterMetricFamily("gateway_gaps", "Entries in the gap ledger", labels=["reason"])
+        rows = CounterMetricFamily("gateway_gap_rows", "Rows that they lack, as far as known", labels=["reason"])
+        for reason, (entries, missing) in list(self._totals.items()):
+            gaps.add_metric([str(reason)], entries)
+            rows.add_metric([str(reason)], missing)
+        yield from (gaps, rows)
 
 
 class Metrics:

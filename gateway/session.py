@@ -7,20 +7,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.log import Log
+from pipelines.clock import Clock, SystemClock
 from pipelines.contracts import Lane, Sink, Source, Stage
 from pipelines.errors import Corrupt, NotConnected
-from pipelines.route import Pump, Route, collect
+from pipelines.gaps import Gap, Ledger, NoLedger, Reason
+from pipelines.route import LAST_BATCH, Pump, Route, collect
 
 
-@dataclass(frozen=True)
+@dataclass
 class SourceSession:
-    """connect, then collect: read, scale, offer to every route, acknowledge."""
+    """connect, then collect: read, scale, offer to every route, acknowledge.
+
+    What a machine that keeps nothing (`replayable`) could not give while it was away goes into the ledger.
+    """
 
     source: Source
     address: str
     routes: Sequence[Route]
     stages: Sequence[Stage]
+    clock: Clock = field(default_factory=SystemClock)
+    ledger: Ledger = field(default_factory=NoLedger)
     kind: str = field(default="source", init=False)
+    _away_since_ns: int | None = field(default=None, init=False)
 
     @property
     def name(self) -> str:
@@ -32,13 +40,35 @@ class SourceSession:
 
     async def connect(self) -> None:
         durable = [route.lane for route in self.routes if route.lane.durable]
-        await self.source.connect([lane.origin(self.name) or b"" for lane in durable])
+        began_ns = self.clock.wall_ns()
+        try:
+            await self.source.connect([lane.origin(self.name) or b"" for lane in durable])
+        except Exception:
+            self._away(began_ns)
+            raise
+        self.note_absence()
 
     async def run(self) -> None:
-        await collect(self.source, self.routes, self.stages)
+        try:
+            await collect(self.source, self.routes, self.stages)
+        except Exception:
+            last_s = self.source.counters.gauges.get(LAST_BATCH)
+            self._away(self.clock.wall_ns() if last_s is None else int(last_s * 1e9))
+            raise
 
     async def close(self) -> None:
         await self.source.close()
+
+    def note_absence(self) -> None:
+        """The machine is back, or the gateway ends without it."""
+        since_ns, self._away_since_ns = self._away_since_ns, None
+        if since_ns is not None and not self.source.replayable:
+            gap = Gap(Reason.DISCONNECTED, self.name, "", (), since_ns, self.clock.wall_ns(), None)
+            self.ledger.note(gap)
+
+    def _away(self, since_ns: int) -> None:
+        if self._away_since_ns is None:
+            self._away_since_ns = since_ns
 
 
 @dataclass(frozen=True)
@@ -49,6 +79,8 @@ class SinkSession:
     address: str
     lanes: Sequence[Lane]
     pumps: Sequence[Pump]
+    clock: Clock = field(default_factory=SystemClock)
+    ledger: Ledger = field(default_factory=NoLedger)
     kind: str = field(default="sink", init=False)
     faults: Mapping[str, str] = field(default_factory=dict, init=False)
 
@@ -77,3 +109,5 @@ class SinkSession:
             lane.restore(position)
         except Corrupt as error:
             Log(f"sink {self.name}").warning(f"what it says of the route's position is not believed: {error}")
+            now = self.clock.wall_ns()
+            self.ledger.note(Gap(Reason.FORGOTTEN, "", lane.name, (), now, now, None))

@@ -268,6 +268,18 @@ class Route(Settings):
         False,
         description="true: for low latency; what waits is in memory only, and is written in small pieces.",
     )
+    order: Literal["live_first", "strict"] = Field(
+        "live_first",
+        description="After an outage. `live_first`: new samples at once, what had to wait behind them, marked "
+        "historical; each of the two is in order. `strict`: everything in one order, one write at a time, which is "
+        "slower; a `fast` route is never `live_first`.",
+    )
+    replay_rate: int = Field(
+        200_000,
+        ge=1,
+        description="With `live_first`: most rows per second of what had to wait, so that live samples are not delayed "
+        "by it.",
+    )
     buffer: Buffer = Field(Buffer(), description="What the route holds while its destination is slow or away.")
 
 

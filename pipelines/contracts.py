@@ -77,6 +77,13 @@ class Stage(Protocol):
 class Reader(Protocol):
     """One consumer's way through a lane."""
 
+    @property
+    def unread(self) -> bool:
+        """There is something that `read` gives without another append."""
+
+    async def wait(self) -> None:
+        """Returns as soon as something is `unread`; takes nothing."""
+
     async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
         """The next unread batches of one interval: what is there, up to `rows_max` rows, but at least one batch. Waits
         while there is nothing; cancelled meanwhile, it has taken nothing."""
@@ -153,7 +160,8 @@ class Sink(Protocol):
         """
 
     async def write(self, lane: str, batches: Sequence[Batch], position: bytes, historical: bool) -> None:
-        """Returned: the broker has acknowledged every row. Writes started one after the other are sent in that order.
+        """Returned: the broker has acknowledged every row. Writes started one after the other are sent in that order,
+        but that live data may overtake what is `historical`: the lane's backlog, written behind it.
 
         Raises NotConnected, Transient, Permanent (nothing of the write may be taken as delivered), or Rejected (all
         rows but the named ones were delivered).

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
+
+from pipelines.batch import Batch
 
 
 class Reason(StrEnum):
@@ -17,6 +20,7 @@ class Reason(StrEnum):
     MISSED = "notifications missed"
     DISCONNECTED = "machine disconnected"
     STOPPED = "not delivered at the stop"
+    FORGOTTEN = "buffer wiped or replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Gap:
 
 
 class Ledger(Protocol):
-    """Keeps gaps."""
+    """Keeps gaps. For the event loop's thread."""
 
     def note(self, gap: Gap) -> None:
         """Never waits, never raises; gaps of one kind that follow each other may become one entry."""
@@ -50,3 +54,14 @@ class NoLedger:
 
     def note(self, gap: Gap) -> None:
         """Forgets it."""
+
+
+def of_batches(reason: Reason, route: str, batches: Iterable[Batch], devices: Sequence[str]) -> Iterator[Gap]:
+    """One gap for each device, of batches in the order of their arrival that a lane could not keep."""
+    found: dict[int, tuple[int, int, int]] = {}
+    for batch in batches:
+        from_ns, _, rows = found.get(batch.source_id, (batch.received_ns, 0, 0))
+        found[batch.source_id] = from_ns, batch.received_ns, rows + len(batch)
+    for source, (from_ns, to_ns, rows) in found.items():
+        device = devices[source] if source < len(devices) else ""
+        yield Gap(reason, device, route, (), from_ns, to_ns, rows)

@@ -87,6 +87,8 @@ class Segment:
     pending_rows: int = 0
     pins: int = 0
     """Reads in progress."""
+    lost_rows: int = 0
+    """Damaged, as was found at the start."""
 
     @property
     def broken(self) -> bool:
@@ -232,6 +234,12 @@ class Journal:
 
     # --- reading ------------------------------------------------------------------------------------------------
 
+    def device_of(self, segment: Segment, source: int) -> str:
+        """Name of a source by its number in `segment`, whose index is in memory."""
+        if segment.foreign:
+            return (segment.tables or Tables()).sources.get(source, "")
+        return self.sources[source] if source < len(self.sources) else ""
+
     def segment_of(self, seq: int) -> Segment | None:
         """The segment that has `seq`, if any does."""
         at = bisect_right(self.segments, seq, key=lambda segment: segment.first) - 1
@@ -371,6 +379,7 @@ class Journal:
         self.segments.append(segment)
         self._keep_index(segment, content)
         if content.damaged and not segment.broken:
+            segment.lost_rows = content.lost_rows
             self.counters.add("corrupt_rows", content.lost_rows)
             self.set_aside(segment)
         return segment

@@ -27,6 +27,7 @@ from pipelines.counters import Counters
 from pipelines.cursor import Cursor
 from pipelines.errors import Corrupt, Permanent, Poisoned
 from pipelines.files import Files, RealFiles
+from pipelines.gaps import Gap, Ledger, NoLedger, Reason, of_batches
 from pipelines.intervals import Intervals
 from pipelines.journal import Identity, Journal, NoRoom, Segment
 from pipelines.lane_memory import SEQ_PER_INSTANCE, WhenFull
@@ -98,6 +99,7 @@ class DiskLane:
         sources: Sequence[str] = (),
         when_full: WhenFull = WhenFull.DROP_OLDEST,
         instance: int = 0,
+        ledger: Ledger | None = None,
         files: Files | None = None,
         offload: Offload[Any] | None = None,
     ) -> None:
@@ -107,6 +109,7 @@ class DiskLane:
         self._clock = clock
         self._limits = limits
         self._when_full = when_full
+        self._ledger = NoLedger() if ledger is None else ledger
         self._files = files or RealFiles()
         self._offload = offload or Threads(name)
         self._rows = 0
@@ -250,6 +253,8 @@ class DiskLane:
         if not room or not self._store(batch):
             self._state.end += 1
             self._count_drop(len(batch), 1)
+            for gap in of_batches(Reason.LANE_FULL, self.name, [batch], self._journal.sources):
+                self._ledger.note(gap)
 
     async def _make_room(self, size: int) -> bool:
         """A new segment that takes a batch of `size` bytes; drops others for it by the policy. False: there is none."""
@@ -273,17 +278,27 @@ class DiskLane:
 
     async def _drop_one(self) -> bool:
         """Gives up what is delivered already, else, where the policy says so, the oldest that nobody has in hand."""
-        free = [segment for segment in self._journal.segments if self._is_free(segment)]
-        chosen = next((segment for segment in free if not segment.pending_batches), None)
-        if chosen is None and free and self._when_full is WhenFull.DROP_OLDEST:
-            chosen = free[0]
+        chosen = await self._indexed(self._droppable)
         if chosen is None:
             return False
-        self._give_up(chosen)
+        self._give_up(chosen, Reason.LANE_FULL)
         if chosen is self._journal.segments[-1]:  # with the newest origins: sealed, so they are on disk
             await self._save_cursor(self._state.end, dict(self._journal.origins))
         await self._in_thread(partial(self._journal.remove, chosen))
         return True
+
+    def _droppable(self) -> Segment | None:
+        free = [segment for segment in self._journal.segments if self._is_free(segment)]
+        chosen = next((segment for segment in free if not segment.pending_batches), None)
+        if chosen is None and free and self._when_full is WhenFull.DROP_OLDEST:
+            chosen = free[0]
+        return chosen
+
+    async def _indexed(self, choose: Callable[[], Segment | None]) -> Segment | None:
+        """What is chosen, with its index in memory. Chosen anew after the disk: a reader may have taken from it."""
+        while (chosen := choose()) and chosen.pending_batches and chosen.index is None:
+            await self._in_thread(partial(self._journal.index, chosen))
+        return chosen
 
     def _is_free(self, segment: Segment) -> bool:
         return not segment.writer and not segment.pins and not self._state.in_hand(segment.first, segment.end)
@@ -291,13 +306,25 @@ class DiskLane:
     def _is_delivered(self, segment: Segment) -> bool:
         return not (segment.pending_batches or segment.broken or segment.pins or segment.writer)
 
-    def _give_up(self, segment: Segment) -> None:
-        self._count_drop(segment.pending_rows, segment.pending_batches)
-        self._forget(segment, segment.first, segment.end)
+    def _give_up(self, segment: Segment, reason: Reason) -> None:
+        self._count_drop(*self._lose(reason, segment, segment.first, segment.end))
 
     def _count_drop(self, rows: int, batches: int) -> None:
         self.counters.add("dropped_rows", rows)
         self.counters.add("dropped_batches", batches)
+
+    def _lose(self, reason: Reason, segment: Segment, low: int, high: int) -> tuple[int, int]:
+        """As `_forget`, and a gap for each device in the ledger."""
+        index, noted = self._journal.index(segment), 0
+        for start, end in self._state.pending.within(low, high):
+            for source, rows, from_ns, to_ns in index.by_source(start, end):
+                device = self._journal.device_of(segment, source)
+                self._ledger.note(Gap(reason, device, self.name, (), from_ns, to_ns, rows))
+                noted += rows
+        rows, batches = self._forget(segment, low, high)
+        if rows > noted:  # its index cannot be read any more
+            self._ledger.note(Gap(reason, "", self.name, (), segment.first_ns, segment.last_ns, rows - noted))
+        return rows, batches
 
     def _remember(self, offset: int, batch: Batch, size: int) -> None:
         self._recent[offset] = (batch, size)
@@ -357,6 +384,9 @@ class DiskLane:
         if len(known) < len(batch) and batch.seq not in self._unnamed:  # a damaged table; read again, counted once
             self._unnamed.add(batch.seq, batch.seq + 1)
             self.counters.add("corrupt_rows", len(batch) - len(known))
+            device = self._journal.device_of(segment, batch.source_id)
+            received_ns, lost = batch.received_ns, len(batch) - len(known)
+            self._ledger.note(Gap(Reason.CORRUPT, device, self.name, (), received_ns, received_ns, lost))
         return known
 
     async def _give_up_damaged(self, segment: Segment, unreadable: int) -> None:
@@ -365,7 +395,7 @@ class DiskLane:
         for low, high in self._state.unread.within(segment.first, segment.end):
             for offset in range(low, high):
                 if offset == unreadable or (offset not in whole and offset not in self._recent):
-                    rows, batches = self._forget(segment, offset, offset + 1)
+                    rows, batches = self._lose(Reason.CORRUPT, segment, offset, offset + 1)
                     self.counters.add("corrupt_rows", rows)
                     self.counters.add("corrupt_batches", batches)
         self._cursor_dirty = True
@@ -404,9 +434,9 @@ class DiskLane:
         self._syncs = [waiting for waiting in self._syncs if not waiting[1].done()]
         if self._cursor_dirty and self._clock.mono_ns() >= self._cursor_due_ns:
             await self._save_cursor(end, origins)
-        while expired := self._expired():  # looked for anew: a reader may take a batch while another is removed
+        while expired := await self._indexed(self._expired):
             self.counters.add("expired_rows", expired.pending_rows)
-            self._give_up(expired)
+            self._give_up(expired, Reason.EXPIRED)
         while delivered := next(filter(self._is_delivered, self._journal.segments[:-1]), None):
             await self._in_thread(partial(self._journal.remove, delivered))
 
@@ -497,7 +527,12 @@ class DiskLane:
             raise Poisoned(f"{self._folder} cannot be used: {error.strerror or error}") from error
 
     def _took(self, cursor: Cursor | None, segment: Segment, index: Index) -> None:
-        """What of a segment that was found is pending."""
+        """What of a segment that was found is pending, and what of it is lost."""
+        if segment.lost_rows:
+            devices = {self._journal.device_of(segment, source) for source in index.sources}
+            device = devices.pop() if len(devices) == 1 else ""
+            gap = Gap(Reason.CORRUPT, device, self.name, (), segment.first_ns, segment.last_ns, segment.lost_rows)
+            self._ledger.note(gap)
         known = [*cursor.pending, (cursor.end, segment.end)] if cursor else [(segment.first, segment.end)]
         for low, high in known:
             for start, end in index.runs(max(low, segment.first), min(high, segment.end)):
@@ -516,14 +551,23 @@ class _DiskReader:
         self.fetching = False
         """Waits for the disk, not for an append."""
 
+    @property
+    def unread(self) -> bool:
+        return self._lane._state.first_unread(self._part) is not None
+
+    async def wait(self) -> None:
+        while not self.unread:
+            self._lane._check()
+            self._lane._readable.clear()
+            await self._lane._readable.wait()
+
     async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
         lane = self._lane
         while True:
             lane._check()
             found = lane._state.first_unread(self._part)
             if found is None:
-                lane._readable.clear()
-                await lane._readable.wait()
+                await self.wait()
             elif batches := self._take(*found, rows_max):
                 span = Span(found[0], found[0] + len(batches))
                 lane._state.unread.remove(span.start, span.end)

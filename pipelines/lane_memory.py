@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 from uuid import uuid4
@@ -14,6 +14,7 @@ from pipelines.batch import Batch
 from pipelines.contracts import Part, Reader, Span
 from pipelines.counters import Counters
 from pipelines.errors import Corrupt
+from pipelines.gaps import Ledger, NoLedger, Reason, of_batches
 from pipelines.intervals import Intervals
 
 SEQ_PER_INSTANCE: Final = 2**36
@@ -37,11 +38,21 @@ class MemoryLane:
     durable = False
 
     def __init__(
-        self, name: str, *, bytes_max: int, when_full: WhenFull = WhenFull.DROP_OLDEST, instance: int = 0
+        self,
+        name: str,
+        *,
+        bytes_max: int,
+        sources: Sequence[str] = (),
+        when_full: WhenFull = WhenFull.DROP_OLDEST,
+        instance: int = 0,
+        ledger: Ledger | None = None,
     ) -> None:
         self.name = name
         self.counters = Counters("lane", name)
         self._bytes_max = bytes_max
+        self._sources = sources
+        self._ledger = NoLedger() if ledger is None else ledger
+        self._closed = False
         self._when_full = when_full
         self._uuid = uuid4().bytes
         self._end = instance * SEQ_PER_INSTANCE
@@ -75,7 +86,7 @@ class MemoryLane:
         offset = self._end
         self._end += 1
         if self._bytes + size > self._bytes_max and not self._make_room(size):
-            self._count_drop(rows)
+            self._count_drop(batch)
             return
         self._held[offset] = (batch.numbered(offset), size)
         self._pending.add(offset, offset + 1)
@@ -113,7 +124,9 @@ class MemoryLane:
             self._forget(start, stop)
 
     async def close(self) -> None:
-        return
+        if not self._closed:
+            self._closed = True
+            self._say(Reason.STOPPED, (batch for batch, _ in self._held.values()))
 
     def _parsed(self, position: bytes) -> tuple[bytes, int, Intervals]:
         try:
@@ -130,13 +143,18 @@ class MemoryLane:
             oldest = self._unread.first_in(0, self._end)
             if oldest is None:
                 return False
-            self._count_drop(len(self._held[oldest[0]][0]))
+            self._count_drop(self._held[oldest[0]][0])
             self._forget(oldest[0], oldest[0] + 1)
         return True
 
-    def _count_drop(self, rows: int) -> None:
-        self.counters.add("dropped_rows", rows)
+    def _count_drop(self, batch: Batch) -> None:
+        self.counters.add("dropped_rows", len(batch))
         self.counters.add("dropped_batches")
+        self._say(Reason.LANE_FULL, [batch])
+
+    def _say(self, reason: Reason, batches: Iterable[Batch]) -> None:
+        for gap in of_batches(reason, self.name, batches, self._sources):
+            self._ledger.note(gap)
 
     def _forget(self, start: int, end: int) -> None:
         for offset in range(start, end):
@@ -181,12 +199,19 @@ class _MemoryReader:
         self._lane = lane
         self._part = part
 
-    async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
-        lane = self._lane
-        while (taken := lane._take(self._part, rows_max)) is None:
+    @property
+    def unread(self) -> bool:
+        return self._lane._unread.first_in(*self._lane._bounds(self._part)) is not None
+
+    async def wait(self) -> None:
+        while not self.unread:
             # `set` wakes every waiting reader; those that find nothing of theirs come back here.
-            lane._readable.clear()
-            await lane._readable.wait()
+            self._lane._readable.clear()
+            await self._lane._readable.wait()
+
+    async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
+        while (taken := self._lane._take(self._part, rows_max)) is None:
+            await self.wait()
         return taken
 
     def commit(self, span: Span) -> None:

@@ -1,5 +1,9 @@
 """A route's three movements: offer (source -> stages -> lane), pump (lane -> sink) and settle (lanes -> source).
 
+A pump with a `Replay` writes live data first and the backlog behind it, both in the lane's `in_flight_max` slots. The
+backlog has one write outstanding at a time and takes its turn in the order of asking: live waits for one write of it
+at most, and live that never pauses does not keep it waiting for ever.
+
 `collect` drives one source: it reads, offers to every route and lets `Settler` acknowledge behind it. Acquisition waits
 for lanes only, never for a sink. `collect` and `Pump.run` end with an exception group: several tasks may fail at once,
 and the supervisor picks the error that decides.
@@ -10,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,8 +29,13 @@ ROWS_PER_BATCH_MAX = 1000
 BATCH_IN_ROWS = 50
 """What a batch costs beside its rows, in rows: `collect` gives way after `ROWS_PER_BATCH_MAX` of both."""
 
-DeadLetter = Callable[[str, Batch, Sequence[int], str], Awaitable[None]]
-"""(lane name, batch, row numbers, reason): keeps what a broker will never take."""
+LAST_BATCH = "last_batch_timestamp_seconds"
+"""Gauge of a source: when its newest batch arrived, seconds since 1970."""
+REPLAY_BURST_NS = 100_000_000
+"""A backlog that was kept waiting makes up for as much, faster than its rate."""
+
+DeadLetter = Callable[[str, Sequence[tuple[Batch, Sequence[int]]], str], Awaitable[None]]
+"""(lane name, batches with their row numbers, reason): keeps what a broker will never take."""
 
 
 class Route:
@@ -98,6 +108,7 @@ async def collect(source: Source, routes: Sequence[Route], stages: Sequence[Stag
             batch = await source.read()
             source.counters.add("rows", len(batch))
             source.counters.add("batches")
+            source.counters.set(LAST_BATCH, batch.received_ns / 1e9)
             for index, part in enumerate(batch.split(ROWS_PER_BATCH_MAX)):
                 if index:
                     await asyncio.sleep(0)
@@ -117,18 +128,48 @@ async def _spread(batch: Batch | None, routes: Sequence[Route]) -> None:
             await route.offer(batch)
 
 
+@dataclass(frozen=True)
+class Replay:
+    """How a backlog is delivered beside live data."""
+
+    reader: Reader
+    """Of the lane's BACKLOG; the pump's own is of LIVE then."""
+    rows_min: int
+    """What a write takes where it is acknowledged at once; live data waits for one write at most."""
+    rows_max: int
+    """What it takes over a link so long that the rate needs it."""
+    rate: float
+    """Rows per second at most."""
+
+    def rows(self, quickest_ns: int) -> int:
+        """For the next write, where the quickest one took so long: what `rate` asks for in that time."""
+        return max(self.rows_min, min(int(self.rate * quickest_ns / 1e9), self.rows_max))
+
+
 class Pump:
     """Moves one lane's batches to a sink, several writes at a time, and commits each span when the sink has it."""
 
     def __init__(
-        self, lane: Lane, reader: Reader, sink: Sink, clock: Clock, dead_letter: DeadLetter, *, rows_max: int
+        self,
+        lane: Lane,
+        reader: Reader,
+        sink: Sink,
+        clock: Clock,
+        dead_letter: DeadLetter,
+        *,
+        rows_max: int,
+        in_flight_max: int | None = None,
+        replay: Replay | None = None,
     ) -> None:
+        """in_flight_max: fewer writes at a time than the sink allows; with 1, no batch overtakes a failed one."""
         self._lane = lane
         self._reader = reader
         self._sink = sink
         self._clock = clock
         self._dead_letter = dead_letter
         self._rows_max = rows_max
+        self._in_flight_max = min(in_flight_max or sink.in_flight_max, sink.in_flight_max)
+        self._replay = replay
         self.counters = Counters("pump", lane.name)
 
     async def run(self) -> None:
@@ -137,17 +178,48 @@ class Pump:
         The first failed write ends the others: nothing may overtake what has to be written again.
         """
         self._reader.rewind()
-        slots = asyncio.Semaphore(self._sink.in_flight_max)
+        slots = asyncio.Semaphore(self._in_flight_max)
         async with asyncio.TaskGroup() as writes:
+            if self._replay:
+                writes.create_task(self._catch_up(self._replay, slots))
             while True:
-                await slots.acquire()
+                await self._slot(slots)
                 span, batches = await self._reader.read(self._rows_max)
                 writes.create_task(self._deliver(span, batches, slots))
 
-    async def _deliver(self, span: Span, batches: Sequence[Batch], slots: asyncio.Semaphore) -> None:
+    async def _slot(self, slots: asyncio.Semaphore) -> None:
+        """Takes one as soon as there is something to write as well: who waits for data holds none."""
+        while True:
+            await self._reader.wait()
+            await slots.acquire()
+            if self._reader.unread:
+                return
+            slots.release()
+
+    async def _catch_up(self, replay: Replay, slots: asyncio.Semaphore) -> None:
+        """Reads ahead of its slot: the disk is slow, and a backlog does not become a larger write by waiting."""
+        replay.reader.rewind()
+        due_ns, quickest_ns = self._clock.mono_ns(), 10**9
+        rows_max = replay.rows_min
+        while True:
+            span, batches = await replay.reader.read(rows_max)
+            await slots.acquire()
+            began_ns = self._clock.mono_ns()
+            await self._deliver(span, batches, slots, replay)
+            now = self._clock.mono_ns()
+            quickest_ns = min(quickest_ns, now - began_ns)
+            rows_max = replay.rows(quickest_ns)
+            due_ns = max(due_ns, now - REPLAY_BURST_NS) + int(rows_of(batches) / replay.rate * 1e9)
+            await self._clock.sleep(max(due_ns - now, 0) / 1e9)
+
+    async def _deliver(
+        self, span: Span, batches: Sequence[Batch], slots: asyncio.Semaphore, replay: Replay | None = None
+    ) -> None:
+        """`slots` has one less until the sink has it all; only then the position of the next write is known."""
         rejected = 0
         try:
-            await self._sink.write(self._lane.name, batches, self._lane.position(span), historical=False)
+            position = self._lane.position(span)
+            await self._sink.write(self._lane.name, batches, position, historical=replay is not None)
         except Rejected as refusal:
             await self._set_aside(batches, refusal)
             rejected = len(refusal.rows)
@@ -158,22 +230,29 @@ class Pump:
             # A client library cancelled its own future. A TaskGroup takes a cancelled child for finished: the span
             # would stay in hand and its slot be gone, unnoticed.
             raise NotConnected("a write was given up by the client library") from error
-        self._reader.commit(span)
+        (replay.reader if replay else self._reader).commit(span)
         slots.release()
         self._count(batches, rejected)
+        if replay:
+            self.counters.add("historical_rows", rows_of(batches) - rejected)
+        else:
+            self._observe(batches)
 
     async def _set_aside(self, batches: Sequence[Batch], refusal: Rejected) -> None:
         rows: defaultdict[int, list[int]] = defaultdict(list)
         for index, row in refusal.rows:
             rows[index].append(row)
-        for index in sorted(rows):
-            await self._dead_letter(self._lane.name, batches[index], rows[index], refusal.reason)
+        refused = [(batches[index], rows[index]) for index in sorted(rows)]
+        await self._dead_letter(self._lane.name, refused, refusal.reason)
 
     def _count(self, batches: Sequence[Batch], rejected: int) -> None:
-        now = self._clock.wall_ns()
         self.counters.add("rows", rows_of(batches) - rejected)
         self.counters.add("rejected_rows", rejected)
         self.counters.add("batches", len(batches))
+
+    def _observe(self, batches: Sequence[Batch]) -> None:
+        """Of live data only: how old a backlog is says nothing of the latency now."""
+        now = self._clock.wall_ns()
         ts_ns = batches[0].ts_ns if len(batches) == 1 else np.concatenate([batch.ts_ns for batch in batches])
         received_ns = np.array([batch.received_ns for batch in batches], dtype=np.int64)
         self.counters.histograms["source_to_ack"].observe(now - ts_ns)

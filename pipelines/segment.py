@@ -38,7 +38,7 @@ from pipelines.frame import (
 )
 from pipelines.tags import Tag, TagTable
 
-INDEX_BYTES: Final = 32
+INDEX_BYTES: Final = 40
 """What a footer holds for each batch."""
 FOOTER_BYTES: Final = 256
 """What a footer holds beside that and the tables, at most."""
@@ -107,17 +107,19 @@ class Index:
     positions: array[int] = field(default_factory=lambda: array("q"))
     rows: array[int] = field(default_factory=lambda: array("q"))
     received_ns: array[int] = field(default_factory=lambda: array("q"))
+    sources: array[int] = field(default_factory=lambda: array("q"))
     end: int = 0
 
     def __len__(self) -> int:
         return len(self.seqs)
 
-    def add(self, seq: int, position: int, rows: int, received_ns: int) -> None:
+    def add(self, batch: Batch, seq: int, position: int) -> None:
         """One batch more; `end` is the caller's."""
         self.seqs.append(seq)
         self.positions.append(position)
-        self.rows.append(rows)
-        self.received_ns.append(received_ns)
+        self.rows.append(len(batch))
+        self.received_ns.append(batch.received_ns)
+        self.sources.append(batch.source_id)
 
     def between(self, low: int, high: int) -> slice:
         """Which entries have a seq in [low, high)."""
@@ -126,6 +128,14 @@ class Index:
     def rows_between(self, low: int, high: int) -> int:
         """Rows of the batches with a seq in [low, high)."""
         return sum(self.rows[self.between(low, high)])
+
+    def by_source(self, low: int, high: int) -> Iterator[tuple[int, int, int, int]]:
+        """Source number, rows, first and last arrival of the batches with a seq in [low, high), a line a source."""
+        at = self.between(low, high)
+        sources, rows, received_ns = (np.array(column[at]) for column in (self.sources, self.rows, self.received_ns))
+        for source in np.unique(sources).tolist():
+            its = sources == source
+            yield source, int(rows[its].sum()), int(received_ns[its].min()), int(received_ns[its].max())
 
     def runs(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         """The seqs that there are in [low, high), as intervals."""
@@ -144,15 +154,16 @@ class Index:
 
     def packed(self) -> list[bytes]:
         """For a footer."""
-        return [_little(column).tobytes() for column in (self.seqs, self.positions, self.rows, self.received_ns)]
+        columns = (self.seqs, self.positions, self.rows, self.received_ns, self.sources)
+        return [_little(column).tobytes() for column in columns]
 
     @classmethod
     def unpacked(cls, columns: Sequence[bytes], end: int) -> Self:
         """What `packed` gave. Raises ValueError or TypeError."""
-        seqs, positions, rows, received_ns = (_little(array("q", column)) for column in columns)
-        if not len(seqs) == len(positions) == len(rows) == len(received_ns):
+        seqs, positions, rows, received_ns, sources = (_little(array("q", column)) for column in columns)
+        if not len(seqs) == len(positions) == len(rows) == len(received_ns) == len(sources):
             raise ValueError("columns of different lengths")
-        return cls(seqs, positions, rows, received_ns, end)
+        return cls(seqs, positions, rows, received_ns, sources, end)
 
 
 @dataclass(slots=True)
@@ -197,7 +208,7 @@ class Content:
         self.lost_rows += max(stored.row - self._row, 0)
         self._row = stored.row + len(batch)
         self.synced = max(self.synced, stored.synced)
-        self.index.add(batch.seq, frame.start, len(batch), batch.received_ns)
+        self.index.add(batch, batch.seq, frame.start)
         self.index.end = frame.end
         self.tables.note(batch)
         return True
@@ -259,7 +270,7 @@ class Writer:
         if table:
             self._describe(batch)
             self._table_bytes += len(table)
-        self.index.add(seq, position + len(table), len(batch), batch.received_ns)
+        self.index.add(batch, seq, position + len(table))
         self.index.end = position + len(table) + len(frame)
         self._rows += len(batch)
         self.tables.note(batch)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pipelines.batch import Batch, Kind
 from pipelines.contracts import Lane, Part, Reader, Span
 from pipelines.errors import Corrupt
+from pipelines.gaps import Gap, Ledger, Reason
 from pipelines.lane_memory import SEQ_PER_INSTANCE, WhenFull
 from tests.unit.pipelines.fakes import make_batch, rows_of_batch, settle
 
@@ -35,6 +36,15 @@ class Options:
     bytes_max: int = PLENTY
     when_full: WhenFull = WhenFull.DROP_OLDEST
     instance: int = 0
+    sources: tuple[str, ...] = ("press4", "meter7")
+    ledger: Ledger | None = None
+
+
+class Noted(list[Gap]):
+    """A ledger that keeps every gap."""
+
+    def note(self, gap: Gap) -> None:
+        self.append(gap)
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,24 @@ class LaneSuite:
         await append(lane, 0)
         _, batches = await asyncio.wait_for(task, DEADLINE_S)
         assert numbers_of(batches) == [0]
+
+    async def test_wait_takes_nothing(self, make: Callable[..., Lane]) -> None:
+        """It returns when there is something for this reader, and at once as long as there is."""
+        lane = make()
+        live, backlog = lane.reader(Part.LIVE), lane.reader(Part.BACKLOG)
+        live_task, backlog_task = asyncio.create_task(live.wait()), asyncio.create_task(backlog.wait())
+        await settle()
+        assert not live.unread
+        await append(lane, 0)
+        await asyncio.wait_for(live_task, DEADLINE_S)
+        await asyncio.wait_for(live.wait(), DEADLINE_S)
+        await settle()
+        assert (live.unread, backlog.unread, backlog_task.done()) == (True, False, False)
+        live.rewind()
+        await asyncio.wait_for(backlog_task, DEADLINE_S)
+        assert (live.unread, backlog.unread) == (False, True)
+        assert await drain(backlog) == [0]
+        assert not backlog.unread
 
     async def test_two_waiting_readers_are_both_woken_in_turn(self, make: Callable[..., Lane]) -> None:
         """What wakes LIVE must not put BACKLOG to sleep for ever: a rewind of LIVE gives BACKLOG its work."""
@@ -374,6 +402,36 @@ class LaneSuite:
         assert (lane.counters.totals["dropped_rows"], lane.counters.totals["dropped_batches"]) == (500, 1)
         assert kind.held_bytes(lane) <= 1000
         assert await drain(lane.reader(Part.ALL)) == [0]
+
+    # --- the ledger ---------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("when_full", WhenFull)
+    async def test_what_is_dropped_is_in_the_ledger(self, make: Callable[..., Lane], when_full: WhenFull) -> None:
+        """To the row, each device for itself, from the first to the last arrival."""
+        noted, size = Noted(), make_batch(0, 10).nbytes
+        lane = make(bytes_max=3 * size + 1, when_full=when_full, ledger=noted)
+        for number in range(8):
+            batch = make_batch(number, 10)
+            await lane.append(replace(batch, source_id=number % 2, received_ns=number))
+        kept = (5, 6, 7) if when_full is WhenFull.DROP_OLDEST else (0, 1, 2)
+        for source, device in enumerate(("press4", "meter7")):
+            lost = [number for number in range(8) if number % 2 == source and number not in kept]
+            gaps = [gap for gap in noted if gap.device == device]
+            assert {(gap.reason, gap.route, gap.tags) for gap in gaps} == {(Reason.LANE_FULL, "history", ())}
+            assert sum(gap.rows or 0 for gap in gaps) == 10 * len(lost)
+            assert (min(gap.from_ns for gap in gaps), max(gap.to_ns for gap in gaps)) == (lost[0], lost[-1])
+
+    async def test_a_stop_says_what_is_lost(self, make: Callable[..., Lane]) -> None:
+        """What a lane holds that keeps nothing; what is on disk is not lost."""
+        noted = Noted()
+        lane = make(ledger=noted)
+        await append(lane, 0, 1, rows=10)
+        reader = lane.reader(Part.ALL)
+        reader.commit((await next_of(reader, 10))[0])
+        await lane.close()
+        await lane.close()
+        lost = [] if lane.durable else [(Reason.STOPPED, "press4", 10)]
+        assert [(gap.reason, gap.device, gap.rows) for gap in noted] == lost
 
     # --- position -----------------------------------------------------------------------------------------------
 

@@ -18,7 +18,14 @@ DISK_PER_MEMORY = 1.95
 
 
 def memory_lane(folder: Path, options: Options) -> Lane:
-    return MemoryLane("history", bytes_max=options.bytes_max, when_full=options.when_full, instance=options.instance)
+    return MemoryLane(
+        "history",
+        bytes_max=options.bytes_max,
+        sources=options.sources,
+        when_full=options.when_full,
+        instance=options.instance,
+        ledger=options.ledger,
+    )
 
 
 async def at_once(work: Callable[[], Any]) -> Any:
@@ -47,7 +54,9 @@ def disk_lane(
         SystemClock(),
         limits,
         when_full=options.when_full,
+        sources=options.sources,
         instance=options.instance,
+        ledger=options.ledger,
         offload=offload,
     )
 

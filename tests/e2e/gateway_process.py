@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -93,6 +94,12 @@ class Gateway(Service):
         """Waits until a component is in a state; what `/health` says of it then."""
         self.process.wait_until(lambda: self.component(name)["state"] == state, timeout_s, f"{name} {state}")
         return self.component(name)
+
+    def gaps(self) -> list[dict[str, Any]]:
+        """What `gateway gaps` lists, also while it runs."""
+        argv = [sys.executable, "-m", "gateway", "gaps", str(self.file), "--json"]
+        done = subprocess.run(argv, capture_output=True, check=True, timeout=60)
+        return [json.loads(line) for line in done.stdout.splitlines()]
 
     def log_text(self) -> str:
         """All that it wrote to stdout and stderr."""

@@ -97,6 +97,8 @@ def test_every_register_is_back_after_the_modbus_server_was_killed(
             _wait_rows(gateway, before + 30)
             assert len(gateway.log_about("source meter", *COMPLAINTS)) == 1
             assert len(gateway.log_about("source meter: up again", "info")) == 1
+            gateway.process.wait_until(lambda: bool(gateway.gaps()), 30, "an entry in the gap ledger")
+            assert [(gap["reason"], gap["device"]) for gap in gateway.gaps()] == [("machine disconnected", "meter")]
             assert gateway.end() == 0
         messages = subscriber.all_messages()
     assert missing_seqs(messages) == {}

@@ -156,6 +156,27 @@ async def test_receive_maximum_is_kept(mosquitto_factory: Brokers, sinks: Any) -
     assert [float(m.payload) for m in messages] == [seq + row / 1000 for seq in range(5) for row in range(100)]
 
 
+async def test_live_data_goes_between_the_slices_of_a_backlog(mosquitto_factory: Brokers, sinks: Any) -> None:
+    """A small window and thousands of messages: a live write that starts later is through long before."""
+    broker = mosquitto_factory(max_inflight_messages=20)
+    sink = sinks(broker.url, topic=PER_TAG)
+    await sink.connect()
+    async with Listener(broker, "acme/press4/#") as listener:
+        backlog = asyncio.create_task(
+            sink.write("history", [doubles(1000, seq) for seq in range(3)], b"", historical=True)
+        )
+        await until(lambda: sink.counters.totals["pubacks"] > 0, "the backlog has begun")
+        await write(sink, doubles(5, 9))
+        assert not backlog.done()
+        async with asyncio.timeout(DEADLINE_S):
+            await backlog
+        values = [json.loads(message.payload)["samples"][0]["v"] for message in await listener.take(3005)]
+    first = [value for value in values if value < 9]
+    assert first == sorted(first) and len(first) == 3000
+    assert [value for value in values if value >= 9] == (9 + np.arange(5) / 1000).tolist()
+    assert values.index(9.0) < 2000
+
+
 async def test_status_is_retained_and_closing_says_offline(mosquitto_factory: Brokers, sinks: Any) -> None:
     """Online from connect on, for late subscribers too; offline after a clean close, without the will."""
     broker = mosquitto_factory()

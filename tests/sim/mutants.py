@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from pipelines import cursor, frame, journal, lane_disk, segment
-from pipelines.contracts import Span
+from pipelines.contracts import Part, Span
 from pipelines.cursor import Cursor
 from pipelines.files import Files
 from pipelines.frame import Frame, FrameKind, encode_packed
 from pipelines.journal import Journal
 from pipelines.lane_disk import DiskLane
+from pipelines.pending import Pending
 from pipelines.segment import Content, Writer
 from tests.sim.faulty_files import FaultyFiles
 
@@ -148,6 +149,21 @@ def damage_stops_it(patch: Patch) -> None:
     patch.setattr(DiskLane, "_give_up_damaged", gives_up)
 
 
+def gaps_untold(patch: Patch) -> None:
+    patch.setattr(DiskLane, "_lose", lambda self, reason, segment, low, high: self._forget(segment, low, high))
+
+
+def backlog_taken_for_live(patch: Patch) -> None:
+    real = Pending.rewind
+
+    def without_a_new_beginning(self: Pending, part: Part) -> None:
+        live_from = self._live_from
+        real(self, part)
+        self._live_from = live_from
+
+    patch.setattr(Pending, "rewind", without_a_new_beginning)
+
+
 MUTANTS: dict[str, Callable[[Patch], None]] = {
     mutant.__name__: mutant
     for mutant in (
@@ -171,5 +187,7 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
         forgets_origins,
         more_than_its_share,
         damage_stops_it,
+        gaps_untold,
+        backlog_taken_for_live,
     )
 }

@@ -4,14 +4,15 @@ Each seed is a few lives of one lane. A life is random actions (appends from sev
 any order, rewinds, positions restored, time, broker answers) with weights that are random per seed, and ends by a stop,
 a `kill -9`, a power cut (also in the middle of any file operation), a failed sync, or a byte that goes bad meanwhile.
 What must hold is in `World`: nothing that was synced is lost; nothing comes back that the cursor knew as delivered;
-order; a seq is given once; drops are counted to the row, never out of a hand; no foreign position is believed; no more
+order, also of live data and of the backlog beside it; a seq is given once; drops are counted, and in the ledger, to the
+row, never out of a hand; no foreign position is believed; no more
 disk than it was given; the machine is never asked to leave out what the lane lacks.
 
 Planted mistakes (`mutants.MUTANTS`), each of which must be found: no_sync_before_rolling, torn_end_kept,
 torn_end_not_cut, footer_before_the_sync, acknowledges_beyond_the_span, cursor_leads, cursor_in_place, no_folder_sync,
 checksum_over_the_body_only, no_checksum, sync_does_nothing, sync_tried_again, seq_given_again, drops_out_of_a_hand,
 drops_uncounted, drops_the_newest_for_the_oldest, believes_foreign_positions, forgets_origins, more_than_its_share,
-damage_stops_it.
+damage_stops_it, gaps_untold, backlog_taken_for_live.
 """
 
 from __future__ import annotations

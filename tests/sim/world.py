@@ -18,9 +18,10 @@ from pipelines import lane_disk
 from pipelines.batch import UNDISCIPLINED, Batch
 from pipelines.contracts import Part, Reader, Span
 from pipelines.errors import Corrupt, NotConnected, Poisoned
+from pipelines.gaps import Gap
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import WhenFull
-from pipelines.route import Pump
+from pipelines.route import Pump, Replay
 from pipelines.tags import Tag, TagTable
 from tests.sim.faulty_files import Crash, FaultyFiles
 from tests.unit.pipelines.fakes import WALL_NS, FakeSink, Write, make_batch, settle
@@ -57,6 +58,18 @@ class Clock:
             if until <= self.now_ns and not future.done():
                 future.set_result(None)
         self._sleepers = [(until, future) for until, future in self._sleepers if not future.done()]
+
+
+class CountingLedger:
+    """Adds up."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def note(self, gap: Gap) -> None:
+        assert gap.device in SOURCES and gap.from_ns <= gap.to_ns, gap
+        assert gap.rows is not None, gap
+        self.rows += gap.rows
 
 
 @dataclass
@@ -107,7 +120,7 @@ class World:
             max_age_ns=self.chance.choice([None, None, 2 * 10**9]),
         )
         self.parts = self.chance.choice([[Part.ALL], [Part.LIVE, Part.BACKLOG]])
-        self.pumped = self.parts == [Part.ALL] and self.chance.random() < 0.5
+        self.pumped = self.chance.random() < 0.5
 
     # --- lives --------------------------------------------------------------------------------------------------
 
@@ -173,6 +186,7 @@ class World:
 
     async def _open(self) -> None:
         self.instance += 1
+        self.ledger = CountingLedger()
         self.lane = DiskLane(
             "history",
             FOLDER,
@@ -182,12 +196,13 @@ class World:
             sources=SOURCES,
             when_full=self.when_full,
             instance=self.instance,
+            ledger=self.ledger,
             files=self.files,
             offload=self._offload,
         )
         self._check_after_start()
         self.readers = {part: self.lane.reader(part) for part in self.parts}
-        self.sink = FakeSink(self.chance.choice([1, 3]))
+        self.sink, self.looked = FakeSink(self.chance.choice([1, 3])), 0
 
     async def _offload(self, work: Callable[[], Any]) -> Any:
         for _ in range(self.chance.randint(0, 2)):
@@ -350,7 +365,10 @@ class World:
 
     def _start_pump(self) -> None:
         if self.pumped:
-            pump = Pump(self.lane, self.readers[Part.ALL], self.sink, self.clock, _no_dead_letter, rows_max=20)
+            live, backlog = self.readers[self.parts[0]], self.readers.get(Part.BACKLOG)
+            replay = Replay(backlog, 5, 20, self.chance.choice([50.0, 1e9])) if backlog else None
+            pump = Pump(self.lane, live, self.sink, self.clock, _no_dead_letter, rows_max=20, replay=replay)
+            self.written = {False: self.lane._state.end - 1 if backlog else -1, True: -1}
             self.pump = asyncio.ensure_future(pump.run())
 
     async def _stop_pump(self) -> None:
@@ -359,12 +377,25 @@ class World:
             await asyncio.wait([self.pump])
             await settle(3)
 
+    def _check_starts(self) -> None:
+        """Live data from the pump's start on, the backlog from before, each in its order."""
+        while self.looked < len(self.sink.writes):
+            write = self.sink.writes[self.looked]
+            self.looked += 1
+            seqs = [batch.seq for batch in write.batches]
+            assert seqs == sorted(seqs), "out of order in a write"
+            assert seqs[0] > self.written[write.historical], "out of order, or live what is not"
+            assert not write.historical or seqs[-1] < self.lane._state._live_from, "historical what is live"
+            self.written[write.historical] = seqs[-1]
+
     async def _answer(self, good: bool) -> None:
         await self._turns()
+        self._check_starts()
         if self.pump.done():
             self._raise_unless_disconnected()
             self._start_pump()
             await self._turns()
+            self._check_starts()
         open_writes = [write for write in self.sink.in_flight if not write.answer.done()]
         if not open_writes:
             return
@@ -461,6 +492,7 @@ class World:
         assert stored <= set(self.pending) | set(self.committed), "the lane has what nobody gave it"
         rows = sum(len(self.pending[seq].batch) for seq in vanished)
         totals = self.lane.counters.totals
+        assert self.ledger.rows == totals["dropped_rows"] + totals["corrupt_rows"], "not in the ledger to the row"
         counted = sum(totals[name] - before.get(name, 0) for name in ("dropped_rows", "corrupt_rows"))
         assert rows == counted, f"{rows} rows are gone, {counted} are counted"
         in_hand = {seq for _, hand in self.hands for seq in range(hand.start, hand.end)}
@@ -549,7 +581,7 @@ async def gather(*work: Coroutine[Any, Any, Any]) -> None:
             raise result
 
 
-async def _no_dead_letter(lane: str, batch: Batch, rows: Sequence[int], reason: str) -> None:
+async def _no_dead_letter(lane: str, refused: Sequence[tuple[Batch, Sequence[int]]], reason: str) -> None:
     raise AssertionError("nothing is rejected here")
 
 

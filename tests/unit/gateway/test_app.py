@@ -36,7 +36,7 @@ class Plant:
     clock: FakeClock
 
 
-async def _no_dead_letter(lane: str, batch: Batch, rows: Sequence[int], reason: str) -> None:
+async def _no_dead_letter(lane: str, refused: Sequence[tuple[Batch, Sequence[int]]], reason: str) -> None:
     raise AssertionError("nothing is rejected here")
 
 

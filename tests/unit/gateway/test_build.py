@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from gateway.session import SourceSession
 from pipelines.contracts import Part
 from pipelines.errors import Permanent
 from pipelines.lane_memory import SEQ_PER_INSTANCE
+from pipelines.route import Pump, Replay
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_rename import RenameStage
 from pipelines.stage_scale import TagScaleStage
 from pipelines.stage_select import SelectStage
-from tests.unit.gateway.fakes import batch
+from tests.unit.gateway.fakes import FakeClock, FakeSink, batch, until
 
 FILE = """
 gateway: {{id: line1-gw, site: acme, data_dir: {data_dir}, listen: {listen}, stop_timeout: 3s}}
@@ -111,18 +113,59 @@ async def test_two_gateways_cannot_share_a_data_folder(file: Path) -> None:
         await lane.close()
 
 
-async def test_a_buffer_without_its_route_is_kept_and_said(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A route that is gone, or fast now: what it held stays, with a line in the log at each start."""
+async def left(file: Path, **changes: object) -> Built:
+    """A gateway after a change of the file, over buffers of which `all` holds a row."""
     first = built(file)
     await first.app.parts.lanes[0].append(batch())
-    for lane in first.app.parts.lanes:
+    await closed(first)
+    return build(load(file)[0].model_copy(update=changes))
+
+
+async def closed(it: Built) -> None:
+    for lane in it.app.parts.lanes:
         await lane.close()
+
+
+async def test_a_buffer_without_its_route_is_drained_then_removed(file: Path) -> None:
+    """It goes where the route went, marked historical, to its own stream; at the start after that it is gone."""
+    send = load(file)[0].send
+    second = await left(file, send={"every": send["all"], "energy": send["energy"]})
+    [broker, other] = second.app.parts.sinks
+    assert [lane.name for lane in broker.lanes] == ["every", "all"]
+    assert [lane.name for lane in other.lanes] == ["energy"]
+    sink, lane = FakeSink(), broker.lanes[1]
+    sink.open.set()
+    replay = Replay(lane.reader(Part.BACKLOG), 10, 10, 1e9)
+    pump = Pump(lane, lane.reader(Part.LIVE), sink, FakeClock(), _no_dead_letter, rows_max=10, replay=replay)
+    task = asyncio.create_task(pump.run())
+    await until(lambda: lane.pending_rows == 0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert (sink.rows, pump.counters.totals["historical_rows"]) == (1, 1)
+    await closed(second)
+    third = build(load(file)[0].model_copy(update={"send": {"every": send["all"]}}))
+    assert [lane.name for lane in third.app.parts.lanes] == ["every"]
+    assert not (file.parent / "data" / "lanes" / "all").exists()
+    await closed(third)
+
+
+@pytest.mark.parametrize("change", ["destination gone", "fast now"])
+async def test_a_buffer_that_has_nowhere_to_go_is_kept_and_said(
+    file: Path, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    """With a line in the log at each start."""
     settings = load(file)[0]
-    second = build(settings.model_copy(update={"send": {"every": settings.send["all"]}}))
+    if change == "fast now":
+        second = await left(file, send={"all": settings.send["all"].model_copy(update={"fast": True})})
+    else:
+        second = await left(file, send={"energy": settings.send["energy"]}, to={"other": settings.to["other"]})
     [record] = [record for record in caplog.records if "no longer there is kept" in record.getMessage()]
     assert record.__dict__["fields"]["route"] == "all"
-    for lane in second.app.parts.lanes:
-        await lane.close()
+    await closed(second)
+
+
+async def _no_dead_letter(lane: str, refused: object, reason: str) -> None:
+    raise AssertionError("nothing is rejected here")
 
 
 async def test_no_local_pages(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 import threading
+import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from pipelines.clock import SystemClock
 from pipelines.contracts import Part
 from pipelines.errors import Permanent, Poisoned
 from pipelines.files import RealFiles
+from pipelines.gaps import Gap, Reason
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import SEQ_PER_INSTANCE
 from pipelines.tags import Tag, TagTable
@@ -265,3 +268,66 @@ async def test_the_live_path_does_not_read_the_disk(make: Make) -> None:
     assert lane._recent_bytes <= 20_000
     assert await read_all(lane) == list(range(20, 120)) and reads
     await until(lambda: lane.pending_rows == 0)
+
+
+class Noted(list[Gap]):
+    def note(self, gap: Gap) -> None:
+        self.append(gap)
+
+    def rows(self) -> dict[tuple[Reason, str], int]:
+        found = defaultdict[tuple[Reason, str], int](int)
+        for gap in self:
+            found[gap.reason, gap.device] += gap.rows or 0
+        return dict(found)
+
+
+async def test_the_ledger_knows_a_dropped_segment_of_an_earlier_start(make: Make) -> None:
+    """Whole segments with batches of several devices, partly delivered, under the numbers of another configuration."""
+    lane = make(sources=["press4", "meter7", "gone"])
+    for number in range(90):
+        await lane.append(replace(make_batch(number, 20), source_id=number % 3))
+    reader = lane.reader(Part.ALL)
+    span, batches = await reader.read(500)
+    reader.commit(span)
+    await lane.close()
+    noted, small = Noted(), replace(LIMITS, bytes_max=30_000)
+    again = make(sources=["meter7", "press4"], ledger=noted, limits=small)
+    again.reader(Part.ALL)
+    await again.append(make_batch(90, 20))
+    totals = again.counters.totals
+    assert totals["dropped_rows"] + again.pending_rows == 90 * 20 - sum(map(len, batches)) + 20
+    assert sum(noted.rows().values()) == totals["dropped_rows"] > 0
+    assert set(noted.rows()) == {(Reason.LANE_FULL, name) for name in ("press4", "meter7", "gone")}
+
+
+async def test_the_ledger_knows_what_is_damaged(make: Make, tmp_path: Path) -> None:
+    """The rows of the damaged batch, its device and its time, and none of the others."""
+    lane = make(sources=["press4", "meter7"])
+    for number in range(20):
+        await lane.append(replace(make_batch(number, 20), source_id=number % 2, received_ns=1000 + number))
+    index = lane._journal.segments[0].index
+    assert index is not None
+    position = index.positions[5]
+    await lane.close()
+    segment = min((tmp_path / "history").glob("*.segment"))
+    data = bytearray(segment.read_bytes())
+    data[position + 200] ^= 1
+    segment.write_bytes(data)
+    noted = Noted()
+    again = make(sources=["press4", "meter7"], ledger=noted)
+    assert await read_all(again) == [number for number in range(20) if number != 5]
+    assert noted == [Gap(Reason.CORRUPT, "meter7", "history", (), 1005, 1005, 20)]
+
+
+async def test_the_ledger_knows_what_is_too_old(make: Make) -> None:
+    """`max_age`: dropped with its own reason."""
+    noted = Noted()
+    lane = make(ledger=noted, limits=replace(LIMITS, max_age_ns=10**9, segment_bytes=1))
+    await lane.append(replace(make_batch(0, 3), received_ns=1))
+    await lane.append(replace(make_batch(1, 3), received_ns=time.time_ns() + 10**15))
+    for _ in range(1000):
+        if noted:
+            break
+        await asyncio.sleep(0.01)
+    assert noted.rows() == {(Reason.EXPIRED, "press4"): 3}
+    assert lane.counters.totals["expired_rows"] == 3

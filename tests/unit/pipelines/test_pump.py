@@ -24,10 +24,10 @@ class DeadLetters:
         self.kept: list[tuple[str, int, list[int], str]] = []
         self.error: Exception | None = None
 
-    async def __call__(self, lane: str, batch: Batch, rows: Sequence[int], reason: str) -> None:
+    async def __call__(self, lane: str, refused: Sequence[tuple[Batch, Sequence[int]]], reason: str) -> None:
         if self.error:
             raise self.error
-        self.kept.append((lane, batch.number, list(rows), reason))
+        self.kept += [(lane, batch.number, list(rows), reason) for batch, rows in refused]
 
 
 class Bench:

@@ -1,0 +1,37 @@
+"""Files of JSON lines that are only appended to: two of a bounded size, the older one with `.1` in its name.
+
+A line that was cut off by a power cut costs itself and no other: the next one begins on a line of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def append(file: Path, lines: bytes, bytes_max: int) -> None:
+    """Waits for the disk; for a thread. Returned: `lines`, each with its end, are on it. Raises OSError."""
+    file.parent.mkdir(exist_ok=True)
+    if file.exists() and file.stat().st_size + len(lines) > bytes_max:
+        file.replace(older(file))
+    with file.open("a+b") as handle:
+        if handle.tell() and os.pread(handle.fileno(), 1, handle.tell() - 1) != b"\n":
+            lines = b"\n" + lines
+        handle.write(lines)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def read(file: Path) -> Iterator[bytes]:
+    """Every line, oldest first, also while another process appends. What cannot be read is left out."""
+    for path in (older(file), file):
+        try:
+            yield from path.read_bytes().splitlines()
+        except OSError:
+            continue
+
+
+def older(file: Path) -> Path:
+    """Where `file` goes when it is full."""
+    return file.with_suffix(f".1{file.suffix}")
