@@ -46,6 +46,7 @@ class KafkaSink:
         self.name = name
         self._lanes = lanes
         self.in_flight_max = IN_FLIGHT_MAX
+        self.keeps_positions = False
         self.counters = Counters("sink", name)
         self._target = settings
         self._identity = identity

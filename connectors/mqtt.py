@@ -58,6 +58,7 @@ class MqttSink:
         self.name = name
         self._lanes = lanes
         self.in_flight_max = IN_FLIGHT_MAX
+        self.keeps_positions = False
         self.counters = Counters("sink", name)
         self._settings = settings
         self._identity = identity

@@ -218,7 +218,7 @@ class Pump:
         """`slots` has one less until the sink has it all; only then the position of the next write is known."""
         rejected = 0
         try:
-            position = self._lane.position(span)
+            position = self._lane.position(span) if self._sink.keeps_positions else b""
             await self._sink.write(self._lane.name, batches, position, historical=replay is not None)
         except Rejected as refusal:
             await self._set_aside(batches, refusal)
