@@ -247,6 +247,8 @@ class Journal:
 
     def between(self, low: int, high: int) -> list[tuple[Segment, int, int]]:
         """The segments with seqs in [low, high), each with its part of that."""
+        if self.active and self.active.first <= low < high <= self.active.end:  # as a rule
+            return [(self.active, low, high)]
         at = max(bisect_right(self.segments, low, key=lambda segment: segment.first) - 1, 0)
         found = []
         for segment in self.segments[at:]:
