@@ -16,7 +16,7 @@ COPY gateway/ gateway/
 COPY firmware_profiles/ firmware_profiles/
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
  && python -m venv /opt/gateway \
- && /opt/gateway/bin/pip install --no-cache-dir /wheels/*.whl \
+ && /opt/gateway/bin/pip install --no-cache-dir "$(ls /wheels/*.whl)[broker]" \
  && /opt/gateway/bin/pip uninstall --yes pip
 
 FROM python:3.12-slim AS runtime

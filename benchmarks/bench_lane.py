@@ -1,12 +1,14 @@
-"""The disk lane beside the memory lane, in batches of 1,000 rows: what `append` costs, and how fast a backlog is read.
+"""The disk lane beside the memory lane, and beside a plain file.
 
-Append: CPU of the appending thread per batch (the loop's share; the sync is in a thread), the memory lane as reference.
-Append and read back: wall time, values a second, everything read from disk (no batch is kept in memory).
+The whole way of a batch (append, sync, read, commit): CPU of the process, all threads, in batches of 1,000 rows and of
+one row. Append and read back: wall time of everything synced and read from disk again (no batch is kept in memory),
+beside the same bytes written to a plain file, synced and read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import tempfile
 import time
@@ -19,6 +21,7 @@ from benchmarks.measure import ROUNDS, Bar, Figure, by_turns, in_child, on_loop,
 from pipelines.batch import Batch
 from pipelines.clock import SystemClock
 from pipelines.contracts import Lane, Part
+from pipelines.frame import encode_batch
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane
 from pipelines.tags import Tag, TagTable
@@ -30,39 +33,47 @@ ROWS_PER_READ: Final = 10_000
 
 def main() -> int:
     """Prints the table; the exit code."""
-    cost = by_turns(ROUNDS, lambda: in_child(append_us, True), lambda: in_child(append_us, False))
-    there_and_back = [in_child(values_per_s) for _ in range(ROUNDS)]
+    whole = by_turns(ROUNDS, lambda: in_child(batch_us, True, ROWS), lambda: in_child(batch_us, False, ROWS))
+    small = by_turns(ROUNDS, lambda: in_child(batch_us, True, 1), lambda: in_child(batch_us, False, 1))
+    back = by_turns(ROUNDS, lambda: in_child(values_per_s), lambda: in_child(plain_file_values_per_s))
+    added = [(ours - reference) / ROWS for ours, reference in zip(*whole, strict=True)]
+    added_small = [ours - reference for ours, reference in zip(*small, strict=True)]
     figures = [
-        Figure("append, CPU on the loop per batch of 1,000", "us", *cost, remark="reference: memory lane; bar: +30 us"),
+        Figure("append, sync, read, commit; per batch of 1,000", "us CPU", *whole, remark="reference: memory lane"),
+        Figure("  what the disk adds, per value", "us CPU", added, bar=Bar("at most", 0.5)),
+        Figure("append, sync, read, commit; per batch of one row", "us CPU", *small, remark="reference: memory lane"),
+        Figure("  what the disk adds, per batch", "us CPU", added_small, bar=Bar("at most", 30)),
         Figure(
             "append + read back from disk",
             "values/s",
-            there_and_back,
+            *back,
             bar=Bar("at least", 5e6),
             more_is_better=True,
+            remark="reference: the same bytes in a plain file, written, synced, read",
         ),
     ]
     return report("Disk lane", figures)
 
 
-def append_us(disk: bool) -> float:
-    """CPU of this thread for one append, in us; what it appended is read and committed outside of the measure."""
+def batch_us(disk: bool, rows: int) -> float:
+    """CPU of the process for the whole way of one batch, in us; ten batches a read, a sync for every hundred."""
 
     async def measure() -> float:
         with tempfile.TemporaryDirectory(dir=".") as folder:
             lane: Lane = disk_lane(folder, 64 * 2**20) if disk else MemoryLane("x", bytes_max=2**30)
-            reader, batches, spent_ns = lane.reader(Part.ALL), [make(number) for number in range(100)], 0
+            reader, batches = lane.reader(Part.ALL), [make(number, rows) for number in range(100)]
+            began_s = time.process_time()
             for number in range(BATCHES):
-                batch = batches[number % 100]
-                began_ns = time.thread_time_ns()
-                await lane.append(batch)
-                spent_ns += time.thread_time_ns() - began_ns
+                await lane.append(batches[number % 100])
                 if number % 10 == 9:
                     span, _ = await reader.read(ROWS_PER_READ)
                     reader.commit(span)
                     await asyncio.sleep(0)
+                if number % 100 == 99:
+                    await lane.sync()
+            spent_s = time.process_time() - began_s
             await lane.close()
-            return spent_ns / BATCHES / 1e3
+            return spent_s / BATCHES * 1e6
 
     return on_loop(measure())
 
@@ -72,7 +83,7 @@ def values_per_s() -> float:
 
     async def measure() -> float:
         with tempfile.TemporaryDirectory(dir=".") as folder:
-            lane, batches = disk_lane(folder, 0), [make(number) for number in range(100)]
+            lane, batches = disk_lane(folder, 0), [make(number, ROWS) for number in range(100)]
             began_s = time.monotonic()
             for number in range(BATCHES):
                 await lane.append(batches[number % 100])
@@ -89,6 +100,22 @@ def values_per_s() -> float:
     return on_loop(measure())
 
 
+def plain_file_values_per_s() -> float:
+    """As many bytes, in the same pieces, without checksums, names and numbers."""
+    piece = bytes(len(encode_batch(make(0, ROWS), 0)))
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        path = Path(folder) / "plain"
+        began_s = time.monotonic()
+        with path.open("wb", buffering=0) as file:
+            for _ in range(BATCHES):
+                file.write(piece)
+            os.fsync(file.fileno())
+        with path.open("rb", buffering=0) as file:
+            while file.read(2**20):
+                pass
+        return BATCHES * ROWS / (time.monotonic() - began_s)
+
+
 def disk_lane(folder: str, memory_bytes: int) -> DiskLane:
     tags = TagTable()
     for number in range(ROWS):
@@ -97,20 +124,20 @@ def disk_lane(folder: str, memory_bytes: int) -> DiskLane:
     return DiskLane("history", Path(folder) / "lane", SystemClock(), limits, tags=tags, sources=["press4"])
 
 
-def make(number: int) -> Batch:
-    """1,000 doubles, good."""
+def make(number: int, rows: int) -> Batch:
+    """Doubles, good."""
     now = time.time_ns()
     return Batch(
         source_id=0,
         number=number,
         origin=number.to_bytes(8, "little"),
         received_ns=now,
-        tag=np.arange(ROWS, dtype=np.uint32),
-        ts_ns=np.full(ROWS, now, dtype=np.int64),
-        value=np.random.default_rng(number).random(ROWS),
-        status=np.zeros(ROWS, dtype=np.uint32),
-        kind=np.full(ROWS, 11, dtype=np.uint8),
-        flags=np.zeros(ROWS, dtype=np.uint8),
+        tag=np.arange(rows, dtype=np.uint32),
+        ts_ns=np.full(rows, now, dtype=np.int64),
+        value=np.random.default_rng(number).random(rows),
+        status=np.zeros(rows, dtype=np.uint32),
+        kind=np.full(rows, 11, dtype=np.uint8),
+        flags=np.zeros(rows, dtype=np.uint8),
     )
 
 

@@ -26,6 +26,7 @@ from benchmarks.subscriber import Subscriber
 from connectors.mqtt import MqttSink
 from connectors.mqtt_settings import MqttTarget
 from connectors.payload import Identity
+from gateway.app import THREAD_TURN_S
 from gateway.build import ROWS_PER_REPLAY_WRITE, ROWS_PER_WRITE_MAX
 from gateway.settings import Route
 from pipelines.batch import Batch
@@ -59,6 +60,7 @@ def caught_up(url: str) -> tuple[float, float, float]:
     """Backlog values per second; p99 of live data in ms meanwhile, and without a backlog."""
 
     async def measure() -> tuple[float, float, float]:
+        sys.setswitchinterval(THREAD_TURN_S)  # as `gateway run` does
         async with parts(url) as (lane, sink):
             replay = Replay(lane.reader(Part.BACKLOG), ROWS_PER_REPLAY_WRITE, ROWS_PER_WRITE_MAX, REPLAY_RATE)
             pump = Pump(

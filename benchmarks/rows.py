@@ -14,6 +14,8 @@ from pipelines.tags import Tag, TagTable
 
 ROWS: Final = 1_000
 LANE: Final = "all"
+POSITION: Final = bytes(40)
+"""As long as that of a lane with one interval pending."""
 
 
 def tag_table() -> TagTable:
@@ -41,26 +43,28 @@ def batch(number: int) -> Batch:
     )
 
 
-async def rows_per_cpu_second(sink: Sink, seconds: float) -> float:
-    """Rows that the broker acknowledged for each CPU second of this process; `in_flight_max` writes at a time."""
+async def rows_per_cpu_second(sink: Sink, seconds: float, batches: int = 1) -> float:
+    """Rows that the broker acknowledged for each CPU second of this process; `in_flight_max` writes at a time, of so
+    many batches each.
+    """
     await sink.connect()
-    await _write(sink, 0.5)
+    await _write(sink, 0.5, batches)
     cpu_s = time.process_time()
-    rows = await _write(sink, seconds)
+    rows = await _write(sink, seconds, batches)
     cpu_s = time.process_time() - cpu_s
     await sink.close()
     return rows / cpu_s
 
 
-async def _write(sink: Sink, seconds: float) -> int:
+async def _write(sink: Sink, seconds: float, batches: int) -> int:
     written = 0
     deadline_s = time.monotonic() + seconds
 
     async def one_after_the_other() -> None:
         nonlocal written
         while time.monotonic() < deadline_s:
-            number, written = written, written + 1
-            await sink.write(LANE, [batch(number)], b"", False)
+            first, written = written, written + batches
+            await sink.write(LANE, [batch(number) for number in range(first, written)], POSITION, False)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(sink.in_flight_max):

@@ -1,38 +1,53 @@
-"""Kafka sink: `write` returns after all in-sync replicas have every record.
+"""Kafka sink: `write` returns after all in-sync replicas have every record, once.
 
-One write's rows become record batches (kafka_batches.py), one per partition in the usual case, and travel through an
-idempotent producer (kafka_session.py). Two writes may be outstanding: the second is encoded while the first is on its
-way. Order per key holds: writes are submitted one after the other, the producer sends one record batch per partition at
-a time, and after a failed one the brokers refuse what follows in its partition; the session ends, the lane sends again.
+One write's rows become record batches (kafka_batches.py), one per partition in the usual case, and travel through a
+producer (kafka_session.py). Order per key holds: writes are submitted one after the other, the producer sends one
+record batch per partition at a time, and after a failed one the brokers refuse what follows in its partition.
 
-Exactly-once comes with the disk lane: it needs a transaction around `submit` and `acknowledged` and `connect` to return
-the committed positions; `delivery` is there, and `position` is passed in.
+- exactly-once: each lane has a producer of its own, transactional id `gateway/lane`. A write is a transaction of its
+  record batches and the lane's position (kafka_positions.py), one at a time, so that the position is exact. `connect`
+  starts the producers, which ends what predecessors left open, *then* reads the positions. Where a transaction's end is
+  not known (an error, a cancelled write), the session ends: only the next `connect` can say what was delivered.
+- at-least-once: one idempotent producer for all lanes. Two writes may be outstanding: the second is encoded while the
+  first is on its way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from connectors.kafka_batches import HEADER_BYTES, Assembly, Part, Recorder, Topic, seal_all
 from connectors.kafka_errors import BatchTooLarge
+from connectors.kafka_positions import find_position_topic, position_part, read_positions
 from connectors.kafka_session import Session, connection_options
 from connectors.kafka_settings import KafkaTarget, topic_name
 from connectors.payload import Identity, make_format
 from pipelines.batch import Batch
 from pipelines.clock import Clock
 from pipelines.counters import Counters
-from pipelines.errors import GatewayError, NotConnected, Rejected
+from pipelines.errors import GatewayError, NotConnected, Permanent, Rejected
 from pipelines.tags import TagTable
 
 IN_FLIGHT_MAX = 2
 ROWS_PER_STEP = 500
 """After so many rows the event loop gets its turn: 1 ms or less."""
 COMPRESS_IN_THREAD_BYTES = 16 * 1024
+SHARED = ""
+"""The one producer of all lanes, at-least-once."""
+
+
+@dataclass(eq=False)
+class _Channel:
+    """A producer, replaced before it wears out, and whose turn it is to write to it."""
+
+    session: Session
+    order: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class KafkaSink:
-    """A `pipelines.contracts.Sink` to one Kafka cluster."""
+    """A `pipelines.contracts.Sink` to one Kafka cluster. `lanes`: names of those that write to it."""
 
     def __init__(
         self,
@@ -44,66 +59,88 @@ class KafkaSink:
         lanes: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self._lanes = lanes
-        self.in_flight_max = IN_FLIGHT_MAX
-        self.keeps_positions = False
+        self.in_flight_max = 1 if settings.exactly_once else IN_FLIGHT_MAX
+        self.keeps_positions = settings.exactly_once
         self.counters = Counters("sink", name)
         self._target = settings
         self._identity = identity
         self._clock = clock
         self._recorder = Recorder(make_format(settings.format, identity, tags), tags, settings.records)
         self._batch_bytes_max: dict[str, int] = {}
-        self._order = asyncio.Lock()
-        self._session: Session | None = None
+        self._producers = [*lanes] if settings.exactly_once else [SHARED]
+        self._channels: dict[str, _Channel] = {}
         self._ended = asyncio.Event()
         self._ended.set()
         self._end_reason: GatewayError | None = None
 
+    @property
+    def server(self) -> str:
+        """None: the cluster itself decides which of its brokers is used."""
+        return ""
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        return {}
+
     async def connect(self) -> Mapping[str, bytes]:
-        """At least once: no positions. The topic is looked up at once where its name does not depend on the rows."""
+        """The lanes' committed positions with exactly-once, else none. The topic is looked up at once where its name
+        does not depend on the rows.
+        """
         await self.close()
-        self._session = await self._open()
+        opened: dict[str, _Channel] = {}
+        try:
+            for producer in self._producers:
+                opened[producer] = _Channel(await self._open(producer))
+            positions = await self._positions([channel.session for channel in opened.values()])
+        except BaseException:
+            await _abort(opened.values())
+            raise
+        self._channels = opened
         self._end_reason = None
         self._ended.clear()
-        return {}
+        return positions
 
     async def write(self, lane: str, batches: Sequence[Batch], position: bytes, historical: bool) -> None:
         """As the contract says; any error but Rejected ends the session."""
-        session = self._session
         start_ns = self._clock.mono_ns()
+        channel = self._channel(lane)
         try:
-            async with self._order:
-                session = await self._fresh_session()
-                assembly = await self._assemble(session, lane, batches, historical)
-                parts = assembly.parts()
-                acks = await session.submit(parts)
-            await session.acknowledged(parts, acks)
+            if self._target.exactly_once:
+                assembly = await self._transact(channel, lane, batches, position, historical)
+            else:
+                assembly = await self._send(channel, lane, batches, historical)
         except GatewayError as error:
-            await self._end(session, error)
+            await self._end(channel, error)
             raise
-        self._count(parts, start_ns)
+        self._count(assembly.parts(), start_ns)
         if assembly.rejected:
             raise Rejected(assembly.rejected, f"Kafka: {assembly.reason}")
 
     async def wait_closed(self) -> None:
-        """Kafka has no session that could break while nothing is written: ends with `close` or a failed write."""
+        """Kafka has no session: ends with `close`, a failed write, or a link on which the broker's host went silent."""
         await self._ended.wait()
         if isinstance(self._end_reason, NotConnected):
             raise NotConnected(str(self._end_reason))
 
     async def close(self) -> None:
         """At most 2 s; what is not acknowledged by then is not delivered."""
-        session, self._session = self._session, None
+        channels, self._channels = self._channels, {}
         self._ended.set()
-        if session is not None:
-            await session.abort()
+        await asyncio.gather(*(channel.session.close() for channel in channels.values()))
 
-    async def _open(self) -> Session:
+    def _channel(self, lane: str) -> _Channel:
+        if self._ended.is_set():
+            raise NotConnected(f"Kafka at {self._target.servers}: not connected")
+        return self._channels[lane if self._target.exactly_once else SHARED]
+
+    async def _open(self, producer: str) -> Session:
         tls = await asyncio.to_thread(self._target.tls.context) if self._target.tls else None
         options = connection_options(self._target, self._target.client_id or self._identity.gateway, tls)
-        session = Session(self._target, options)
+        session = Session(self._target, options, self._lost, self._id(producer) if self._target.exactly_once else None)
         try:
             await session.start()
+            if self._target.exactly_once:
+                await find_position_topic(session, self._target.position_topic)
             if "{device}" not in self._target.topic and "{route}" not in self._target.topic:
                 await session.find_topic(self._topic_name("", ""))
         except BaseException:
@@ -112,20 +149,65 @@ class KafkaSink:
         self.counters.add("sessions")
         return session
 
-    async def _fresh_session(self) -> Session:
-        """The session, or a new one in its place before a partition's sequence number runs out."""
-        session = self._session
-        if session is None:
+    async def _positions(self, sessions: Sequence[Session]) -> dict[str, bytes]:
+        if not self._target.exactly_once or not sessions:
+            return {}
+        lanes = {self._id(lane).encode(): lane for lane in self._producers}
+        found = await read_positions(sessions[0], self._target.position_topic, lanes)
+        return {lanes[key]: position for key, position in found.items()}
+
+    def _id(self, lane: str) -> str:
+        """The lane's transactional id and its position's key."""
+        return f"{self._identity.gateway}/{lane}"
+
+    async def _send(self, channel: _Channel, lane: str, batches: Sequence[Batch], historical: bool) -> Assembly:
+        async with channel.order:
+            session = await self._unworn(channel, SHARED)
+            assembly = await self._assemble(session, lane, batches, historical)
+            parts = assembly.parts()
+            acks = await session.submit(parts)
+        await session.acknowledged(parts, acks)
+        return assembly
+
+    async def _transact(
+        self, channel: _Channel, lane: str, batches: Sequence[Batch], position: bytes, historical: bool
+    ) -> Assembly:
+        """One transaction; where a topic takes smaller record batches only, another in its place."""
+        async with channel.order:
+            while True:
+                session = await self._unworn(channel, lane)
+                assembly = await self._assemble(session, lane, batches, historical)
+                time_ms = self._clock.wall_ns() // 1_000_000
+                place = position_part(self._target.position_topic, self._id(lane).encode(), position, time_ms)
+                try:
+                    await session.transact([*assembly.parts(), place])
+                    return assembly
+                except BatchTooLarge as refused:
+                    if refused.topic == self._target.position_topic:
+                        raise Permanent(str(refused)) from refused
+                    self._learn_limit(refused)
+                    await self._replace(channel, lane)
+                except asyncio.CancelledError:
+                    self._lost(session, NotConnected(f"Kafka: a write of {lane} was cancelled within its transaction"))
+                    raise
+
+    async def _unworn(self, channel: _Channel, producer: str) -> Session:
+        """The session, or a new one in its place before brokers refuse or forget its producer."""
+        if channel.session.worn:
+            await channel.session.drained()
+            await self._replace(channel, producer)
+        return channel.session
+
+    async def _replace(self, channel: _Channel, producer: str) -> None:
+        session = await self._open(producer)
+        former, channel.session = channel.session, session
+        await former.abort()
+        if channel not in self._channels.values():  # closed meanwhile
+            await session.abort()
             raise NotConnected(f"Kafka at {self._target.servers}: not connected")
-        if not session.worn:
-            return session
-        await session.drained()
-        self._session = await self._open()
-        await session.abort()
-        return self._session
 
     async def _assemble(self, session: Session, lane: str, batches: Sequence[Batch], historical: bool) -> Assembly:
-        assembly = Assembly(self._target.compression)
+        assembly = Assembly(self._target.compression, transactional=self._target.exactly_once)
         topics: dict[str, Topic] = {}
         rows = 0
         for index, batch in enumerate(batches):
@@ -154,15 +236,20 @@ class KafkaSink:
         route = lane.partition("@")[0]
         return topic_name(self._target.topic, gateway=gateway, site=site, device=device, route=route)
 
-    async def _end(self, session: Session | None, error: GatewayError) -> None:
+    def _lost(self, session: Session, reason: GatewayError) -> None:
+        """The session is of no more use: no write goes there, and `wait_closed` says why."""
+        if any(channel.session is session for channel in self._channels.values()) and not self._ended.is_set():
+            self._end_reason = reason
+            self._ended.set()
+
+    async def _end(self, channel: _Channel, error: GatewayError) -> None:
         if isinstance(error, BatchTooLarge):
             self._learn_limit(error)
-        if session is None or session is not self._session:
-            return
-        self._session = None
-        self._end_reason = error
-        await session.abort(str(error))
-        self._ended.set()
+        if channel in self._channels.values():
+            channels, self._channels = self._channels, {}
+            self._end_reason = error
+            await _abort(channels.values(), str(error))
+            self._ended.set()
 
     def _learn_limit(self, refused: BatchTooLarge) -> None:
         """Halves the topic's record batches; a single record that was refused shows the limit for records."""
@@ -182,3 +269,7 @@ async def _compress(parts: Sequence[Part]) -> None:
         await asyncio.to_thread(seal_all, parts)
     else:
         seal_all(parts)
+
+
+async def _abort(channels: Iterable[_Channel], reason: str = "") -> None:
+    await asyncio.gather(*(channel.session.abort(reason) for channel in channels))

@@ -85,10 +85,14 @@ def record_times_ms(batch: Batch) -> list[int]:
 
 
 class RecordBatch:
-    """Records for one partition; given to `send_batch`, which calls all but `extend`, `seal` and `bytes`."""
+    """Records for one partition; given to `send_batch`, which calls all but `extend`, `seal` and `bytes`.
 
-    def __init__(self, bytes_max: int, compression: Compression = "none") -> None:
-        self._builder = DefaultRecordBatchBuilder(_MAGIC, 0, 0, -1, -1, 0, bytes_max)
+    `transactional` has to be said here: brokers take a batch without the mark into a transaction, and every consumer
+    sees it at once and for ever.
+    """
+
+    def __init__(self, bytes_max: int, compression: Compression = "none", *, transactional: bool = False) -> None:
+        self._builder = DefaultRecordBatchBuilder(_MAGIC, 0, int(transactional), -1, -1, 0, bytes_max)
         self._compression = compression
         self._records = 0
         self._closed = False
@@ -190,8 +194,9 @@ class Part:
 class Assembly:
     """The record batches of one write, filled in order; what can never be sent is in `rejected`."""
 
-    def __init__(self, compression: Compression) -> None:
+    def __init__(self, compression: Compression, *, transactional: bool = False) -> None:
         self._compression = compression
+        self._transactional = transactional
         self._open: dict[tuple[str, int], Part] = {}
         self._parts: list[Part] = []
         self.rejected: list[tuple[int, int]] = []
@@ -224,7 +229,12 @@ class Assembly:
         return sorted(self._parts, key=lambda part: part.round)
 
     def _next(self, topic: Topic, partition: int, round_: int) -> Part:
-        part = Part(topic.name, partition, round_, RecordBatch(topic.fill_bytes, self._compression))
+        part = Part(
+            topic.name,
+            partition,
+            round_,
+            RecordBatch(topic.fill_bytes, self._compression, transactional=self._transactional),
+        )
         self._open[topic.name, partition] = part
         self._parts.append(part)
         return part

@@ -15,7 +15,9 @@ _PERMANENT: dict[type[BaseException], str] = {
     errors.AuthenticationFailedError: "user or password refused",
     errors.UnsupportedSaslMechanismError: "the broker does not offer this auth.mechanism",
     errors.IllegalSaslStateError: "the broker's listener does not expect `auth`",
-    errors.TopicAuthorizationFailedError: "the user may not write to the topic (ACL: WRITE, DESCRIBE)",
+    errors.TopicAuthorizationFailedError: "the user may not use the topic (ACL: WRITE, DESCRIBE; position_topic: READ)",
+    errors.TransactionalIdAuthorizationFailed: "the user may not use the transactional id (ACL: WRITE, DESCRIBE)",
+    errors.InvalidTransactionTimeout: "request_timeout is longer than the brokers allow (transaction.max.timeout.ms)",
     errors.ClusterAuthorizationFailedError: "the user may not write idempotently (ACL: IDEMPOTENT_WRITE)",
     errors.IncompatibleBrokerVersion: "the broker is too old",
     errors.UnsupportedVersionError: "the broker is too old",
@@ -25,6 +27,8 @@ _PERMANENT: dict[type[BaseException], str] = {
     errors.PolicyViolationError: "a policy of the broker refuses it",
     errors.InvalidRequiredAcksError: "the topic refuses acks=all",
 }
+_FENCED = (errors.ProducerFenced, errors.InvalidProducerEpoch)
+"""InvalidProducerEpoch is what brokers answer aiokafka's old protocol versions; 90, PRODUCER_FENCED, the newer ones."""
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 
 
@@ -41,6 +45,11 @@ class BatchTooLarge(NotConnected):
 def mapped(error: BaseException, servers: str) -> GatewayError:
     """Permanent where trying again as it is cannot help, else NotConnected; the text names the bootstrap servers."""
     for cause in _causes(error):
+        if isinstance(cause, _FENCED):
+            return Permanent(
+                f"Kafka at {servers}: another gateway with the same gateway.id took this route over: stop one of the "
+                "two, or give each an id of its own"
+            )
         reason = _PERMANENT.get(type(cause))
         if reason is not None:
             said = f": {_text(cause)}" if all(isinstance(part, str) for part in cause.args) else ""

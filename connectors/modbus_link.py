@@ -32,6 +32,7 @@ from pymodbus.pdu.register_message import ReadHoldingRegistersRequest, ReadInput
 
 from connectors.modbus_plan import Block
 from connectors.modbus_settings import ModbusUrl
+from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.batch import BAD_TIMEOUT
 from pipelines.clock import Clock
 from pipelines.counters import Counters
@@ -403,7 +404,9 @@ class ModbusLink:
         wire = (_RtuWire if self._url.rtu else _TcpWire)(self._timeout_s, self._clock, self._counters)
         try:
             async with asyncio.timeout(self._timeout_s):
-                await wire.loop.create_connection(lambda: wire, self._url.host, self._url.port)
+                transport, _ = await wire.loop.create_connection(lambda: wire, self._url.host, self._url.port)
+            silence_ns = int(MACHINE_PATIENCE * self._timeout_s * 1e9)
+            notice_dead_peer(transport.get_extra_info("socket"), silence_ns)
             self._wire = wire
         except TimeoutError as error:
             raise NotConnected(f"no connection within {self._timeout_s:g} s") from error

@@ -1,5 +1,8 @@
 """MQTT sink: `write` returns after the broker has every message.
 
+One broker of several is used (`mqtt_servers`). Going back to a better one is the only change that the sink makes by
+itself: no write begins meanwhile, those under way are acknowledged first.
+
 At QoS 1 that is a PUBACK for each. At QoS 0 MQTT has no acknowledgement, so a ping follows the data: its answer says
 that the broker has read all of it (`mqtt_window.PingBarrier`); what it then does with a message it cannot say.
 
@@ -15,14 +18,16 @@ MQTT 5 messages with all rows of a batch carry their content type; one-row messa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from connectors.mqtt_errors import PACKET_TOO_LARGE, QUOTA_EXCEEDED, place, reason_name
+from connectors.mqtt_servers import Servers
 from connectors.mqtt_session import Session, open_session
 from connectors.mqtt_settings import MqttTarget
+from connectors.mqtt_status import Status
 from connectors.mqtt_topic import Topics
 from connectors.mqtt_window import Delivery
 from connectors.mqtt_wire import PINGREQ, PublishEncoder, content_type_property
@@ -31,6 +36,7 @@ from pipelines.batch import Batch, rows_of
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Rejected, Transient
+from pipelines.route import BATCH_IN_ROWS
 from pipelines.tags import TagTable
 
 IN_FLIGHT_MAX = 2
@@ -38,13 +44,15 @@ IN_FLIGHT_MAX = 2
 ROWS_PER_STEP = 1000
 """After so many rows the event loop gets its turn."""
 QUOTA_RETRY_S = 1.0
+DRAIN_LOOK_S = 0.01
+"""How often going back to a better broker looks whether everything is acknowledged."""
 
 Turn = AbstractAsyncContextManager[None]
 """Whose it is to send: one write's at a time, or one slice's."""
 
 
 class MqttSink:
-    """A `pipelines.contracts.Sink` to one MQTT broker."""
+    """A `pipelines.contracts.Sink` and `Announcer` to one MQTT broker at a time."""
 
     def __init__(
         self,
@@ -60,19 +68,27 @@ class MqttSink:
         self.in_flight_max = IN_FLIGHT_MAX
         self.keeps_positions = False
         self.counters = Counters("sink", name)
-        self._settings = settings
-        self._identity = identity
         self._clock = clock
+        self._client_id = settings.client_id or f"mec-gateway-{identity.gateway}-{name}"
+        self._status = Status(settings.status_topic, identity, self.counters) if settings.status_topic else None
+        self._servers = Servers(name, settings, self._open, clock, self.counters)
         self._writer = _Writer(settings, identity, tags)
         self._session: Session | None = None
         self._turn = asyncio.Lock()
         self._replay = asyncio.Lock()
 
+    @property
+    def server(self) -> str:
+        return self._servers.used.address if self._session else ""
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        return self._servers.faults if self._session else {}
+
     async def connect(self) -> Mapping[str, bytes]:
         """Empty: a broker keeps no positions."""
         await self.close()
-        client_id = self._settings.client_id or f"mec-gateway-{self._identity.gateway}-{self.name}"
-        self._session = await open_session(self._settings, self._identity, client_id, self._clock, self.counters)
+        self._session = await self._servers.open()
         if self.counters.totals["sessions"]:
             self.counters.add("reconnects")
         self.counters.add("sessions")
@@ -80,16 +96,13 @@ class MqttSink:
 
     async def write(self, lane: str, batches: Sequence[Batch], position: bytes, historical: bool) -> None:
         """As the contract says. Raises Transient where the broker's quota is exceeded."""
-        session = self._session
-        if session is None:
-            raise NotConnected(f"{place(self._settings)}: not connected")
         delivery = Delivery()
+        whole, sliced = (self._replay, self._turn) if historical else (self._turn, nullcontext())
+        async with whole:
+            session = self._connected()
+            messages = await self._writer.send(session, delivery, lane, batches, historical, sliced)
+            self.counters.set("in_flight", session.in_flight)
         try:
-            session.check()
-            whole, sliced = (self._replay, self._turn) if historical else (self._turn, nullcontext())
-            async with whole:
-                messages = await self._writer.send(session, delivery, lane, batches, historical, sliced)
-                self.counters.set("in_flight", session.in_flight)
             await delivery.settled()
         finally:
             self.counters.set("in_flight", session.in_flight)
@@ -97,19 +110,53 @@ class MqttSink:
         self._settle(delivery, batches)
 
     async def wait_closed(self) -> None:
-        """Raises NotConnected when the session ends, and at once where there is none."""
-        session = self._session
-        if session is None:
-            raise NotConnected(f"{place(self._settings)}: not connected")
-        await session.ended.wait()
-        session.check()
+        """Raises NotConnected when the session ends, and at once where there is none.
+
+        Meanwhile it goes back to a better broker when there is one, and publishes what is announced.
+        """
+        while True:
+            session = self._connected()
+            better = asyncio.ensure_future(self._servers.better())
+            await _first(session.ended.wait(), session.announce(), better)
+            session.check()
+            await self._move(better.result())
+
+    def announce(self, kind: str, message: Mapping[str, Any]) -> None:
+        """As `contracts.Announcer` says; to nobody where there is no status topic."""
+        if self._status:
+            self._status.announce(kind, message)
 
     async def close(self) -> None:
         """Publishes the offline status where it can; bounded by 2 s."""
         session, self._session = self._session, None
         if session is not None:
+            if session.error:
+                self._servers.lost(session.error)
             await session.close()
             self.counters.set("in_flight", 0)
+
+    async def _open(self, target: MqttTarget, probe: bool) -> Session:
+        if probe:
+            uncounted = Counters("probe", self.name)
+            return await open_session(target, None, f"{self._client_id}-probe", self._clock, uncounted)
+        return await open_session(target, self._status, self._client_id, self._clock, self.counters)
+
+    async def _move(self, server: int) -> None:
+        """Goes to that broker, or to another that works. Raises NotConnected or Permanent."""
+        async with self._replay, self._turn:
+            session = self._connected()
+            while session.in_flight:
+                await self._clock.sleep(DRAIN_LOOK_S)
+            session.check()
+            await self.close()
+            self._session = await self._servers.open(server)
+
+    def _connected(self) -> Session:
+        """Raises NotConnected where no session works."""
+        if self._session is None:
+            raise NotConnected(f"{place(self._servers.used)}: not connected")
+        self._session.check()
+        return self._session
 
     def _settle(self, delivery: Delivery, batches: Sequence[Batch]) -> None:
         """Counts, and raises what the broker's refusals amount to."""
@@ -117,11 +164,24 @@ class MqttSink:
         codes = sorted({code for _, code in delivery.refused})
         reasons = ", ".join(reason_name(code) for code in codes)
         if QUOTA_EXCEEDED in codes:
-            raise Transient(f"{place(self._settings)}: {reasons}", QUOTA_RETRY_S)
+            raise Transient(f"{place(self._servers.used)}: {reasons}", QUOTA_RETRY_S)
         self.counters.add("rows", rows_of(batches) - len(rows))
         if rows:
             self.counters.add("rejected", len(rows))
-            raise Rejected(sorted(rows), f"{place(self._settings)}: {reasons}")
+            raise Rejected(sorted(rows), f"{place(self._servers.used)}: {reasons}")
+
+
+async def _first(*waits: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
+    """Until one of them ends; the others are cancelled. Raises what that one raised."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 class _Messages(NamedTuple):
@@ -154,7 +214,7 @@ class _Writer:
             if rows >= ROWS_PER_STEP:
                 rows = 0
                 await asyncio.sleep(0)
-            rows += len(batch)
+            rows += BATCH_IN_ROWS + len(batch)
             messages = self._messages(lane, batch, historical)
             runs = self._sendable(session.packet_bytes_max, delivery, first, messages)
             if self._encoder.qos:

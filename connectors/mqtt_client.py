@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from paho.mqtt.client import Client, DisconnectFlags, MQTTv5, MQTTv311
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -22,7 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from connectors.mqtt_errors import connack_error, place
 from connectors.mqtt_link import Link
 from connectors.mqtt_settings import MqttTarget
-from connectors.mqtt_topic import fill
+from connectors.mqtt_status import Notice, Status
 from connectors.mqtt_window import PACKET_ID_MAX, PAHO_PACKET_IDS
 from connectors.mqtt_wire import (
     CONNACK_TYPE,
@@ -31,7 +30,6 @@ from connectors.mqtt_wire import (
     MalformedPacket,
     connack_code,
 )
-from connectors.payload import Identity
 from pipelines.errors import GatewayError, NotConnected, Permanent
 
 if TYPE_CHECKING:
@@ -73,12 +71,12 @@ class Limits:
 
 
 class Engine:
-    """paho for one session: `connect`, `feed` it what arrives, `keep_alive` it, `publish_status`, `disconnect`."""
+    """paho for one session: `connect`, `feed` it what arrives, `keep_alive` it, `publish`, `disconnect`."""
 
     def __init__(
         self,
         settings: MqttTarget,
-        identity: Identity,
+        status: Status | None,
         client_id: str,
         link: Link,
         end: Callable[[GatewayError], None],
@@ -93,7 +91,7 @@ class Engine:
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
-        self._status = _Status(settings.status_topic, identity) if settings.status_topic else None
+        self._status = status
         self._waiting: dict[int, asyncio.Future[None]] = {}
         """What is waited for, by packet id; the CONNACK is number 0."""
 
@@ -110,9 +108,13 @@ class Engine:
         """The retained status, waiting for its PUBACK at QoS 1. A refused one is logged: data goes on without it."""
         if self._status is None:
             return
-        payload = self._status.payload(online, now_ns)
+        status = Notice(self._status.topic, self._status.payload(online, now_ns))
+        await self.publish(status, retain=self.limits.retain_available)
+
+    async def publish(self, notice: Notice, *, retain: bool = False) -> None:
+        """One message, waiting for its PUBACK at QoS 1; a refused one is logged."""
         qos = self._settings.qos
-        info = self._client.publish(self._status.topic, payload, qos, retain=self.limits.retain_available)
+        info = self._client.publish(notice.topic, notice.payload, qos, retain)
         if qos:
             await self._answer(info.mid)
 
@@ -218,21 +220,3 @@ class _Client(Client):
         following = self._last_mid + 1
         self._last_mid = following if following in PAHO_PACKET_IDS else PAHO_PACKET_IDS.start
         return self._last_mid
-
-
-class _Status:
-    """The retained message that says whether the gateway is online.
-
-    {"gateway":"line1-gw","online":true,"t":1795343713695123}
-
-    `t` is us since 1970 UTC; in the last will, which the broker sends when the connection breaks, it is the time at
-    which that connection was made.
-    """
-
-    def __init__(self, template: str, identity: Identity) -> None:
-        self.topic = fill(template, identity)
-        self._gateway = identity.gateway
-
-    def payload(self, online: bool, now_ns: int) -> bytes:
-        """The message's bytes."""
-        return orjson.dumps({"gateway": self._gateway, "online": online, "t": now_ns // 1000})

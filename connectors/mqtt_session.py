@@ -15,12 +15,13 @@ from connectors.mqtt_client import Engine
 from connectors.mqtt_errors import opening_error, place
 from connectors.mqtt_link import Link, open_link, tls_refusal
 from connectors.mqtt_settings import MqttTarget
+from connectors.mqtt_status import Status
 from connectors.mqtt_window import PACKET_ID_MAX, PingBarrier, Watchdog, Window
 from connectors.mqtt_wire import PINGREQ, PINGRESP, MalformedPacket, Received, Splitter
-from connectors.payload import Identity
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import GatewayError, NotConnected
+from pipelines.quantities import format_duration
 
 CONNECT_TIMEOUT_S = 10.0
 """For TCP and TLS, and again for the broker's answer."""
@@ -34,14 +35,14 @@ _log = logging.getLogger(__name__)
 
 
 async def open_session(
-    settings: MqttTarget, identity: Identity, client_id: str, clock: Clock, counters: Counters
+    settings: MqttTarget, status: Status | None, client_id: str, clock: Clock, counters: Counters
 ) -> Session:
-    """A session that the broker has accepted, its status published. Raises NotConnected or Permanent.
+    """A session that the broker has accepted, `status` published. Raises NotConnected or Permanent.
 
     Cancelled or failed in the middle it leaves no connection behind.
     """
     link = await open_link(settings, CONNECT_TIMEOUT_S)
-    session = Session(settings, identity, client_id, clock, counters, link)
+    session = Session(settings, status, client_id, clock, counters, link)
     try:
         await session.start()
     except NotConnected as error:
@@ -60,7 +61,7 @@ class Session:
     def __init__(
         self,
         settings: MqttTarget,
-        identity: Identity,
+        status: Status | None,
         client_id: str,
         clock: Clock,
         counters: Counters,
@@ -69,8 +70,9 @@ class Session:
         self._settings = settings
         self._clock = clock
         self._counters = counters
+        self._status = status
         self._link = link
-        self._engine = Engine(settings, identity, client_id, link, self.end)
+        self._engine = Engine(settings, status, client_id, link, self.end)
         self._splitter = Splitter(PACKET_ID_MAX)
         self._heart = _Heart(settings, clock, self._beat)
         self.window = Window(PACKET_ID_MAX)
@@ -103,6 +105,22 @@ class Session:
             raise opening_error(self._settings, error) from error
         self.check()
         self._heart.start()
+
+    async def announce(self) -> None:
+        """Publishes the status whenever it changes, and notices as they come. Ends with the session's error only."""
+        status = self._status
+        while status:
+            await status.changed.wait()
+            status.changed.clear()
+            await self._engine.publish_status(True, self._clock.wall_ns())
+            while notice := status.next_notice():
+                try:
+                    await self._engine.publish(notice)
+                except BaseException:
+                    status.put_back(notice)
+                    raise
+        await self.ended.wait()
+        self.check()
 
     def check(self) -> None:
         """Raises why the session has ended, if it has."""
@@ -147,6 +165,7 @@ class Session:
                 await self._link.closed.wait()
 
     def _received(self, data: bytes) -> None:
+        self._heart.quiet_beats = 0
         try:
             self._dispatch(self._splitter.feed(data))
         except MalformedPacket as error:
@@ -183,16 +202,23 @@ class Session:
     def _beat(self) -> None:
         self._engine.keep_alive()
         if self._heart.stalled(self.window.oldest, self.barrier.oldest):
-            self.end(NotConnected(f"{place(self._settings)}: no acknowledgement within ack_timeout"))
+            within = f"ack_timeout ({format_duration(self._settings.ack_timeout)})"
+            self.end(NotConnected(f"{place(self._settings)}: no acknowledgement within {within}"))
+        elif not self.in_flight and self.barrier.oldest is None and self._heart.quiet:
+            self._link.write(PINGREQ)
+            self.barrier.foreign_ping()
 
 
 class _Heart:
-    """A timer of the loop, and what it watches: that messages and pings in flight move on."""
+    """A timer of the loop, and what it watches: that messages and pings in flight move on, and when nothing comes."""
 
     def __init__(self, settings: MqttTarget, clock: Clock, beat: Callable[[], None]) -> None:
         self._clock = clock
         self._beat = beat
-        self._interval_s = min(_BEAT_S, settings.ack_timeout / 4e9, settings.keep_alive / 4e9)
+        self._interval_s = min(_BEAT_S, settings.ack_timeout / 10e9, settings.keep_alive / 4e9)
+        self._quiet_s = settings.ack_timeout / 4e9
+        self.quiet_beats = 0
+        """Beats since something came."""
         self._messages = Watchdog(settings.ack_timeout)
         self._pings = Watchdog(settings.ack_timeout)
         self._timer: asyncio.TimerHandle | None = None
@@ -205,6 +231,11 @@ class _Heart:
             self._timer.cancel()
         self._timer = None
 
+    @property
+    def quiet(self) -> bool:
+        """Nothing has come for a quarter of `ack_timeout`: time to ask whether the broker is still there."""
+        return self.quiet_beats * self._interval_s >= self._quiet_s
+
     def stalled(self, message: object | None, ping: object | None) -> bool:
         """Whether the oldest message, or the oldest ping, is the same one since `ack_timeout`."""
         now_ns = self._clock.mono_ns()
@@ -212,4 +243,5 @@ class _Heart:
 
     def _tick(self) -> None:
         self.start()
+        self.quiet_beats += 1
         self._beat()

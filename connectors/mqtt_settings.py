@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from ipaddress import ip_address
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from connectors.mqtt_topic import check_template
 from connectors.payload import FormatName
 from connectors.tls_settings import TlsSettings
-from pipelines.quantities import Duration, Settings
+from pipelines.quantities import Duration, Settings, Size, size_bytes
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _SECOND_NS = 10**9
@@ -23,6 +24,41 @@ ProtocolVersion = Annotated[
 """In YAML a plain 5 is a number and 3.1.1 a text: both spellings of 5 are taken."""
 
 
+def _server(url: Any) -> str:
+    """The address itself. Raises ValueError where it is none."""
+    parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("user and password do not belong in the address: write auth: {user: ..., password: ...}")
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ValueError(f"{url!r} is not a broker address: write mqtt://host:1883 or, with TLS, mqtts://host:8883")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} has more than host and port: topics are set with topic:")
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r} has no usable port: {error}") from error
+    if port == 0:
+        raise ValueError(f"{url!r} has no usable port: 0")
+    return str(url)
+
+
+def _servers(value: Any) -> tuple[str, ...]:
+    """An address or a list of them -> addresses, the preferred one first. Raises ValueError."""
+    servers = tuple(_server(url) for url in (value if isinstance(value, list | tuple) else [value]))
+    if not servers or len(set(servers)) < len(servers):
+        raise ValueError("name each broker once, such as [mqtts://first:8883, mqtts://second:8883]")
+    if len({urlsplit(url).scheme for url in servers}) > 1:
+        raise ValueError("all of them with mqtts:// or all with mqtt://: nothing falls back from TLS to plain TCP")
+    return servers
+
+
+Servers = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_servers),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+
+
 class MqttAuth(Settings):
     """`auth: {user: gateway, password: ${file:/run/secrets/mqtt}}`."""
 
@@ -30,11 +66,92 @@ class MqttAuth(Settings):
     password: SecretStr | None = Field(None, description="Password of `user`; write ${file:...} or ${env:...}.")
 
 
-class MqttTarget(Settings):
-    """An MQTT broker, version 3.1.1 or 5."""
+class LocalBroker(Settings):
+    """`local: embedded`, `local: mqtt://127.0.0.1:1883`, or a mapping with options of either."""
 
-    mqtt: str = Field(
-        description="The broker: mqtt://host:1883 (plain TCP) or mqtts://host:8883 (TLS). The port may be left out."
+    mqtt: Annotated[str, BeforeValidator(_server)] | None = Field(
+        None, description="Address of a broker on site, such as a Mosquitto; default: the embedded one is started."
+    )
+    auth: MqttAuth | None = Field(None, description="User and password at that broker; default: none sent.")
+    tls: TlsSettings | None = Field(
+        None, description="For mqtts:// only; default: TLS that trusts the host's own authorities."
+    )
+    listen: str = Field(
+        "127.0.0.1:1883",
+        description="`address:port` on which the embedded broker listens. It asks nobody for a password.",
+        examples=["192.168.1.10:1883"],
+    )
+    insecure: bool = Field(
+        False,
+        description="true lets the embedded broker listen on the network, where anybody may subscribe and publish.",
+    )
+    memory: Size = Field(
+        size_bytes("32MiB"),
+        ge=size_bytes("1MiB"),
+        description="Most bytes held per route while the local broker is slow or away; then the oldest are dropped,"
+        " counted.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.mqtt and {"listen", "insecure"} & self.model_fields_set:
+            raise ValueError("listen and insecure belong to the embedded broker: leave them out, or leave out mqtt")
+        if not self.mqtt and (self.auth or self.tls):
+            raise ValueError("the embedded broker has neither users nor TLS: for these name a broker with mqtt:")
+        if self.tls and not (self.mqtt or "").startswith("mqtts:"):
+            raise ValueError("tls needs an address with mqtts://; mqtt:// is plain TCP")
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) <= 65_535:
+            raise ValueError(f"{self.listen!r} is not an address and port: write 127.0.0.1:1883")
+        if not self.insecure and not _is_loopback(host):
+            raise ValueError(
+                f"whoever reaches {self.listen} could read and publish without a password: add insecure: true, or name"
+                " a broker that asks for one with mqtt:"
+            )
+        return self
+
+    @property
+    def url(self) -> str:
+        """Where the gateway itself finds it."""
+        host, _, port = self.listen.rpartition(":")
+        return self.mqtt or f"mqtt://{_REACHED_BY.get(host, host)}:{port}"
+
+
+def _broker_from_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return {} if value == "embedded" else {"mqtt": value}
+
+
+_REACHED_BY = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError as error:
+        raise ValueError(f"listen: {host!r} is no IP address: write 127.0.0.1:1883") from error
+
+
+class MqttTarget(Settings):
+    """An MQTT broker, version 3.1.1 or 5; or several, of which one is used."""
+
+    mqtt: Servers = Field(
+        description="The broker: mqtt://host:1883 (plain TCP) or mqtts://host:8883 (TLS). The port may be left out. Or"
+        " a list of brokers, the preferred one first: the first that works is used.",
+        examples=["mqtts://broker.plant", ["mqtts://broker.plant", "mqtts://spare.plant"]],
+    )
+    hold: Duration = Field(
+        30 * _SECOND_NS,
+        gt=0,
+        description="With several brokers: how long a preferred one must have been healthy before the gateway goes"
+        " back to it; default 30s.",
+    )
+    local: Annotated[LocalBroker, BeforeValidator(_broker_from_text)] | None = Field(
+        None,
+        description="A broker on site that always gets the live data too, same topics and format, so that subscribers"
+        " there go on while the uplink is down: `embedded`, an address, or keys.",
+        examples=["embedded", "mqtt://127.0.0.1:1883"],
     )
     topic: str = Field(
         "{site}/{device}",
@@ -63,33 +180,16 @@ class MqttTarget(Settings):
         description="A ping is sent at least this often (1s to 65535s); default 30s.",
     )
     ack_timeout: Duration = Field(
-        10 * _SECOND_NS,
-        description="The connection counts as lost when the oldest message in flight waits this long for its"
-        " acknowledgement (100ms to 10m); default 10s.",
+        2 * _SECOND_NS,
+        description="The connection counts as lost when the oldest message in flight, or the ping of an idle"
+        " connection, waits this long for its answer (100ms to 10m); default 2s. Keep it well above the time that one"
+        " message takes: on a slow link write 10s or more.",
     )
     status_topic: str | None = Field(
         "gateway/{gateway}/status",
         description="Topic of the retained message that says whether the gateway is online, also the last will; at this"
         " destination's qos. Placeholders {gateway} {site}; null: none.",
     )
-
-    @field_validator("mqtt")
-    @classmethod
-    def _url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.username is not None or parts.password is not None:
-            raise ValueError("user and password do not belong in the address: write auth: {user: ..., password: ...}")
-        if parts.scheme not in _PORTS or not parts.hostname:
-            raise ValueError(f"{url!r} is not a broker address: write mqtt://host:1883 or, with TLS, mqtts://host:8883")
-        if parts.path not in ("", "/") or parts.query or parts.fragment:
-            raise ValueError(f"{url!r} has more than host and port: topics are set with topic:")
-        try:
-            port = parts.port
-        except ValueError as error:
-            raise ValueError(f"{url!r} has no usable port: {error}") from error
-        if port == 0:
-            raise ValueError(f"{url!r} has no usable port: 0")
-        return url
 
     @field_validator("topic")
     @classmethod
@@ -113,7 +213,7 @@ class MqttTarget(Settings):
     @field_validator("tls")
     @classmethod
     def _tls(cls, tls: TlsSettings | None, info: ValidationInfo) -> TlsSettings | None:
-        if tls is not None and not info.data.get("mqtt", "mqtts:").startswith("mqtts:"):
+        if tls is not None and not info.data.get("mqtt", ("mqtts:",))[0].startswith("mqtts:"):
             raise ValueError("tls needs an address with mqtts://; mqtt:// is plain TCP")
         return tls
 
@@ -132,22 +232,37 @@ class MqttTarget(Settings):
         return ns
 
     @property
+    def servers(self) -> tuple[MqttTarget, ...]:
+        """These settings for each broker by itself."""
+        return tuple(self.model_copy(update={"mqtt": (url,)}) for url in self.mqtt)
+
+    @property
+    def address(self) -> str:
+        """The broker; the preferred one where there are several, and so for the next three."""
+        return self.mqtt[0]
+
+    @property
     def host(self) -> str:
         """Host name or address, IPv6 without brackets."""
-        return urlsplit(self.mqtt).hostname or ""
+        return urlsplit(self.address).hostname or ""
 
     @property
     def port(self) -> int:
         """TCP port, the scheme's default where the file names none."""
-        parts = urlsplit(self.mqtt)
+        parts = urlsplit(self.address)
         return parts.port or _PORTS[parts.scheme]
 
     @property
     def secure(self) -> bool:
         """TLS is spoken."""
-        return self.mqtt.startswith("mqtts:")
+        return self.address.startswith("mqtts:")
 
     @property
     def per_tag(self) -> bool:
         """Each row is a message of its own."""
         return "{tag}" in self.topic
+
+    def at_local(self, local: LocalBroker) -> MqttTarget:
+        """The settings of the destination that is the broker on site. The embedded one speaks MQTT 3.1.1 only."""
+        own = {"mqtt": (local.url,), "auth": local.auth, "tls": local.tls, "client_id": None, "local": None}
+        return self.model_copy(update=own if local.mqtt else {**own, "protocol": "3.1.1"})

@@ -24,6 +24,7 @@ from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_security import secure
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
+from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.batch import Batch, BatchBuilder, Flag, Kind
 from pipelines.clock import Clock
 from pipelines.counters import Counters
@@ -141,6 +142,8 @@ class OpcUaSource:
         client.uaclient.session = session
         client.connection_lost_callback = self._connection_lost
         await client.connect()
+        if (protocol := client.uaclient.protocol) and protocol.transport:
+            notice_dead_peer(protocol.transport.get_extra_info("socket"), MACHINE_PATIENCE * settings.timeout)
         # A server may answer 0; asyncua's watchdog would then give its probe no time at all.
         client.session_timeout = max(client.session_timeout, 30_000)
         self._items = MonitoredItems(session, settings, self._clock, self._log)

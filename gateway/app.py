@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -21,7 +22,8 @@ from gateway.ledger import GapLedger
 from gateway.log import Log
 from gateway.loopwatch import LoopWatch
 from gateway.session import SinkSession, SourceSession
-from gateway.supervisor import State, Supervisor, worst
+from gateway.status import Destination, StatusReporter
+from gateway.supervisor import Session, State, Supervisor, worst
 from pipelines.clock import Clock
 from pipelines.contracts import Lane
 from pipelines.errors import Poisoned
@@ -33,6 +35,12 @@ DURABLE_DRAIN_S: Final = 1.0
 CLOSE_S: Final = 5.0
 FROZEN_AFTER_S: Final = 30.0
 """By then what lives as long as the process has been made, and the garbage collector need not look at it again."""
+
+Tasks = Sequence[asyncio.Task[None]]
+
+
+THREAD_TURN_S: Final = 0.0005
+"""A thread that decodes a backlog gives way to the event loop after so long; Python's own 5 ms show in live latency."""
 
 
 class Exit(IntEnum):
@@ -51,6 +59,8 @@ class Parts:
     sinks: Sequence[SinkSession]
     lanes: Sequence[Lane]
     ledger: GapLedger | None = None
+    brokers: Sequence[Session] = ()
+    """Processes of the gateway's own that its sinks write to."""
 
 
 class App:
@@ -61,8 +71,12 @@ class App:
     ) -> None:
         self.sinks = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.sinks]
         self.sources = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.sources]
-        self.health = Health(gateway, clock, [*self.sources, *self.sinks], parts.lanes)
-        self.health.gaps = parts.ledger.latest if parts.ledger else ()
+        self._brokers = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.brokers]
+        self.health = Health(gateway, clock, [*self.sources, *self.sinks, *self._brokers], parts.lanes)
+        self.status = StatusReporter(list(map(Destination, self.sinks, parts.sinks)), clock)
+        if parts.ledger:
+            self.health.gaps = parts.ledger.latest
+            parts.ledger.subscribe(self.status.note)
         self.parts = parts
         self._clock = clock
         self._stop_timeout_s = stop_timeout_s
@@ -87,12 +101,15 @@ class App:
         try:
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self.parts.ledger.run()) if self.parts.ledger else None
+                brokers = [group.create_task(supervisor.run()) for supervisor in self._brokers]
                 sinks = [group.create_task(supervisor.run()) for supervisor in self.sinks]
                 sources = [group.create_task(supervisor.run()) for supervisor in self.sources]
+                status = group.create_task(self.status.run())
                 await self._stop.wait()
+                status.cancel()
                 self.health.phase = "stopping"
                 self._deadline_ns = self._clock.mono_ns() + int(self._stop_timeout_s * 1e9)
-                await self._stop_unless_hurried(group, sources, sinks)
+                await self._stop_unless_hurried(group, sources, sinks, brokers)
                 if writer:
                     writer.cancel()
         except BaseExceptionGroup as errors:
@@ -113,22 +130,23 @@ class App:
         return Exit.STOPPED
 
     async def _stop_unless_hurried(
-        self, group: asyncio.TaskGroup, sources: list[asyncio.Task[None]], sinks: list[asyncio.Task[None]]
+        self, group: asyncio.TaskGroup, sources: Tasks, sinks: Tasks, brokers: Tasks
     ) -> None:
         """The deadline is for all of it: what is not closed by then is cancelled once more, out of its clean-up."""
-        in_order = group.create_task(self._stop_in_order(sources, sinks))
+        in_order = group.create_task(self._stop_in_order(sources, sinks, brokers))
         hurry = group.create_task(self._hurry.wait())
         await asyncio.wait((in_order, hurry), timeout=self._stop_timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        for task in (in_order, hurry, *sources, *sinks):
+        for task in (in_order, hurry, *sources, *sinks, *brokers):
             task.cancel()
 
-    async def _stop_in_order(self, sources: list[asyncio.Task[None]], sinks: list[asyncio.Task[None]]) -> None:
+    async def _stop_in_order(self, sources: Tasks, sinks: Tasks, brokers: Tasks) -> None:
         await _cancel(sources)
         reserve_s = min(2.0, self._stop_timeout_s / 4)
         began_s = self._remaining_s()
         while self._remaining_s() > reserve_s and self._draining(began_s - self._remaining_s() < DURABLE_DRAIN_S):
             await self._clock.sleep(LOOK_EVERY_S)
         await _cancel(sinks)
+        await _cancel(brokers)
 
     def _draining(self, durable: bool) -> bool:
         """Some lane holds rows and its sink can take them; `durable` lanes count too, or not."""
@@ -168,6 +186,7 @@ async def serve(app: App, service: HttpService | None, watch: LoopWatch) -> Exit
             await service.start()
             Log("gateway").info("listening", health=f"{service.url}/health", metrics=f"{service.url}/metrics")
         _calm_garbage_collection(loop)
+        sys.setswitchinterval(THREAD_TURN_S)
         watch.start()
         return await app.run()
     finally:
@@ -186,7 +205,7 @@ def _calm_garbage_collection(loop: asyncio.AbstractEventLoop) -> None:
     loop.call_later(FROZEN_AFTER_S, gc.freeze)
 
 
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _cancel(tasks: Tasks) -> None:
     for task in tasks:
         task.cancel()
     if tasks:

@@ -36,11 +36,11 @@ def listing(data_dir: Path) -> Iterator[str]:
         rows = pending = size = 0
         oldest: list[int] = []
         notes = []
-        segments = list(_segments(folder))
-        for path, content in segments:
-            size += FILES.size(path)
+        segments, cursor = list(_segments(folder)), _cursor(folder)
+        for path, content, taken in segments:
+            size += taken
             rows += sum(content.index.rows)
-            waiting = _pending(_cursor(folder), content.index)
+            waiting = _pending(cursor, content.index)
             pending += sum(content.index.rows[at] for at in waiting)
             oldest += [content.index.received_ns[at] for at in waiting[:1]]
             if path.suffix == BROKEN:
@@ -53,7 +53,7 @@ def listing(data_dir: Path) -> Iterator[str]:
 def pending_rows(folder: Path) -> int | None:
     """What the lane in `folder` still has to deliver; None where a segment cannot be read."""
     cursor, paths = _cursor(folder), _paths(folder)
-    known = [content.index for _, content in _segments(folder)]
+    known = [content.index for _, content, _ in _segments(folder)]
     rows = sum(index.rows[at] for index in known for at in _pending(cursor, index))
     return rows if len(known) == len(paths) else None
 
@@ -66,6 +66,8 @@ def verify(data_dir: Path) -> Iterator[str]:
             try:
                 content = scan(FILES.read(path), 0 if path == paths[-1] else None)
                 footer = load(FILES, path).index
+            except FileNotFoundError:
+                continue  # delivered meanwhile
             except (OSError, UnknownFormat) as error:
                 yield f"{path}: {error}"
                 continue
@@ -79,10 +81,15 @@ def verify(data_dir: Path) -> Iterator[str]:
 
 
 def samples(data_dir: Path, lane: str, everything: bool) -> Iterator[bytes]:
-    """JSON lines: seq, device, tag, t (us since 1970), v, status. What is damaged is left out."""
+    """JSON lines: seq, device, tag, t (us since 1970), v, status. What is damaged is left out.
+
+    Raises FileNotFoundError where there is no such buffer.
+    """
     folder = lanes_folder(data_dir) / lane
     cursor = None if everything else _cursor(folder)
-    for path, content in _segments(folder):
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no buffer {lane!r} in {data_dir}: `gateway buffer ls` shows those there are")
+    for path, content, _ in _segments(folder):
         wanted = _pending(cursor, content.index)
         for batch in _batches(path, content.index, wanted):
             yield from _lines(batch, content)
@@ -95,7 +102,15 @@ def _lines(batch: Batch, content: Content) -> Iterator[bytes]:
         tag = content.tables.tags.get(number)
         device, name = (tag.device, tag.name) if tag else (source, str(number))
         shown = {"seq": batch.seq, "device": device, "tag": name, "t": ts_ns // 1000, "v": value, "status": status}
-        yield orjson.dumps(shown, default=_text, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+        yield _line(shown)
+
+
+def _line(shown: dict[str, object]) -> bytes:
+    try:
+        return orjson.dumps(shown, default=_text, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError:  # an integer beyond 64 bits, half a surrogate pair: as text
+        text = repr(shown["v"]).encode("utf-8", "backslashreplace").decode()
+        return orjson.dumps({**shown, "v": text}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _text(value: object) -> str:
@@ -138,10 +153,11 @@ def _paths(folder: Path) -> list[Path]:
     return [folder / name for name in FILES.names(folder) if name.removesuffix(BROKEN).endswith(SUFFIX)]
 
 
-def _segments(folder: Path) -> Iterator[tuple[Path, Content]]:
-    """A segment that the gateway removes or renames meanwhile is left out."""
+def _segments(folder: Path) -> Iterator[tuple[Path, Content, int]]:
+    """Each with its bytes. A segment that the gateway removes or renames meanwhile is left out."""
     for path in _paths(folder):
         try:
-            yield path, load(FILES, path)
+            found = path, load(FILES, path), FILES.size(path)
         except (OSError, UnknownFormat):
             continue
+        yield found

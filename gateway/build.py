@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from connectors import SINKS, SOURCES, load
+from connectors.mqtt_settings import LocalBroker, MqttTarget
 from connectors.payload import Identity, make_format
 from gateway.app import App, Parts
 from gateway.buffer import lanes_folder
 from gateway.dead_letter import DeadLetter
+from gateway.embedded_broker import EmbeddedBroker
 from gateway.http import HttpService
 from gateway.instance import next_instance
 from gateway.ledger import GapLedger
@@ -38,10 +40,12 @@ from pipelines.tags import TagTable
 ROWS_PER_WRITE_MAX: Final = 10_000
 """A busy route takes this much at a time: one write, one transaction."""
 ROWS_PER_FAST_WRITE_MAX: Final = 1_000
-ROWS_PER_REPLAY_WRITE: Final = 2_000
-"""Live data waits for one such write: larger ones show in its latency."""
-ROWS_PER_REPLAY_TRANSACTION: Final = 6_000
+ROWS_PER_REPLAY_WRITE: Final = 2_100
+"""Two full batches as `Replay` counts. Live data waits for one such write: larger ones show in its latency."""
+ROWS_PER_REPLAY_TRANSACTION: Final = 6_300
 """A transaction costs little beside as many rows."""
+LOCAL: Final = "@local"
+"""Behind the name of a destination, or of a route's stream: its copy for the broker on site."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,19 @@ def build(file: GatewayFile, clock: Clock | None = None) -> Built:
     identity, tags = Identity(file.gateway.id, file.gateway.site), TagTable()
     ledger = GapLedger(file.gateway.data_dir, clock)
     sources = [_source(file, name, number, tags, clock, ledger) for number, name in enumerate(file.devices)]
-    lanes = {name: _lane(file, name, how, tags, instance, clock, ledger) for name, how in file.send.items()}
+    routes = [_route(file, name, tags, instance, clock, ledger) for name in file.send]
+    lanes = {lane.name: lane for route in routes for lane in route.lanes}
     served = dict(file.send) | (left := leftovers(file))
     lanes |= {name: _lane(file, name, how, tags, instance, clock, ledger) for name, how in left.items()}
     remember(file)
-    routes = [_route(name, how, tags, lanes[name]) for name, how in file.send.items()]
     dead_letter = DeadLetter(file.gateway.data_dir, make_format("json", identity, tags))
     collecting = [_source_session(file, source, routes, tags, clock, ledger) for source in sources]
     writing = [
-        _sink_session(file.to[name], name, served, lanes, identity, tags, clock, ledger, dead_letter)
-        for name in file.to
+        _sink_session(settings, name + copy, served, lanes, identity, tags, clock, ledger, dead_letter)
+        for name, target in file.to.items()
+        for copy, settings in _with_local(target)
     ]
-    parts = Parts(collecting, writing, list(lanes.values()), ledger)
+    parts = Parts(collecting, writing, list(lanes.values()), ledger, _embedded_brokers(file))
     app = App(parts, file.gateway.id, clock, random.random, file.gateway.stop_timeout / 1e9)
     watch = LoopWatch()
     counted = [*_counters(parts, routes), dead_letter.counters, watch.counters]
@@ -87,10 +92,17 @@ def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock:
     return source
 
 
-def _route(name: str, settings: RouteSettings, tags: TagTable, lane: Lane) -> Route:
+def _route(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: Clock, ledger: Ledger) -> Route:
+    settings = file.send[name]
+    lanes = [_lane(file, name, settings, tags, instance, clock, ledger)]
+    if local := _local(file.to[settings.to]):  # the first: it never waits
+        copy = MemoryLane(
+            name + LOCAL, bytes_max=local.memory, sources=list(file.devices), instance=instance, ledger=ledger
+        )
+        lanes.insert(0, copy)
     everything = "*" in settings.from_
     select: list[Stage] = [] if everything else [SelectStage(Selector(tags, settings.from_))]
-    return Route(name, [*select, *(step.build(tags) for step in settings.steps)], lane)
+    return Route(name, [*select, *(step.build(tags) for step in settings.steps)], *lanes)
 
 
 def _lane(
@@ -153,10 +165,12 @@ def _sink_session(
     ledger: Ledger,
     dead_letter: DeadLetter,
 ) -> SinkSession:
-    its = {route: how for route, how in served.items() if how.to == name}
-    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, list(its))
-    pumps = [_pump(how, lanes[route], sink, clock, dead_letter) for route, how in its.items()]
-    return SinkSession(sink, _address(settings), [lanes[route] for route in its], pumps, clock, ledger)
+    """`name` is a destination's, with LOCAL behind it where the sink is for its broker on site."""
+    target, copy, _ = name.partition(LOCAL)
+    its = [(lanes[route + copy], how) for route, how in served.items() if how.to == target and route + copy in lanes]
+    sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, [lane.name for lane, _ in its])
+    pumps = [_pump(how, lane, sink, clock, dead_letter) for lane, how in its]
+    return SinkSession(sink, _address(settings), [lane for lane, _ in its], pumps, clock, ledger)
 
 
 def _pump(how: RouteSettings, lane: Lane, sink: Sink, clock: Clock, dead_letter: DeadLetter) -> Pump:
@@ -168,6 +182,23 @@ def _pump(how: RouteSettings, lane: Lane, sink: Sink, clock: Clock, dead_letter:
     rows_min = ROWS_PER_REPLAY_TRANSACTION if sink.in_flight_max == 1 else ROWS_PER_REPLAY_WRITE
     replay = Replay(lane.reader(Part.BACKLOG), rows_min, ROWS_PER_WRITE_MAX, how.replay_rate)
     return Pump(lane, lane.reader(Part.LIVE), sink, clock, dead_letter, rows_max=rows_max, replay=replay)
+
+
+def _local(target: Settings) -> LocalBroker | None:
+    return target.local if isinstance(target, MqttTarget) else None
+
+
+def _with_local(target: Settings) -> Iterable[tuple[str, Settings]]:
+    """("", the destination), and where it has one, (LOCAL, its broker on site)."""
+    yield "", target
+    if isinstance(target, MqttTarget) and target.local:
+        yield LOCAL, target.at_local(target.local)
+
+
+def _embedded_brokers(file: GatewayFile) -> list[EmbeddedBroker]:
+    """One for each address that some destination has it listen on."""
+    own = [local for target in file.to.values() if (local := _local(target)) and not local.mqtt]
+    return [EmbeddedBroker(listen) for listen in dict.fromkeys(local.listen for local in own)]
 
 
 def _address(settings: DeviceSettings | Settings) -> str:

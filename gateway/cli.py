@@ -161,8 +161,12 @@ def buffer_cat(
     """Print what a route still has to deliver, a JSON line for each sample."""
     from gateway.buffer import samples
 
-    for line in samples(data_dir, route, everything):
-        sys.stdout.buffer.write(line)
+    try:
+        for line in samples(data_dir, route, everything):
+            sys.stdout.buffer.write(line)
+    except FileNotFoundError as error:
+        _complain(str(error))
+        raise typer.Exit(1) from None
 
 
 @app.command()
@@ -231,9 +235,11 @@ def _run(settings: GatewayFile, warnings: list[str]) -> int:
 async def _serve(settings: GatewayFile) -> int:
     from gateway.app import serve
     from gateway.build import build
+    from gateway.instance import locked
 
-    built = build(settings)
-    return int(await serve(built.app, built.service, built.watch))
+    with locked(settings.gateway.data_dir):
+        built = build(settings)
+        return int(await serve(built.app, built.service, built.watch))
 
 
 def _on_loop(make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:

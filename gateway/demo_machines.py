@@ -7,14 +7,11 @@ broker. All of them listen on 127.0.0.1 only and end with the process that start
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import math
 import os
 import shutil
-import signal
 import struct
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -22,9 +19,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final, NamedTuple
 
+from gateway.child import end_with_parent
+from gateway.embedded_broker import serve_broker
+
 HOST: Final = "127.0.0.1"
 STEP_S: Final = 0.1
-PR_SET_PDEATHSIG: Final = 1
 SBIN: Final = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
 
 
@@ -183,17 +182,6 @@ async def serve_meter(port: int) -> None:
     await server.serve_forever()
 
 
-async def serve_broker(port: int) -> None:
-    """The MQTT broker that comes with Python packages; for where no Mosquitto is installed."""
-    from amqtt.broker import Broker
-
-    listener = {"type": "tcp", "bind": f"{HOST}:{port}", "max_connections": 100}
-    anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-    broker = Broker({"listeners": {"default": listener}, "plugins": anonymous})
-    await broker.start()
-    await asyncio.Event().wait()
-
-
 def mosquitto() -> str | None:
     """The path of Mosquitto, which distributions put where a user's PATH may not lead."""
     return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:{SBIN}")
@@ -208,30 +196,17 @@ def become_mosquitto(port: int, folder: Path) -> None:
     os.execv(program, [program, "-c", str(file)])
 
 
-def end_with_parent(parent: int) -> None:
-    """This process gets SIGKILL when its parent dies, however that happens; survives `exec`. Not on Linux: polled."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    else:
-        threading.Thread(target=_poll, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _poll(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
 def main(arguments: list[str]) -> None:
     """`what port parent folder`: never returns but by an error or a signal."""
     what, port, parent, folder = arguments[0], int(arguments[1]), int(arguments[2]), Path(arguments[3])
     end_with_parent(parent)
     if what == "mosquitto":
         become_mosquitto(port, folder)
-    serve = {"opcua": serve_press, "modbus": serve_meter, "amqtt": serve_broker}[what]
-    asyncio.run(serve(port))
+    elif what == "amqtt":
+        asyncio.run(serve_broker(f"{HOST}:{port}"))
+    else:
+        serve = {"opcua": serve_press, "modbus": serve_meter}[what]
+        asyncio.run(serve(port))
 
 
 if __name__ == "__main__":

@@ -45,8 +45,12 @@ class Component(Protocol):
         """The supervisor's view."""
 
     @property
+    def server(self) -> str:
+        """Which of its servers a sink uses now; else empty."""
+
+    @property
     def faults(self) -> Mapping[str, str]:
-        """Tag name -> one line; empty for sinks."""
+        """Tag name -> one line; of a sink: server -> why it is not used."""
 
 
 class Health:
@@ -106,7 +110,7 @@ class Health:
 
 
 def word(component: Component) -> str:
-    """up, degraded (up, but tags cannot be read), connecting, down, faulted, restarting or stopped."""
+    """up, degraded (up, but something listed in its faults is not), connecting, down, faulted, restarting, stopped."""
     state = component.status.state
     return "degraded" if state is State.UP and component.faults else str(state)
 
@@ -119,7 +123,10 @@ def _component(component: Component) -> dict[str, Any]:
         "state": word(component),
         "since": utc(status.since_ns),
     }
-    reason = status.reason or (f"{len(faults)} tags cannot be read" if faults else "")
+    if component.server:
+        shown["server"] = component.server
+    what = "tags cannot be read" if component.kind == "source" else "preferred servers do not work"
+    reason = status.reason or (f"{len(faults)} {what}" if faults else "")
     if reason:
         shown["reason"] = reason
     if status.attempts:

@@ -1,4 +1,4 @@
-"""The data folder's instance count: +1 at each start, the upper part of every `seq` (see `lane_memory`).
+"""The data folder: whose it is, and its instance count: +1 at each start, the upper part of every `seq`.
 
 It must never go back: consumers take a `seq` that they know for a duplicate. So it is written before anything is
 sent, atomically (new file, fsync, rename, fsync of the folder), and a file that cannot be understood stops the start.
@@ -8,13 +8,37 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from pipelines.errors import Permanent, Poisoned
+from pipelines.files import RealFiles
 
 INSTANCES_MAX: Final = 2**17
 """`seq` stays below 2^53 for this many starts."""
+
+
+@contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """The data folder is this process's alone; the kernel gives it back however the process ends.
+
+    Raises Permanent where another gateway has it, and what `next_instance` raises.
+    """
+    files = RealFiles()
+    with _explained(data_dir):
+        files.make_folder(data_dir)
+        try:
+            handle = files.lock(data_dir / "lock")
+        except BlockingIOError as error:
+            raise Permanent(
+                f"data_dir {data_dir} is in use by another gateway: stop it, or set gateway.data_dir to another folder"
+            ) from error
+    try:
+        yield
+    finally:
+        files.close(handle)
 
 
 def next_instance(data_dir: Path) -> int:
@@ -24,8 +48,8 @@ def next_instance(data_dir: Path) -> int:
     Poisoned where the storage itself fails or the count is unreadable (exit code 3).
     """
     file = data_dir / "instance"
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+    with _explained(data_dir):
+        RealFiles().make_folder(data_dir)  # on disk: a folder that a power cut takes would begin to count anew
         count = _read(file) + 1
         if count >= INSTANCES_MAX:
             raise Poisoned(
@@ -33,6 +57,13 @@ def next_instance(data_dir: Path) -> int:
                 f"(gateway.id) and remove this file"
             )
         _write(file, count)
+    return count
+
+
+@contextmanager
+def _explained(data_dir: Path) -> Iterator[None]:
+    try:
+        yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise Permanent(
             f"data_dir {data_dir} cannot be written ({error.strerror}): give the gateway's user write access, "
@@ -44,7 +75,6 @@ def next_instance(data_dir: Path) -> int:
             f"data_dir {data_dir} cannot be used: {error.strerror or error}; check the disk, or set gateway.data_dir "
             f"to a folder on another one"
         ) from error
-    return count
 
 
 def _read(file: Path) -> int:

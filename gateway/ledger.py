@@ -67,6 +67,7 @@ class GapLedger:
         self._unwritten: deque[Entry] = deque(maxlen=UNWRITTEN_MAX)
         self._subscribers: list[Callable[[Entry], None]] = []
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._log = Log("gaps")
 
     def subscribe(self, callback: Callable[[Entry], None]) -> None:
@@ -98,6 +99,8 @@ class GapLedger:
         """Everything is written."""
         await self._write([run.entry for run in self._runs.values() if run.entry])
         self._runs.clear()
+        async with self._turn:
+            return
 
     def _due(self) -> list[Entry]:
         """What has collected long enough; what no longer comes is forgotten."""
@@ -120,16 +123,20 @@ class GapLedger:
             self._unwritten.append(shown)
             for tell in self._subscribers:
                 tell(shown)
-        if not self._unwritten:
-            return
-        writing = list(self._unwritten)
-        self._unwritten.clear()
-        lines = b"".join(orjson.dumps(asdict(entry), option=orjson.OPT_APPEND_NEWLINE) for entry in writing)
-        try:
-            await asyncio.to_thread(jsonl.append, self._file, lines, FILE_BYTES_MAX)
-        except OSError as error:
-            self._unwritten.extend(writing)
-            self._log.warning(f"the gap ledger cannot be written, it is tried again with the next entry: {error}")
+        if self._unwritten:
+            await asyncio.shield(self._append())
+
+    async def _append(self) -> None:
+        """One at a time, and to its end where a stop cancels who waits for it."""
+        async with self._turn:
+            writing = list(self._unwritten)
+            self._unwritten.clear()
+            lines = b"".join(orjson.dumps(asdict(entry), option=orjson.OPT_APPEND_NEWLINE) for entry in writing)
+            try:
+                await asyncio.to_thread(jsonl.append, self._file, lines, FILE_BYTES_MAX)
+            except OSError as error:
+                self._unwritten.extend(writing)
+                self._log.warning(f"the gap ledger cannot be written, it is tried again with the next entry: {error}")
 
 
 def entries(data_dir: Path, since_ns: int = 0) -> Iterator[Entry]:

@@ -59,7 +59,9 @@ class StateCollector(Collector):
         state = GaugeMetricFamily(
             "gateway_component_state", "1 for the state it is in", labels=["kind", "name", "state"]
         )
-        faults = GaugeMetricFamily("gateway_component_faults", "Tags that cannot be read now", labels=["kind", "name"])
+        faults = GaugeMetricFamily(
+            "gateway_component_faults", "Tags, or servers, that do not work now", labels=["kind", "name"]
+        )
         for component in self._components:
             for each in State:
                 here = component.status.state is each

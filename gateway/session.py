@@ -29,6 +29,7 @@ class SourceSession:
     ledger: Ledger = field(default_factory=NoLedger)
     kind: str = field(default="source", init=False)
     _away_since_ns: int | None = field(default=None, init=False)
+    server: str = field(default="", init=False)
 
     @property
     def name(self) -> str:
@@ -39,7 +40,7 @@ class SourceSession:
         return self.source.faults
 
     async def connect(self) -> None:
-        durable = [route.lane for route in self.routes if route.lane.durable]
+        durable = [lane for route in self.routes for lane in route.lanes if lane.durable]
         began_ns = self.clock.wall_ns()
         try:
             await self.source.connect([lane.origin(self.name) or b"" for lane in durable])
@@ -76,17 +77,29 @@ class SinkSession:
     """connect, then the pumps of all routes that go to this sink, until one of them or the connection ends."""
 
     sink: Sink
-    address: str
+    configured: str
+    """The addresses in the file; without credentials."""
     lanes: Sequence[Lane]
     pumps: Sequence[Pump]
     clock: Clock = field(default_factory=SystemClock)
     ledger: Ledger = field(default_factory=NoLedger)
     kind: str = field(default="sink", init=False)
-    faults: Mapping[str, str] = field(default_factory=dict, init=False)
 
     @property
     def name(self) -> str:
         return self.sink.name
+
+    @property
+    def address(self) -> str:
+        return self.server or self.configured
+
+    @property
+    def server(self) -> str:
+        return self.sink.server
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        return self.sink.faults
 
     async def connect(self) -> None:
         positions = await self.sink.connect()

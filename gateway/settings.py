@@ -277,8 +277,8 @@ class Route(Settings):
     replay_rate: int = Field(
         200_000,
         ge=1,
-        description="With `live_first`: most rows per second of what had to wait, so that live samples are not delayed "
-        "by it.",
+        description="With `live_first`: most samples per second of what had to wait, so that live ones are not delayed "
+        "by it. What arrived together counts as 50 more.",
     )
     buffer: Buffer = Field(Buffer(), description="What the route holds while its destination is slow or away.")
 

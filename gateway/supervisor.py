@@ -2,7 +2,8 @@
 
     connecting -> up -> down | faulted | restarting -> up ...      stopped (cancelled)
 
-down: NotConnected or Transient. faulted: Permanent, tried again slowly. restarting: an error that no contract names,
+down: NotConnected or Transient; the first attempt after a good session follows at once, because another server or path
+may work. faulted: Permanent, tried again slowly. restarting: an error that no contract names,
 so a bug of ours: its traceback is logged once. A component stays in the state of its last failure while it is tried
 again, so one outage is one line in the log when it begins and one when it ends; what fails in the same way meanwhile
 is counted (`attempts`) and logged at debug. Poisoned and cancellation pass through: the first ends the process, the
@@ -49,8 +50,12 @@ class Session(Protocol):
         """Where the far side is; without credentials."""
 
     @property
+    def server(self) -> str:
+        """Which of several servers is used now; empty where there is no choice or no connection."""
+
+    @property
     def faults(self) -> Mapping[str, str]:
-        """Tag name -> one line, for tags that cannot be read now; empty for a sink."""
+        """Tag name -> one line, for tags that cannot be read now; of a sink: server -> why it is not used."""
 
     async def connect(self) -> None:
         """Raises what `pipelines.errors` names."""
@@ -107,6 +112,7 @@ class Supervisor:
         self._close_budget = close_budget or (lambda: patience.close_s)
         self._log = Log(f"{session.kind} {session.name}")
         self._failures = 0
+        self._was_good = False
         self._lost_ns = 0
         self._seen: set[str] = set()  # reasons logged in this outage
         self._bugs: set[str] = set()  # tracebacks logged since the start
@@ -118,6 +124,10 @@ class Supervisor:
     @property
     def name(self) -> str:
         return self._session.name
+
+    @property
+    def server(self) -> str:
+        return self._session.server
 
     @property
     def faults(self) -> Mapping[str, str]:
@@ -136,6 +146,7 @@ class Supervisor:
     async def _once(self) -> BaseException:
         """One session from connect to close; what ended it."""
         up_since_ns: int | None = None
+        self._was_good = False
         try:
             await self._session.connect()
             up_since_ns = self._clock.mono_ns()
@@ -156,6 +167,7 @@ class Supervisor:
             raise asyncio.CancelledError
         if up_since_ns is not None and self._clock.mono_ns() - up_since_ns >= self._patience.stable_s * 1e9:
             self._failures = 0
+        self._was_good = up_since_ns is not None and not self._failures
         return ended
 
     async def _close(self) -> None:
@@ -177,6 +189,8 @@ class Supervisor:
             self._failed(State.DOWN, error)
             return min(max(error.retry_after_s, 0.0), self._patience.transient_most_s)
         self._failed(State.DOWN if isinstance(error, NotConnected) else State.RESTARTING, error)
+        if self._was_good and isinstance(error, NotConnected):
+            return 0.0
         grown = self._patience.first_s * 2.0 ** min(self._failures - 1, 16)
         return self._random() * min(grown, self._patience.most_s)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pipelines.batch import Batch
 from pipelines.counters import Counters
@@ -155,6 +155,14 @@ class Sink(Protocol):
     """`write` stores the position with the rows, and `connect` returns it. Else it is given an empty one."""
     counters: Counters
 
+    @property
+    def server(self) -> str:
+        """Address in use now; empty while there is no connection, and where the far side has no such thing."""
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """Address -> one clear line, for each server that would be used before the present one, if it worked."""
+
     async def connect(self) -> Mapping[str, bytes]:
         """Lane name -> position where the far side keeps it, else empty. Raises NotConnected or Permanent.
 
@@ -170,7 +178,21 @@ class Sink(Protocol):
         """
 
     async def wait_closed(self) -> None:
-        """Returns or raises NotConnected as soon as the session has ended, also while nothing is written."""
+        """Returns or raises NotConnected as soon as the session has ended, also while nothing is written.
+
+        A sink does here what it does beside writes: it waits to be called, once per session, for as long as it lasts.
+        """
 
     async def close(self) -> None:
         """Idempotent, allowed before `connect`, bounded in time, leaves nothing running."""
+
+
+@runtime_checkable
+class Announcer(Protocol):
+    """A sink with a place for what the gateway says about itself."""
+
+    def announce(self, kind: str, message: Mapping[str, Any]) -> None:
+        """`status` replaces the one before; any other kind is a notice, kept (bounded) until it could be sent.
+
+        Never waits, never raises; allowed at any time.
+        """

@@ -41,13 +41,18 @@ def load(files: Files, folder: Path) -> Cursor | None:
         data = files.read(folder / NAME)
     except FileNotFoundError:
         return None
-    found = decode(data)
-    packed = decode_packed(found)
+    packed = decode_packed(decode(data))
     try:
-        cursor = Cursor(**{known.name: packed[known.name] for known in fields(Cursor)})
-    except (KeyError, TypeError) as error:
+        return Cursor(
+            bytes(packed["uuid"]),
+            int(packed["instance"]),
+            int(packed["end"]),
+            int(packed["synced"]),
+            [(int(low), int(high)) for low, high in packed["pending"]],
+            {str(source): bytes(origin) for source, origin in packed["origins"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Corrupt(f"unreadable cursor: {error!r}") from error
-    return cursor
 
 
 def save(files: Files, folder: Path, cursor: Cursor) -> None:

@@ -13,6 +13,7 @@ thread.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Sequence
@@ -79,7 +80,12 @@ class RealFiles:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
 
     def reserve(self, handle: int, size: int) -> None:
-        os.posix_fallocate(handle, 0, size)
+        try:
+            os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+            os.ftruncate(handle, size)  # a file system without reservations: a full disk shows at the write
 
     def write(self, handle: int, position: int, data: bytes) -> None:
         written = os.pwrite(handle, data, position)

@@ -26,6 +26,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 from pipelines.batch import Batch
@@ -44,9 +45,11 @@ from pipelines.segment import (
     finish,
     load,
     read_batches,
+    salvaged,
     scan,
 )
 from pipelines.tags import TagTable
+from pipelines.translation import Translation
 
 SUFFIX: Final = ".segment"
 BROKEN: Final = ".broken"
@@ -54,8 +57,10 @@ READ_BYTES: Final = 2**20
 """Read at a time: more than one batch costs, less than a step of a millisecond to decode."""
 INDEXED_MAX: Final = 4
 """Sealed segments whose index is kept in memory; the others' are read again when they are needed."""
-_UNREADABLE = (errno.EIO, errno.ENOENT, errno.EBADMSG)
-"""The file's own trouble; anything else (too many open files) passes."""
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
+"""The process's trouble; anything else is the file's own (bad sector, permission, no file), and stays."""
+_KEPT_BY_OTHERS = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EISDIR, errno.ENOTEMPTY)
+"""Why one file may be neither renamed nor removed while the disk is sound."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -77,23 +82,25 @@ class Segment:
     first_ns: int = 0
     last_ns: int = 0
     """Arrival of its first and last batch."""
-    index: Index | None = None
+    began_ns: int = 0
+    touched_ns: int = 0
+    """When its first and last batch were appended, by the clock that never steps; those of an earlier process by the
+    wall clock at the start."""
+    content: Content | None = None
+    """Index and tables, where they are in memory; `Journal.content` brings them."""
     foreign: bool = False
     """Of an earlier process: its tag and source numbers are not ours."""
-    tables: Tables | None = None
-    """Of a foreign segment, beside its index: what its numbers mean."""
+    translation: Translation | None = None
+    """Of a foreign segment that was read."""
     writer: Writer | None = None
+    broken: bool = False
+    """Set aside: kept as evidence when all in it is delivered."""
     pending_batches: int = 0
     pending_rows: int = 0
     pins: int = 0
     """Reads in progress."""
     lost_rows: int = 0
     """Damaged, as was found at the start."""
-
-    @property
-    def broken(self) -> bool:
-        """Set aside: kept as evidence when all in it is delivered."""
-        return self.path.suffix == BROKEN
 
 
 @dataclass(slots=True)
@@ -107,7 +114,10 @@ class Identity:
 
 @dataclass
 class Journal:
-    """Not for two threads at a time, but for `read`. Methods that wait for the disk say so."""
+    """Methods that wait for the disk say so: one of them at a time, but for those that are for any thread.
+
+    `segments` is looked up on the event loop: a thread may add the newest to it, and nothing else.
+    """
 
     files: Files
     folder: Path
@@ -122,7 +132,9 @@ class Journal:
     """Newest of each source, by its name; among what was appended."""
     active: Segment | None = None
     _indexed: list[Segment] = field(default_factory=list)
+    _indexing: Lock = field(default_factory=Lock)
     _next_number: int = 0
+    _failure: str = ""
 
     @property
     def bytes(self) -> int:
@@ -139,7 +151,7 @@ class Journal:
     def append(self, batch: Batch, seq: int, synced: int) -> bool:
         """Writes to the page cache; False where a new segment is needed first. Raises Poisoned."""
         segment = self.active
-        if segment is None or segment.writer is None or segment.index is None:
+        if segment is None or segment.writer is None:
             return False
         writer = segment.writer
         table, frame = writer.encode(batch, seq, synced)
@@ -151,7 +163,7 @@ class Journal:
             if error.errno in _FULL:  # a file system that does not keep what it reserved
                 return False
             raise Poisoned(f"{segment.path} cannot be written: {error.strerror or error}") from error
-        if len(segment.index) == 1:
+        if len(writer.index) == 1:
             segment.first, segment.first_ns = seq, batch.received_ns
         segment.end, segment.last_ns = seq + 1, batch.received_ns
         return True
@@ -178,53 +190,68 @@ class Journal:
         Raises NoRoom (then there is none that is written) or Poisoned.
         """
         self.seal()
-        if self.files.free_bytes(self.folder) < self.bytes_for(size) + self.reserve_bytes:
-            raise NoRoom(f"the disk of {self.folder} has no room beyond its reserve")
-        number = self._next_number
-        self._next_number += 1
-        path = self.folder / f"{number:012d}{SUFFIX}"
-        writer = Writer(self.files, path, self.tags, self.sources)
-        try:
-            writer.create(self._header(number, created_ns), self.origins, self.bytes_for(size))
-        except OSError as error:
-            if error.errno in _FULL:
-                raise NoRoom(f"no room for {path}: {error.strerror}") from error
-            raise Poisoned(f"{path} cannot be made: {error.strerror or error}") from error
+        writer, number = self._created(size, created_ns)
         self._never_twice(lambda: self.files.sync_folder(self.folder))
         self.origins = writer.tables.origins
-        self.active = Segment(number, path, writer.reserved, first, first, index=writer.index, writer=writer)
-        self.segments.append(self.active)
+        content = Content(index=writer.index, tables=writer.tables)
+        segment = Segment(number, writer.path, writer.reserved, first, first, content=content, writer=writer)
+        self.segments.append(segment)
+        self.active = segment
+
+    def _created(self, size: int, created_ns: int) -> tuple[Writer, int]:
+        """A new segment's writer and number; what is not ours and has that name is passed over."""
+        wanted = self.bytes_for(size)
+        while True:
+            number = self._next_number
+            self._next_number += 1
+            writer = Writer(self.files, self.folder / f"{number:012d}{SUFFIX}", self.tags, self.sources)
+            try:
+                if self.files.free_bytes(self.folder) < wanted + self.reserve_bytes:
+                    raise NoRoom(f"the disk of {self.folder} has no room beyond its reserve")
+                writer.create(self._header(number, created_ns), self.origins, wanted)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                if error.errno in _FULL:
+                    raise NoRoom(f"no room for {writer.path}: {error.strerror}") from error
+                raise Poisoned(f"{writer.path} cannot be made: {error.strerror or error}") from error
+            return writer, number
 
     def seal(self) -> None:
         """Waits for the disk. After it, nothing is written but by `roll`. Raises Poisoned."""
         segment, self.active = self.active, None
         if segment and segment.writer:
-            self._never_twice(segment.writer.seal)
-            self.origins = dict(segment.writer.tables.origins)
+            writer = segment.writer
+            self._never_twice(writer.seal)
+            self.origins = dict(writer.tables.origins)
             segment.writer = None
-            segment.bytes = self.files.size(segment.path)
-            self._keep_index(segment, Content(index=segment.index or Index()))
+            segment.bytes = writer.reserved
+            self._keep_content(segment, Content(index=writer.index))
 
-    def remove(self, segment: Segment) -> None:
-        """Waits for the disk. The file's room is free again."""
-        self.segments.remove(segment)
+    def remove(self, path: Path) -> None:
+        """Waits for the disk. The room of a file that is no longer in `segments` is free again."""
         try:
-            self.files.remove(segment.path)
+            self.files.remove(path)
         except FileNotFoundError:
             self.counters.add("missing_segments")
         except OSError as error:
-            raise Poisoned(f"{segment.path} cannot be removed: {error.strerror or error}") from error
+            if error.errno not in _KEPT_BY_OTHERS:
+                raise Poisoned(f"{path} cannot be removed: {error.strerror or error}") from error
+            self.counters.add("unremoved_segments")
 
     def set_aside(self, segment: Segment) -> None:
-        """Waits for the disk. Renames a damaged segment, counted once."""
+        """Waits for the disk. Renames a damaged segment, counted once; one that cannot be renamed keeps its name."""
         if segment.broken or segment.writer:
             return
+        segment.broken = True
         self.counters.add("broken_segments")
         path = segment.path.with_name(segment.path.name + BROKEN)
         try:
             self.files.rename(segment.path, path)
         except OSError as error:
-            raise Poisoned(f"{segment.path} cannot be renamed: {error.strerror or error}") from error
+            if error.errno not in _KEPT_BY_OTHERS:
+                raise Poisoned(f"{segment.path} cannot be renamed: {error.strerror or error}") from error
+            return
         segment.path = path
 
     def close(self) -> None:
@@ -235,9 +262,9 @@ class Journal:
     # --- reading ------------------------------------------------------------------------------------------------
 
     def device_of(self, segment: Segment, source: int) -> str:
-        """Name of a source by its number in `segment`, whose index is in memory."""
+        """Name of a source by its number in `segment`, whose content is in memory."""
         if segment.foreign:
-            return (segment.tables or Tables()).sources.get(source, "")
+            return self.content(segment).tables.sources.get(source, "")
         return self.sources[source] if source < len(self.sources) else ""
 
     def segment_of(self, seq: int) -> Segment | None:
@@ -258,17 +285,20 @@ class Journal:
                 found.append((segment, max(segment.first, low), min(segment.end, high)))
         return found
 
-    def index(self, segment: Segment) -> Index:
-        """May wait for the disk: only a few are kept in memory. Of a file that is gone: empty."""
-        index = segment.index
-        if index is None:
+    def content(self, segment: Segment) -> Content:
+        """May wait for the disk: only a few are kept in memory. For any thread. Of an unreadable file: empty."""
+        content = segment.content
+        if content is None:
             try:
                 content = load(self.files, segment.path)
-            except (OSError, UnknownFormat):
+            except UnknownFormat:
                 content = Content()
-            self._keep_index(segment, content)
-            index = content.index
-        return index
+            except OSError as error:
+                if error.errno in _PASSING:
+                    raise
+                content = Content()
+            self._keep_content(segment, content)
+        return content
 
     def parts(self, low: int, high: int) -> list[tuple[Segment, int, int]]:
         """Of [low, high), from `low` on, what `read` takes at a time."""
@@ -281,23 +311,23 @@ class Journal:
                 break
         return found
 
-    def read(self, parts: Sequence[tuple[Segment, int, int]]) -> list[tuple[Segment, list[Batch]]]:
+    def read(self, parts: Sequence[tuple[Segment, int, int]]) -> list[tuple[Segment, Tables, list[Batch]]]:
         """Waits for the disk; for any thread. What stands in `parts`, in order: some 1 MiB, but at least one batch.
 
-        Raises Corrupt where the very first one cannot be read.
+        Each with what the numbers in it mean. Raises Corrupt where the very first one cannot be read.
         """
-        found = list[tuple[Segment, list[Batch]]]()
+        found = list[tuple[Segment, Tables, list[Batch]]]()
         for segment, low, high in parts:
             try:
-                found.append((segment, self._read(segment, low, high)))
+                content = self.content(segment)
+                found.append((segment, content.tables, self._read(segment, content.index, low, high)))
             except Corrupt:
                 if not found:
                     raise
                 break
         return found
 
-    def _read(self, segment: Segment, low: int, high: int) -> list[Batch]:
-        index = self.index(segment)
+    def _read(self, segment: Segment, index: Index, low: int, high: int) -> list[Batch]:
         at = index.between(low, high)
         if at.start >= at.stop or index.seqs[at.start] != low:
             raise Corrupt(f"{segment.path}: holds no batch {low}")
@@ -305,18 +335,18 @@ class Journal:
         try:
             return read_batches(self.files, segment.path, seqs, positions, end)
         except OSError as error:
-            if error.errno not in _UNREADABLE:
+            if error.errno in _PASSING:
                 raise
             raise Corrupt(f"{segment.path} cannot be read: {error.strerror or error}") from error
 
     def whole(self, segment: Segment) -> set[int]:
-        """Waits for the disk. The seqs of a damaged segment that can still be read."""
+        """Waits for the disk; for any thread. The seqs of a damaged segment that can still be read."""
         try:
-            return set(scan(self.files.read(segment.path)).index.seqs)
+            return set(scan(salvaged(self.files, segment.path)).index.seqs)
         except UnknownFormat:
             return set()
         except OSError as error:
-            if error.errno not in _UNREADABLE:
+            if error.errno in _PASSING:
                 raise
             return set()
 
@@ -341,16 +371,19 @@ class Journal:
 
     def _found(self, path: Path, synced: int | None) -> Content | None:
         """What is in a file; `synced` is given for the last segment only: the others were on disk before it began."""
+        content = Content(damaged=True)
         try:
             content = load(self.files, path)
             if synced is not None:
-                content = content if content.sealed else scan(self.files.read(path), synced)
+                content = content if content.sealed else scan(salvaged(self.files, path), synced)
                 self._secure(path, content)
         except UnknownFormat:
             self.counters.add("unknown_segments")  # of a later version: left alone
             return None
-        except OSError:
-            content = Content(damaged=True)
+        except OSError as error:
+            if error.errno in _PASSING:
+                raise
+            content.damaged = True  # what of it was read is delivered
         return content
 
     def _secure(self, path: Path, content: Content) -> None:
@@ -361,7 +394,7 @@ class Journal:
             if not content.sealed:
                 self.files.truncate(handle, content.index.end)
             self.files.sync(handle)
-            if not content.sealed and not content.damaged:
+            if content.header and not content.sealed and not content.damaged:
                 finish(self.files, handle, content.index, content.tables)
         finally:
             self.files.close(handle)
@@ -370,8 +403,11 @@ class Journal:
             self.counters.add("torn_segments")
 
     def _take_over(self, number: int, path: Path, content: Content) -> Segment:
-        index, end = content.index, self.end
-        segment = Segment(number, path, self.files.size(path), end, end, foreign=True)
+        end = self.end
+        if len(content.index) and content.index.seqs[0] < end:
+            content = Content(damaged=True)  # a copy of a file that somebody made: read already
+        index = content.index
+        segment = Segment(number, path, self.files.size(path), end, end, foreign=True, broken=path.suffix == BROKEN)
         if len(index):
             segment.first, segment.end = index.seqs[0], index.seqs[-1] + 1
             segment.first_ns, segment.last_ns = index.received_ns[0], index.received_ns[-1]
@@ -379,31 +415,33 @@ class Journal:
             self.identity.uuid = content.header.uuid
         self.origins.update(content.tables.origins)
         self.segments.append(segment)
-        self._keep_index(segment, content)
+        self._keep_content(segment, content)
         if content.damaged and not segment.broken:
             segment.lost_rows = content.lost_rows
             self.counters.add("corrupt_rows", content.lost_rows)
             self.set_aside(segment)
         return segment
 
-    def _keep_index(self, segment: Segment, content: Content) -> None:
-        """The least recently loaded one gives way."""
-        segment.index = content.index
-        segment.tables = content.tables if segment.foreign else None
-        self._indexed = [*(kept for kept in self._indexed if kept is not segment), segment]
-        while len(self._indexed) > INDEXED_MAX:
-            dropped = self._indexed.pop(0)
-            if dropped.writer is None:
-                dropped.index = dropped.tables = None
+    def _keep_content(self, segment: Segment, content: Content) -> None:
+        """For any thread. The least recently loaded one gives way."""
+        with self._indexing:
+            segment.content = content
+            self._indexed = [*(kept for kept in self._indexed if kept is not segment), segment]
+            while len(self._indexed) > INDEXED_MAX:
+                self._indexed.pop(0).content = None
 
     def _header(self, number: int, created_ns: int) -> Header:
         return Header(self.identity.lane, self.identity.uuid, self.identity.instance, number, created_ns)
 
     def _never_twice(self, step: Callable[[], None]) -> None:
+        """Once a step failed no other is taken: a footer would speak of frames that are not on disk."""
+        if self._failure:
+            raise Poisoned(self._failure)
         try:
             step()
         except OSError as error:
-            raise Poisoned(
+            self._failure = (
                 f"{self.folder}: the disk did not take what was written ({error.strerror or error}); restart the "
                 f"gateway when it works again: all that was acknowledged is read again"
-            ) from error
+            )
+            raise Poisoned(self._failure) from error

@@ -11,10 +11,12 @@ has a batch in hand; or what comes is dropped (`when_full`). Every drop is count
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -34,7 +36,7 @@ from pipelines.lane_memory import SEQ_PER_INSTANCE, WhenFull
 from pipelines.pending import Pending
 from pipelines.segment import Index, Tables
 from pipelines.tags import TagTable
-from pipelines.translation import translated
+from pipelines.translation import Translation
 
 CURSOR_EVERY_NS: Final = 10**9
 NO_ROOM_FOR_NS: Final = 10**9
@@ -44,6 +46,8 @@ SEGMENTS_MIN: Final = 16
 """A lane has at least as many: dropping one costs little of what is held."""
 AGES_MIN: Final = 8
 """With a `max_age`, a segment spans at most this part of it."""
+REMOVED_PER_GROUP: Final = 8
+"""Delivered segments: whoever waits for a sync does not wait for more to be removed."""
 
 T = TypeVar("T")
 Offload = Callable[[Callable[[], T]], Awaitable[T]]
@@ -79,6 +83,10 @@ class Threads:
     async def __call__(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
+    def close(self) -> None:
+        """Without waiting for what is still being read."""
+        self._executor.shutdown(wait=False)
+
 
 class DiskLane:
     """See `contracts.Lane`. The constructor reads what a former process left; it waits for the disk.
@@ -111,9 +119,9 @@ class DiskLane:
         self._when_full = when_full
         self._ledger = NoLedger() if ledger is None else ledger
         self._files = files or RealFiles()
-        self._offload = offload or Threads(name)
+        self._offload: Offload[Any] = offload or Threads(name)
         self._rows = 0
-        self._recent: dict[int, tuple[Batch, int]] = {}  # offset -> batch, its bytes; oldest first
+        self._recent: OrderedDict[int, tuple[Batch, int]] = OrderedDict()  # offset -> batch, its bytes; oldest first
         self._recent_bytes = 0
         self._unnamed = Intervals()
         self._poisoned: Poisoned | None = None
@@ -158,14 +166,14 @@ class DiskLane:
         segment = self._journal.segment_of(first[0]) if first else None
         if first is None or segment is None:
             return None
-        index = segment.index
-        return index.received_ns[index.between(*first).start] if index else segment.first_ns
+        content = segment.content  # as far as it is in memory
+        return content.index.received_ns[content.index.between(*first).start] if content else segment.first_ns
 
     def origin(self, source: str) -> bytes | None:
         return self._journal.origins.get(source)
 
     async def append(self, batch: Batch) -> None:
-        self._check()
+        self._check_open()
         if self._queued or not self._store(batch):
             self._queued += 1
             try:
@@ -175,7 +183,7 @@ class DiskLane:
                 self._queued -= 1
 
     async def sync(self) -> None:
-        self._check()
+        self._check_open()
         if self._synced >= self._state.end:
             return
         done = asyncio.get_running_loop().create_future()
@@ -197,16 +205,16 @@ class DiskLane:
         except Corrupt as error:
             raise Corrupt(f"lane {self.name}: {error}") from error
         for low, high in delivered:
-            self._commit(Span(low, high))
+            self._commit(Span(low, high), {})
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        if self._keeper:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
         try:
+            if self._keeper:
+                self._keeper.cancel()
+                await asyncio.wait([self._keeper])
             if self._poisoned is None:
                 async with self._writing:
                     await self._group()
@@ -215,8 +223,11 @@ class DiskLane:
         except Poisoned as error:
             self._fail(error)
         finally:
-            self._journal.close()
-            self._files.close(self._lock)
+            if not self._writing.locked():  # cancelled: a thread may be using the files, the process's end closes them
+                self._journal.close()
+                self._files.close(self._lock)
+            if isinstance(self._offload, Threads):
+                self._offload.close()
 
     # --- appending ----------------------------------------------------------------------------------------------
 
@@ -232,6 +243,7 @@ class DiskLane:
         self._state.end += 1
         self._state.add(offset)
         segment = self._journal.segments[-1]
+        segment.touched_ns = self._clock.mono_ns()
         segment.pending_batches += 1
         segment.pending_rows += rows
         self._rows += rows
@@ -261,7 +273,8 @@ class DiskLane:
         wanted = self._journal.bytes_for(size)
         if wanted > self._limits.bytes_max or self._clock.mono_ns() < self._no_room_until_ns:
             return False
-        await self._in_thread(self._journal.seal)
+        if self._journal.active:
+            await self._in_thread(self._journal.seal)
         while self._journal.bytes + wanted > self._limits.bytes_max:
             if not await self._drop_one():
                 return False
@@ -269,6 +282,7 @@ class DiskLane:
             try:
                 now = self._clock.wall_ns()
                 await self._in_thread(partial(self._journal.roll, size, now, self._state.end))
+                self._journal.segments[-1].began_ns = self._clock.mono_ns()
                 return True
             except NoRoom:
                 self.counters.add("disk_full")
@@ -284,7 +298,7 @@ class DiskLane:
         self._give_up(chosen, Reason.LANE_FULL)
         if chosen is self._journal.segments[-1]:  # with the newest origins: sealed, so they are on disk
             await self._save_cursor(self._state.end, dict(self._journal.origins))
-        await self._in_thread(partial(self._journal.remove, chosen))
+        await self._remove(chosen)
         return True
 
     def _droppable(self) -> Segment | None:
@@ -296,9 +310,13 @@ class DiskLane:
 
     async def _indexed(self, choose: Callable[[], Segment | None]) -> Segment | None:
         """What is chosen, with its index in memory. Chosen anew after the disk: a reader may have taken from it."""
-        while (chosen := choose()) and chosen.pending_batches and chosen.index is None:
-            await self._in_thread(partial(self._journal.index, chosen))
+        while (chosen := choose()) and chosen.pending_batches and chosen.content is None:
+            await self._in_thread(partial(self._journal.content, chosen))
         return chosen
+
+    async def _remove(self, segment: Segment) -> None:
+        self._journal.segments.remove(segment)
+        await self._in_thread(partial(self._journal.remove, segment.path))
 
     def _is_free(self, segment: Segment) -> bool:
         return not segment.writer and not segment.pins and not self._state.in_hand(segment.first, segment.end)
@@ -315,13 +333,13 @@ class DiskLane:
 
     def _lose(self, reason: Reason, segment: Segment, low: int, high: int) -> tuple[int, int]:
         """As `_forget`, and a gap for each device in the ledger."""
-        index, noted = self._journal.index(segment), 0
+        index, noted = self._journal.content(segment).index, 0
         for start, end in self._state.pending.within(low, high):
             for source, rows, from_ns, to_ns in index.by_source(start, end):
                 device = self._journal.device_of(segment, source)
                 self._ledger.note(Gap(reason, device, self.name, (), from_ns, to_ns, rows))
                 noted += rows
-        rows, batches = self._forget(segment, low, high)
+        rows, batches = self._forget(segment, low, high, {})
         if rows > noted:  # its index cannot be read any more
             self._ledger.note(Gap(reason, "", self.name, (), segment.first_ns, segment.last_ns, rows - noted))
         return rows, batches
@@ -330,31 +348,40 @@ class DiskLane:
         self._recent[offset] = (batch, size)
         self._recent_bytes += size
         while self._recent_bytes > self._limits.memory_bytes:
-            oldest = next(iter(self._recent))
-            self._recent_bytes -= self._recent.pop(oldest)[1]
+            self._recent_bytes -= self._recent.popitem(last=False)[1][1]
 
     # --- reading ------------------------------------------------------------------------------------------------
 
-    def _commit(self, span: Span) -> None:
+    def _commit(self, span: Span, rows: Mapping[int, int]) -> None:
         for segment, low, high in self._journal.between(span.start, span.end):
-            self._forget(segment, low, high)
+            self._forget(segment, low, high, rows)
         self._cursor_dirty = True
         self._wake_keeper()
 
-    def _forget(self, segment: Segment, low: int, high: int) -> tuple[int, int]:
-        """Delivered or dropped: what of [low, high) was still pending, in rows and batches."""
+    def _forget(self, segment: Segment, low: int, high: int, known: Mapping[int, int]) -> tuple[int, int]:
+        """Delivered or dropped: what of [low, high) was still pending, in rows and batches.
+
+        `known` are rows by offset, so that nobody has to ask the disk.
+        """
         rows = batches = 0
         for start, end in self._state.pending.within(low, high):
+            rows += self._rows_of(segment, start, end, known)
             batches += end - start
-            everything = end - start == segment.pending_batches
-            rows += segment.pending_rows if everything else self._journal.index(segment).rows_between(start, end)
-            for offset in range(start, end):
+            for offset in range(max(start, next(iter(self._recent), end)), end):
                 self._recent_bytes -= self._recent.pop(offset, (None, 0))[1]
         self._state.forget(low, high)
         segment.pending_rows -= rows
         segment.pending_batches -= batches
         self._rows -= rows
         return rows, batches
+
+    def _rows_of(self, segment: Segment, start: int, end: int, known: Mapping[int, int]) -> int:
+        if end - start == segment.pending_batches:
+            return segment.pending_rows
+        rows = [known.get(offset) for offset in range(start, end)] if start in known else [None]
+        if None not in rows:
+            return sum(filter(None, rows))
+        return self._journal.content(segment).index.rows_between(start, end)
 
     async def _fetch(self, low: int, high: int) -> dict[int, Batch]:
         """From disk: batches from offset `low` on below `high`; empty where `low` cannot be read and is given up."""
@@ -374,17 +401,21 @@ class DiskLane:
         finally:
             for segment, _, _ in parts:
                 segment.pins -= 1
-        return {batch.seq: self._translated(segment, batch) for segment, batches in found for batch in batches}
+        batches = dict[int, Batch]()
+        for segment, tables, these in found:
+            batches.update((batch.seq, self._translated(segment, tables, batch)) for batch in these)
+        return batches
 
-    def _translated(self, segment: Segment, batch: Batch) -> Batch:
+    def _translated(self, segment: Segment, tables: Tables, batch: Batch) -> Batch:
         if not segment.foreign:
             return batch
-        self._journal.index(segment)  # brings its tables
-        known = translated(batch, segment.tables or Tables(), self._journal.tags, self._journal.sources)
+        if segment.translation is None:
+            segment.translation = Translation(tables, self._journal.tags, self._journal.sources)
+        known = segment.translation.of(batch)
         if len(known) < len(batch) and batch.seq not in self._unnamed:  # a damaged table; read again, counted once
             self._unnamed.add(batch.seq, batch.seq + 1)
             self.counters.add("corrupt_rows", len(batch) - len(known))
-            device = self._journal.device_of(segment, batch.source_id)
+            device = tables.sources.get(batch.source_id, "")
             received_ns, lost = batch.received_ns, len(batch) - len(known)
             self._ledger.note(Gap(Reason.CORRUPT, device, self.name, (), received_ns, received_ns, lost))
         return known
@@ -408,37 +439,48 @@ class DiskLane:
         self._work.set()
         if self._keeper is None and not self._closed:
             self._keeper = asyncio.get_running_loop().create_task(self._keep(), name=f"keeper {self.name}")
+            self._keeper.add_done_callback(self._keeper_ended)
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        error = None if keeper.cancelled() else keeper.exception()
+        if isinstance(error, Exception):  # a bug: whoever waits for a sync would wait for ever
+            poison = Poisoned(f"lane {self.name}: its keeper ended: {error!r}")
+            poison.__cause__ = error
+            self._fail(poison)
 
     async def _keep(self) -> None:
         while True:
             await self._work.wait()
             self._work.clear()
-            try:
-                async with self._writing:
+            async with self._writing:
+                try:
                     await self._group()
-            except Poisoned as error:
-                self._fail(error)
-                return
-            if self._cursor_dirty:
+                except Poisoned as error:
+                    self._fail(error)  # before anyone else may write
+                    return
+            if self._cursor_dirty or (self._limits.max_age_ns and self._rows):
                 self._work.set()
             await self._clock.sleep(self._limits.fsync_every_ns / 1e9)
 
     async def _group(self) -> None:
         """One sync for all that was appended; what else is due."""
         end, origins = self._state.end, dict(self._journal.origins)
-        await self._in_thread(self._journal.sync)
-        self._synced = end
+        if self._synced < end:
+            await self._in_thread(self._journal.sync)
+            self._synced = end
         for wanted, done in self._syncs:
             if wanted <= end and not done.done():
                 done.set_result(None)
         self._syncs = [waiting for waiting in self._syncs if not waiting[1].done()]
         if self._cursor_dirty and self._clock.mono_ns() >= self._cursor_due_ns:
             await self._save_cursor(end, origins)
-        while expired := await self._indexed(self._expired):
-            self.counters.add("expired_rows", expired.pending_rows)
-            self._give_up(expired, Reason.EXPIRED)
-        while delivered := next(filter(self._is_delivered, self._journal.segments[:-1]), None):
-            await self._in_thread(partial(self._journal.remove, delivered))
+        if self._limits.max_age_ns is not None:
+            await self._expire(self._limits.max_age_ns)
+        delivered = list(islice(filter(self._is_delivered, self._journal.segments[:-1]), REMOVED_PER_GROUP))
+        for segment in filter(self._is_delivered, delivered):  # still: a reader may take one while another is removed
+            await self._remove(segment)
+        if len(delivered) == REMOVED_PER_GROUP:
+            self._work.set()
 
     async def _save_cursor(self, end: int, origins: dict[str, bytes]) -> None:
         self._cursor_dirty = False
@@ -448,20 +490,25 @@ class DiskLane:
         cursor = Cursor(identity.uuid, identity.instance, end, self._synced, pending, origins)
         try:
             await self._in_thread(partial(cursors.save, self._files, self._folder, cursor))
-        except OSError as error:  # the old one lags, and is right
+        except OSError:  # the old one lags, and is right
             self._cursor_dirty = True
             self.counters.add("cursor_errors")
-            if error.errno is None:
-                raise
         except asyncio.CancelledError:
             self._cursor_dirty = True  # perhaps it was not written
             raise
 
-    def _expired(self) -> Segment | None:
-        if self._limits.max_age_ns is None:
-            return None
-        before = self._clock.wall_ns() - self._limits.max_age_ns
-        old = (s for s in self._journal.segments if s.pending_batches and s.last_ns < before)
+    async def _expire(self, max_age_ns: int) -> None:
+        """By the clock that never steps: a wall clock that is set must not make everything old."""
+        now_ns = self._clock.mono_ns()
+        active = self._journal.active
+        if active and active.pending_batches and active.began_ns < now_ns - max_age_ns // AGES_MIN:
+            await self._in_thread(self._journal.seal)
+        while expired := await self._indexed(partial(self._untouched_since, now_ns - max_age_ns)):
+            self.counters.add("expired_rows", expired.pending_rows)
+            self._give_up(expired, Reason.EXPIRED)
+
+    def _untouched_since(self, mono_ns: int) -> Segment | None:
+        old = (each for each in self._journal.segments if each.pending_batches and each.touched_ns < mono_ns)
         return next(filter(self._is_free, old), None)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -481,9 +528,12 @@ class DiskLane:
 
     def _check(self) -> None:
         if self._poisoned:
-            raise Poisoned(str(self._poisoned))
-        if self._keeper and self._keeper.done() and not self._closed:
-            self._keeper.result()  # a bug: let it be seen
+            raise Poisoned(str(self._poisoned)) from self._poisoned
+
+    def _check_open(self) -> None:
+        self._check()
+        if self._closed:
+            raise RuntimeError(f"lane {self.name} is closed")
 
     def _fail(self, error: Poisoned) -> None:
         """From now on every call raises; whoever waits, too."""
@@ -520,11 +570,9 @@ class DiskLane:
     def _cursor(self) -> Cursor | None:
         try:
             return cursors.load(self._files, self._folder)
-        except Corrupt:
+        except (Corrupt, OSError):  # all is pending then: better twice than never
             self.counters.add("corrupt_cursors")
             return None
-        except OSError as error:
-            raise Poisoned(f"{self._folder} cannot be used: {error.strerror or error}") from error
 
     def _took(self, cursor: Cursor | None, segment: Segment, index: Index) -> None:
         """What of a segment that was found is pending, and what of it is lost."""
@@ -533,6 +581,7 @@ class DiskLane:
             device = devices.pop() if len(devices) == 1 else ""
             gap = Gap(Reason.CORRUPT, device, self.name, (), segment.first_ns, segment.last_ns, segment.lost_rows)
             self._ledger.note(gap)
+        segment.touched_ns = self._clock.mono_ns() - max(self._clock.wall_ns() - segment.last_ns, 0)
         known = [*cursor.pending, (cursor.end, segment.end)] if cursor else [(segment.first, segment.end)]
         for low, high in known:
             for start, end in index.runs(max(low, segment.first), min(high, segment.end)):
@@ -548,6 +597,7 @@ class _DiskReader:
         self._lane = lane
         self._part = part
         self._ahead: dict[int, Batch] = {}
+        self._rows: dict[int, int] = {}  # of what is in hand, by offset
         self.fetching = False
         """Waits for the disk, not for an append."""
 
@@ -571,6 +621,7 @@ class _DiskReader:
             elif batches := self._take(*found, rows_max):
                 span = Span(found[0], found[0] + len(batches))
                 lane._state.unread.remove(span.start, span.end)
+                self._rows.update(zip(range(span.start, span.end), map(len, batches), strict=True))
                 return span, batches
             else:
                 self.fetching = True
@@ -580,9 +631,12 @@ class _DiskReader:
                     self.fetching = False
 
     def commit(self, span: Span) -> None:
-        self._lane._commit(span)
+        self._lane._commit(span, self._rows)
+        for offset in range(span.start, span.end):
+            self._rows.pop(offset, None)
 
     def rewind(self) -> None:
+        self._rows.clear()
         self._lane._state.rewind(self._part)
         self._lane._readable.set()
 

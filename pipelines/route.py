@@ -40,22 +40,23 @@ DeadLetter = Callable[[str, Sequence[tuple[Batch, Sequence[int]]], str], Awaitab
 
 
 class Route:
-    """selector -> stages -> lane; the sink side is `pump`."""
+    """selector -> stages -> one lane per sink; the sink side is `Pump`. Each lane numbers the batches by itself."""
 
-    def __init__(self, name: str, stages: Sequence[Stage], lane: Lane) -> None:
+    def __init__(self, name: str, stages: Sequence[Stage], *lanes: Lane) -> None:
         self.name = name
         self.stages = stages
-        self.lane = lane
+        self.lanes = lanes
         self.counters = Counters("route", name)
 
     async def offer(self, batch: Batch) -> None:
-        """Returned: the lane has every row that the stages let through."""
+        """Returned: every lane has every row that the stages let through."""
         kept = _through(self.stages, batch)
         self.counters.add("rows", len(batch))
         self.counters.add("filtered_rows", len(batch) - (len(kept) if kept is not None else 0))
         if kept is not None:
             for part in kept.split(ROWS_PER_BATCH_MAX):
-                await self.lane.append(part)
+                for lane in self.lanes:
+                    await lane.append(part)
 
 
 def _through(stages: Sequence[Stage], batch: Batch) -> Batch | None:
@@ -101,7 +102,7 @@ async def collect(source: Source, routes: Sequence[Route], stages: Sequence[Stag
 
     Ends only by the source's error or a lane's.
     """
-    settler = Settler(source, [route.lane for route in routes])
+    settler = Settler(source, [lane for route in routes for lane in route.lanes])
     async with asyncio.TaskGroup() as group:
         group.create_task(settler.run())
         work = 0
@@ -140,7 +141,7 @@ class Replay:
     rows_max: int
     """What it takes over a link so long that the rate needs it."""
     rate: float
-    """Rows per second at most."""
+    """Rows per second at most. Everywhere here a batch counts as BATCH_IN_ROWS more: tiny ones cost more than rows."""
 
     def rows(self, quickest_ns: int) -> int:
         """For the next write, where the quickest one took so long: what `rate` asks for in that time."""
@@ -200,17 +201,17 @@ class Pump:
     async def _catch_up(self, replay: Replay, slots: asyncio.Semaphore) -> None:
         """Reads ahead of its slot: the disk is slow, and a backlog does not become a larger write by waiting."""
         replay.reader.rewind()
-        due_ns, quickest_ns = self._clock.mono_ns(), 10**9
-        rows_max = replay.rows_min
+        due_ns, quickest_ns, share = self._clock.mono_ns(), 0, 1.0
         while True:
-            span, batches = await replay.reader.read(rows_max)
+            span, batches = await replay.reader.read(int(replay.rows(quickest_ns) * share))
             await slots.acquire()
             began_ns = self._clock.mono_ns()
             await self._deliver(span, batches, slots, replay)
             now = self._clock.mono_ns()
-            quickest_ns = min(quickest_ns, now - began_ns)
-            rows_max = replay.rows(quickest_ns)
-            due_ns = max(due_ns, now - REPLAY_BURST_NS) + int(rows_of(batches) / replay.rate * 1e9)
+            quickest_ns = min(quickest_ns or now - began_ns, now - began_ns)
+            cost = rows_of(batches) + BATCH_IN_ROWS * len(batches)
+            share = rows_of(batches) / cost
+            due_ns = max(due_ns, now - REPLAY_BURST_NS) + int(cost / replay.rate * 1e9)
             await self._clock.sleep(max(due_ns - now, 0) / 1e9)
 
     async def _deliver(

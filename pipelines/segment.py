@@ -9,11 +9,13 @@ its footer. One without a valid footer was not finished or is damaged: `scan` fi
 
 from __future__ import annotations
 
+import errno
 import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Self
@@ -42,6 +44,10 @@ INDEX_BYTES: Final = 40
 """What a footer holds for each batch."""
 FOOTER_BYTES: Final = 256
 """What a footer holds beside that and the tables, at most."""
+READ_BATCHES: Final = 500
+"""Read at a time: the thread that decodes them takes the interpreter from the event loop."""
+SALVAGE_BYTES: Final = 4096
+"""What is given up of a file around a place that the disk cannot read."""
 _TAG_FIELDS = tuple(field.name for field in fields(Tag))
 _tag_values = attrgetter(*_TAG_FIELDS)
 
@@ -58,7 +64,7 @@ class Header:
 
     def encode(self) -> bytes:
         """As a frame."""
-        return encode_packed(FrameKind.HEADER, asdict(self))
+        return encode_packed(FrameKind.HEADER, {known: getattr(self, known) for known in self.__slots__})
 
     @classmethod
     def decoded(cls, packed: Any) -> Self:
@@ -114,12 +120,12 @@ class Index:
         return len(self.seqs)
 
     def add(self, batch: Batch, seq: int, position: int) -> None:
-        """One batch more; `end` is the caller's."""
-        self.seqs.append(seq)
+        """One batch more; `end` is the caller's. The seq last: a thread that reads meanwhile counts by it."""
         self.positions.append(position)
         self.rows.append(len(batch))
         self.received_ns.append(batch.received_ns)
         self.sources.append(batch.source_id)
+        self.seqs.append(seq)
 
     def between(self, low: int, high: int) -> slice:
         """Which entries have a seq in [low, high)."""
@@ -146,9 +152,12 @@ class Index:
             yield from ((seq, seq + 1) for seq in chosen)
 
     def part(self, at: int, limit: int, bytes_max: int) -> tuple[Sequence[int], Sequence[int], int]:
-        """seqs and positions of consecutive batches from entry `at` on below seq `limit`, at least one; their end."""
+        """seqs and positions of consecutive batches from entry `at` on below seq `limit`; their end.
+
+        At least one, at most `bytes_max` of them together, and no more than are decoded in a few milliseconds.
+        """
         last = max(bisect_left(self.positions, self.positions[at] + bytes_max), at + 1)
-        last = min(max(bisect_left(self.seqs, limit), at + 1), last)
+        last = min(max(bisect_left(self.seqs, limit), at + 1), last, at + READ_BATCHES)
         end = self.positions[last] if last < len(self) else self.end
         return self.seqs[at:last].tolist(), self.positions[at:last].tolist(), end
 
@@ -286,7 +295,7 @@ class Writer:
     def seal(self) -> None:
         """Footer, unneeded room given back, synced, closed. Synced before, too: a footer proves what it speaks of."""
         self.sync()
-        finish(self._files, self._handle, self.index, self.tables)
+        self.reserved = finish(self._files, self._handle, self.index, self.tables)
         self.close()
 
     def close(self) -> None:
@@ -316,17 +325,20 @@ class Writer:
 
     def _describe(self, batch: Batch) -> None:
         """The table now names all that `batch` uses. The mask's last entry stands for tags that were added since."""
-        self.tables.tags.update(self._new_tags(batch))
+        new = self._new_tags(batch)
+        self.tables.tags.update(new)
         self.tables.sources[batch.source_id] = self._source_name(batch.source_id)
-        known = np.zeros(len(self._tags) + 1, dtype=np.bool_)
-        known[list(self.tables.tags)] = True
-        self._known = known
+        if len(self._known) <= len(self._tags):
+            known = np.zeros(len(self._tags) + 1, dtype=np.bool_)
+            known[: len(self._known)] = self._known
+            self._known = known
+        self._known[list(new)] = True
 
 
-def finish(files: Files, handle: int, index: Index, tables: Tables) -> None:
+def finish(files: Files, handle: int, index: Index, tables: Tables) -> int:
     """Ends a segment behind its last frame, with a footer; without room for one, it is scanned when it is read.
 
-    Every frame must be on disk already. Raises OSError.
+    Every frame must be on disk already. Returns the file's size. Raises OSError.
     """
     footer = encode_footer({"index": index.packed(), "end": index.end, "tables": tables.packed()}, index.end)
     size = index.end + len(footer)
@@ -336,18 +348,37 @@ def finish(files: Files, handle: int, index: Index, tables: Tables) -> None:
         size = index.end
     files.truncate(handle, size)
     files.sync(handle)
+    return size
+
+
+def salvaged(files: Files, path: Path) -> bytes:
+    """All of a file; zeros stand for what the disk cannot read. Raises OSError where that is not the file's trouble."""
+    try:
+        return files.read(path)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    blocks = list[bytes]()
+    size = files.size(path)
+    for at in range(0, size, SALVAGE_BYTES):
+        length = min(SALVAGE_BYTES, size - at)
+        try:
+            blocks.append(files.read(path, at, length))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            blocks.append(bytes(length))
+    return b"".join(blocks)
 
 
 def load(files: Files, path: Path) -> Content:
     """A sealed segment by its footer, any other by `scan` of all of it. Raises OSError, UnknownFormat."""
     size = files.size(path)
-    position = footer_position(files.read(path, max(size - TRAILER_BYTES, 0), TRAILER_BYTES))
-    if position is None or position >= size:
-        return scan(files.read(path))
-    try:
-        return _by_footer(files.read(path, position), files.read(path, 0, 4096), position)
-    except Corrupt:
-        return scan(files.read(path))
+    with suppress(Corrupt, OSError):  # then the rest of the file tells, and says what is wrong with it
+        position = footer_position(files.read(path, max(size - TRAILER_BYTES, 0), TRAILER_BYTES))
+        if position is not None and position < size:
+            return _by_footer(files.read(path, position), files.read(path, 0, 4096), position)
+    return scan(salvaged(files, path))
 
 
 def _by_footer(footer: bytes, opening: bytes, position: int) -> Content:
@@ -397,10 +428,15 @@ def _believed(found: list[Frame], synced: int | None) -> int:
 def read_batches(files: Files, path: Path, seqs: Sequence[int], positions: Sequence[int], end: int) -> list[Batch]:
     """The batches at `positions`, which end at `end`, up to the first that is not what the index says.
 
-    Raises Corrupt where that is the very first, and OSError.
+    Raises Corrupt where that is the very first, and OSError where the disk cannot read even that.
     """
     start = positions[0]
-    data = files.read(path, start, end - start)
+    try:
+        data = files.read(path, start, end - start)
+    except OSError as error:
+        if error.errno != errno.EIO or len(seqs) == 1:
+            raise
+        return read_batches(files, path, seqs[:1], positions[:1], positions[1])
     batches = list[Batch]()
     try:
         for seq, position in zip(seqs, positions, strict=True):

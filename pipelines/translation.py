@@ -16,25 +16,29 @@ NO_SOURCE: Final = 2**16 - 1
 """The source is no longer configured."""
 
 
-def translated(batch: Batch, tables: Tables, tags: TagTable, sources: Sequence[str]) -> Batch:
-    """The same batch by our numbers; tags that we lack are added. Rows whose tag is not named in `tables` are left out.
+class Translation:
+    """One segment's numbers -> ours; tags that we lack are added.
 
     A tag that we describe differently now keeps our description: the path is what counts.
     """
-    source = tables.sources.get(batch.source_id, "")
-    source_id = sources.index(source) if source in sources else NO_SOURCE
-    used, place = np.unique(batch.tag, return_inverse=True)
-    ours = np.array([_ours(number, tables, tags) for number in used.tolist()], dtype=np.int64)
-    if (ours == used).all():
-        return batch if source_id == batch.source_id else replace(batch, source_id=source_id)
-    column = ours[place]
-    known = replace(batch, source_id=source_id, tag=column.astype(np.uint32))
-    return known if (column >= 0).all() else known.take(column >= 0)
 
+    def __init__(self, tables: Tables, tags: TagTable, sources: Sequence[str]) -> None:
+        ours = {
+            number: tags.add(tag) if (known := tags.id_of(tag.path)) is None else known
+            for number, tag in tables.tags.items()
+        }
+        self._ours = np.full(max(ours, default=-1) + 2, -1, dtype=np.int64)  # the last stands for all that follow
+        self._ours[list(ours)] = list(ours.values())
+        self._same = self._ours == np.arange(len(self._ours))
+        self._sources = {
+            number: sources.index(name) if name in sources else NO_SOURCE for number, name in tables.sources.items()
+        }
 
-def _ours(number: int, tables: Tables, tags: TagTable) -> int:
-    tag = tables.tags.get(number)
-    if tag is None:
-        return -1
-    known = tags.id_of(tag.path)
-    return tags.add(tag) if known is None else known
+    def of(self, batch: Batch) -> Batch:
+        """The same batch by our numbers. Rows whose tag is not named in the segment's tables are left out."""
+        source_id = self._sources.get(batch.source_id, NO_SOURCE)
+        if self._same.take(batch.tag, mode="clip").all():
+            return batch if source_id == batch.source_id else replace(batch, source_id=source_id)
+        column = self._ours.take(batch.tag, mode="clip")
+        known = replace(batch, source_id=source_id, tag=column.astype(np.uint32))
+        return known if (column >= 0).all() else known.take(column >= 0)

@@ -11,6 +11,7 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from tests.services.asyncua_server import AsyncuaServer
+from tests.services.far import FarMosquitto
 from tests.services.kafka import Kafka
 from tests.services.libmodbus import LibmodbusServer
 from tests.services.milo import Milo
@@ -50,6 +51,13 @@ def mosquitto() -> Iterator[Mosquitto]:
 def mosquitto_factory() -> Iterator[Factory[Mosquitto]]:
     """Starts brokers of one's own: mosquitto_factory(users=..., tls=..., ...)."""
     yield from _factory(Mosquitto)
+
+
+@pytest.fixture
+def far_mosquitto() -> Iterator[FarMosquitto]:
+    """A broker of one's own whose link can be cut."""
+    with made(FarMosquitto) as broker:
+        yield broker
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,9 @@ class Fixture:
         self.tags = TagTable()
         self.tag = self.tags.add(Tag("press", "speed"))
         make = load(SINKS[broker.kind])
-        self.sink: Sink = make("plant", broker.settings(topic), Identity("gw", "acme"), self.tags, SystemClock())
+        self.sink: Sink = make(
+            "plant", broker.settings(topic), Identity("gw", "acme"), self.tags, SystemClock(), ["history"]
+        )
         self.consumer = broker.consumer(topic)
         self.made = 0
 

@@ -1,4 +1,4 @@
-"""The sink contract on Mosquitto (both protocol versions, both QoS) and on Apache Kafka (both record modes)."""
+"""The sink contract on Mosquitto (both versions, both QoS) and on Apache Kafka (both deliveries, both record modes)."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ class KafkaReader:
             bootstrap_servers=self._server.bootstrap,
             auto_offset_reset="earliest",
             enable_auto_commit=False,
+            isolation_level="read_committed",
         )
         await consumer.start()
         try:
@@ -134,8 +135,8 @@ class TestMqtt5Qos0(SinkSuite):
         yield from mqtt(qos=0)
 
 
-class TestKafkaBatches(SinkSuite):
-    """One record per batch."""
+class TestKafkaExactlyOnce(SinkSuite):
+    """The default: transactions, one record per batch."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -143,10 +144,10 @@ class TestKafkaBatches(SinkSuite):
         yield from kafka()
 
 
-class TestKafkaSamples(SinkSuite):
+class TestKafkaAtLeastOnce(SinkSuite):
     """One record per row."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def broker(cls) -> Iterator[Broker]:
-        yield from kafka(records="sample", compression="lz4")
+        yield from kafka(records="sample", compression="lz4", delivery="at-least-once")

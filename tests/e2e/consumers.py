@@ -22,11 +22,12 @@ class Subscriber:
     Entered: the subscription is made. Its process writes each message to a file at once and is read from there.
     """
 
-    def __init__(self, port: int, folder: Path) -> None:
+    def __init__(self, port: int, folder: Path, *, protocol: str = "5") -> None:
         self._id = uuid.uuid4().hex
         self._port = port
-        argv = [program("mosquitto_sub", "mosquitto-clients"), "-h", HOST, "-p", str(port), "-V", "5", "-q", "1"]
-        argv += ["-c", "-i", self._id, "-x", "3600", "-F", "%t %p", "-t", f"{SITE}/#", "-t", f"mark/{self._id}"]
+        argv = [program("mosquitto_sub", "mosquitto-clients"), "-h", HOST, "-p", str(port), "-q", "1"]
+        argv += ["-V", "5", "-x", "3600"] if protocol == "5" else ["-V", "mqttv311"]
+        argv += ["-c", "-i", self._id, "-F", "%t %p", "-t", f"{SITE}/#", "-t", f"mark/{self._id}"]
         self._process = ServerProcess("mosquitto_sub", argv, folder / f"mosquitto_sub-{self._id}")
 
     def __enter__(self) -> Self:
@@ -60,6 +61,15 @@ class Subscriber:
         argv = [program("mosquitto_pub", "mosquitto-clients"), "-h", HOST, "-p", str(self._port), "-q", "1"]
         argv += ["-t", f"mark/{self._id}", "-m", text, *(["-r"] if retain else [])]
         subprocess.run(argv, check=True, capture_output=True, timeout=DEADLINE_S)
+
+
+def retained(port: int, topic: str) -> Message:
+    """The message that a broker keeps for a topic; waits for one."""
+    argv = [program("mosquitto_sub", "mosquitto-clients"), "-h", HOST, "-p", str(port), "-t", topic, "-C", "1"]
+    argv += ["-T", "mark/#"]  # amqtt sends a new client what others have subscribed to as well
+    done = subprocess.run(argv, capture_output=True, check=True, timeout=DEADLINE_S)
+    message: Message = json.loads(done.stdout)
+    return message
 
 
 def read_topic(bootstrap: str, topic: str) -> list[Message]:

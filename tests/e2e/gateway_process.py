@@ -118,6 +118,11 @@ class Gateway(Service):
         ]
         return [line for line in lines if word in line]
 
+    def children(self) -> list[int]:
+        """Ids of the processes that it has started and that run (Linux)."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Sends a signal and does not wait."""
         os.kill(self.process.pid, number)

@@ -6,12 +6,9 @@ import asyncio
 import gc
 import json
 import logging
-import subprocess
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,87 +17,23 @@ import pytest
 from connectors import kafka_session
 from connectors.kafka import KafkaSink
 from connectors.kafka_batches import key_hash
-from connectors.kafka_settings import KafkaTarget
-from connectors.payload import Identity
-from pipelines.batch import Batch, BatchBuilder, Kind
-from pipelines.clock import SystemClock
+from pipelines.batch import Batch
 from pipelines.errors import NotConnected, Permanent, Rejected
-from pipelines.tags import Tag, TagTable
+from tests.integration.kafka_plant import (
+    DEADLINE_S,
+    Plant,
+    connected,
+    make_sink,
+    numbers,
+    other_tasks,
+    read_topic,
+    write,
+)
 from tests.services.kafka import Kafka
-from tests.services.packages import program
 from tests.services.ports import HOST, free_port
 from tests.services.tls import Certificates, make_certificates
 
-DEADLINE_S = 120.0
-LANE = "history"
-START_NS = (time.time_ns() // 1_000_000 - 3_600_000) * 1_000_000
-"""An hour ago: not in a broker's future, and not so old that it forgets the producer (`producer.id.expiration.ms`)."""
 Brokers = Callable[..., Kafka]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a consumer sees."""
-
-    partition: int
-    time_ms: int
-    key: str
-    headers: str
-    payload: bytes
-
-
-def read_topic(bootstrap: str, topic: str) -> list[Record]:
-    """All records of a topic, each partition's in its order."""
-    form = f"{'<|>'.join(('%p', '%T', '%k', '%h', '%s'))}<end>"
-    argv = [program("kcat", "kcat"), "-C", "-b", bootstrap, "-t", topic, "-o", "beginning", "-e", "-q", "-f", form]
-    done = subprocess.run(argv, capture_output=True, check=True, timeout=DEADLINE_S)
-    rows = [row.split(b"<|>") for row in done.stdout.split(b"<end>")[:-1]]
-    return [Record(int(row[0]), int(row[1]), row[2].decode(), row[3].decode(), row[4]) for row in rows]
-
-
-class Plant:
-    """A tag table, and batches with values that count up over all of them."""
-
-    def __init__(self, devices: int = 3, tags: int = 4) -> None:
-        self.tags = TagTable()
-        self._devices = [
-            [self.tags.add(Tag(f"press{device}", f"tag{tag}")) for tag in range(tags)] for device in range(devices)
-        ]
-        self.rows = 0
-        self._batches = 0
-
-    def batch(self, rows: int = 8) -> Batch:
-        """One device's rows; the devices take turns."""
-        ids = self._devices[self._batches % len(self._devices)]
-        builder = BatchBuilder()
-        for row in range(rows):
-            number = self.rows + row
-            builder.add(ids[row % len(ids)], START_NS + number * 1_000_000, number, Kind.INT64)
-        self.rows += rows
-        self._batches += 1
-        return _numbered(builder, self._batches)
-
-    def text(self, *values: str) -> Batch:
-        """One batch of texts."""
-        builder = BatchBuilder()
-        for value in values:
-            builder.add(0, START_NS, value, Kind.STRING)
-        return _numbered(builder, 0)
-
-
-def _numbered(builder: BatchBuilder, number: int) -> Batch:
-    batch = builder.build(0, number, START_NS + 10**15)
-    object.__setattr__(batch, "seq", number)
-    return batch
-
-
-def make_sink(plant: Plant, bootstrap: str, topic: str, **keys: Any) -> KafkaSink:
-    target = KafkaTarget.model_validate({"kafka": bootstrap, "topic": topic, "request_timeout": "20s"} | keys)
-    return KafkaSink("plant-kafka", target, Identity("line1-gw", "acme/plant1"), plant.tags, SystemClock())
-
-
-async def write(sink: KafkaSink, *batches: Batch) -> None:
-    await sink.write(LANE, batches, b"", False)
 
 
 async def pump(sink: KafkaSink, writes: Sequence[Sequence[Batch]]) -> None:
@@ -115,19 +48,6 @@ async def pump(sink: KafkaSink, writes: Sequence[Sequence[Batch]]) -> None:
         for batches in writes:
             await slots.acquire()
             group.create_task(deliver(batches))
-
-
-def numbers(records: Sequence[Record]) -> list[int]:
-    """Every value in the records' JSON."""
-    return [sample["v"] for record in records for sample in json.loads(record.payload)["samples"]]
-
-
-async def other_tasks() -> set[asyncio.Task[Any]]:
-    """Tasks that do not end by themselves."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    if left:
-        _, left = await asyncio.wait(left, timeout=10)
-    return left
 
 
 @pytest.fixture
@@ -295,7 +215,7 @@ async def test_a_broker_that_restarts_loses_nothing(
     await broker.create_topic("outage", partitions=3)
     plant = Plant()
     sink = make_sink(plant, broker.bootstrap, "outage", records="sample", request_timeout=request_timeout)
-    await _connected(sink)
+    await connected(sink)
     half = asyncio.Event()
 
     async def run() -> None:
@@ -307,7 +227,7 @@ async def test_a_broker_that_restarts_loses_nothing(
                     break
                 except NotConnected as error:
                     assert broker.bootstrap in str(error)
-                    await _connected(sink)
+                    await connected(sink)
             if written == 100:
                 half.set()
 
@@ -323,17 +243,6 @@ async def test_a_broker_that_restarts_loses_nothing(
         assert len(seen) == plant.rows
         assert sink.counters.totals["sessions"] == 1
     assert not [record for record in caplog.records if record.name.startswith("aiokafka")]
-
-
-async def _connected(sink: KafkaSink) -> None:
-    """Connects as the supervisor would, again and again."""
-    while True:
-        try:
-            await sink.connect()
-        except NotConnected:
-            await asyncio.sleep(0.05)
-        else:
-            return
 
 
 async def test_nobody_there_is_not_connected(caplog: pytest.LogCaptureFixture) -> None:

@@ -372,7 +372,7 @@ async def test_keep_alive_keeps_an_idle_connection(mosquitto_factory: Brokers, s
 async def test_slow_broker_slows_writers(mosquitto_factory: Brokers, sinks: Any, qos: int) -> None:
     """With a broker that reads nothing, senders wait for the connection instead of filling memory."""
     broker = mosquitto_factory()
-    sink = sinks(broker.url, topic=PER_TAG, qos=qos)
+    sink = sinks(broker.url, topic=PER_TAG, qos=qos, ack_timeout="1m")
     await sink.connect()
     broker.process.pause()
     writes = [asyncio.ensure_future(write(sink, *(doubles(1000, seq) for _ in range(10)))) for seq in range(16)]

@@ -44,11 +44,11 @@ class FaultyFiles:
     def __init__(self, chance: Random, capacity: int) -> None:
         self.chance = chance
         self.capacity = capacity
-        self.names_now: dict[Path, Node] = {}
-        self.names_disk: dict[Path, Node] = {}
-        self.renames: list[tuple[Path | None, Path | None, Node]] = []  # (old, new, node), not yet synced
+        self.names_now: dict[str, Node] = {}
+        self.names_disk: dict[str, Node] = {}
+        self.renames: list[tuple[str | None, str | None, Node]] = []  # (old, new, node), not yet synced
         self.handles: dict[int, Node] = {}
-        self.locks: dict[int, Path] = {}
+        self.locks: dict[int, str] = {}
         self.operations = 0
         self.crash_at = -1
         self.fail_sync_at = -1
@@ -107,10 +107,10 @@ class FaultyFiles:
 
     def create(self, path: Path) -> int:
         self._step()
-        if path in self.names_now:
+        if str(path) in self.names_now:
             raise FileExistsError(errno.EEXIST, "exists", str(path))
         node = Node()
-        self._name(None, path, node)
+        self._name(None, str(path), node)
         return self._handle(node)
 
     def reserve(self, handle: int, size: int) -> None:
@@ -160,15 +160,16 @@ class FaultyFiles:
         return len(self._node(path).now)
 
     def names(self, folder: Path) -> Sequence[str]:
-        return sorted(path.name for path in self.names_now if path.parent == folder)
+        at = len(f"{folder}/")
+        return sorted(path[at:] for path in self.names_now if path.startswith(f"{folder}/"))
 
     def rename(self, old: Path, new: Path) -> None:
         self._step()
-        self._name(old, new, self._node(old))
+        self._name(str(old), str(new), self._node(old))
 
     def remove(self, path: Path) -> None:
         self._step()
-        self._name(path, None, self._node(path))
+        self._name(str(path), None, self._node(path))
 
     def make_folder(self, folder: Path) -> None:
         return
@@ -183,28 +184,29 @@ class FaultyFiles:
         return max(self.capacity - self._used(), 0)
 
     def lock(self, path: Path) -> int:
-        if path in self.locks.values():
+        if str(path) in self.locks.values():
             raise BlockingIOError(errno.EAGAIN, "locked")
         handle = self._handle(Node())
-        self.locks[handle] = path
+        self.locks[handle] = str(path)
         return handle
 
     def _node(self, path: Path) -> Node:
-        if path not in self.names_now:
+        node = self.names_now.get(str(path))
+        if node is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-        return self.names_now[path]
+        return node
 
     def _handle(self, node: Node) -> int:
         self._next_handle += 1
         self.handles[self._next_handle] = node
         return self._next_handle
 
-    def _name(self, old: Path | None, new: Path | None, node: Node) -> None:
+    def _name(self, old: str | None, new: str | None, node: Node) -> None:
         self.renames.append((old, new, node))
         self._apply_name(self.names_now, old, new, node)
 
     @staticmethod
-    def _apply_name(names: dict[Path, Node], old: Path | None, new: Path | None, node: Node) -> None:
+    def _apply_name(names: dict[str, Node], old: str | None, new: str | None, node: Node) -> None:
         if old is not None:
             names.pop(old, None)
         if new is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pipelines import cursor, frame, journal, lane_disk, segment
 from pipelines.contracts import Part, Span
 from pipelines.cursor import Cursor
+from pipelines.errors import Poisoned
 from pipelines.files import Files
 from pipelines.frame import Frame, FrameKind, encode_packed
 from pipelines.journal import Journal
@@ -44,7 +46,7 @@ def footer_before_the_sync(patch: Patch) -> None:
 
 
 def acknowledges_beyond_the_span(patch: Patch) -> None:
-    patch.setattr(lane_disk._DiskReader, "commit", lambda self, span: self._lane._commit(Span(0, span.end)))
+    patch.setattr(lane_disk._DiskReader, "commit", lambda self, span: self._lane._commit(Span(0, span.end), {}))
 
 
 def cursor_leads(patch: Patch) -> None:
@@ -144,13 +146,13 @@ def more_than_its_share(patch: Patch) -> None:
 
 def damage_stops_it(patch: Patch) -> None:
     async def gives_up(self: DiskLane, each: journal.Segment, unreadable: int) -> None:
-        self._forget(each, each.first, each.end)
+        self._forget(each, each.first, each.end, {})
 
     patch.setattr(DiskLane, "_give_up_damaged", gives_up)
 
 
 def gaps_untold(patch: Patch) -> None:
-    patch.setattr(DiskLane, "_lose", lambda self, reason, segment, low, high: self._forget(segment, low, high))
+    patch.setattr(DiskLane, "_lose", lambda self, reason, segment, low, high: self._forget(segment, low, high, {}))
 
 
 def backlog_taken_for_live(patch: Patch) -> None:
@@ -162,6 +164,40 @@ def backlog_taken_for_live(patch: Patch) -> None:
         self._live_from = live_from
 
     patch.setattr(Pending, "rewind", without_a_new_beginning)
+
+
+def goes_on_after_a_failed_sync(patch: Patch) -> None:
+    def forgetful(self: Journal, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except OSError as error:
+            raise Poisoned("forgotten") from error
+
+    patch.setattr(Journal, "_never_twice", forgetful)
+    real = DiskLane._fail
+
+    def late(self: DiskLane, error: Poisoned) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, real, self, error)  # whoever waits to write is woken before
+
+    patch.setattr(DiskLane, "_fail", late)
+
+
+def error_hides_the_cancellation(patch: Patch) -> None:
+    async def in_thread(self: DiskLane, work: Callable[[], Any]) -> Any:
+        running = asyncio.ensure_future(self._offload(work))
+        cancelled = None
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        running.result()
+        if cancelled:
+            raise cancelled
+        return running.result()
+
+    patch.setattr(DiskLane, "_in_thread", in_thread)
 
 
 MUTANTS: dict[str, Callable[[Patch], None]] = {
@@ -189,5 +225,7 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
         damage_stops_it,
         gaps_untold,
         backlog_taken_for_live,
+        goes_on_after_a_failed_sync,
+        error_hides_the_cancellation,
     )
 }

@@ -14,6 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+import numpy as np
+
 from pipelines import lane_disk
 from pipelines.batch import UNDISCIPLINED, Batch
 from pipelines.contracts import Part, Reader, Span
@@ -24,12 +26,12 @@ from pipelines.lane_memory import WhenFull
 from pipelines.route import Pump, Replay
 from pipelines.tags import Tag, TagTable
 from tests.sim.faulty_files import Crash, FaultyFiles
-from tests.unit.pipelines.fakes import WALL_NS, FakeSink, Write, make_batch, settle
+from tests.unit.pipelines.fakes import WALL_NS, FakeSink, Write, settle
 
 FOLDER: Final = Path("/data/lanes/history")
 SOURCES: Final = ["press4", "meter7"]
 ACTIONS: Final = ["append", "append_many", "sync", "read", "commit", "rewind", "tick", "restore", "foreign", "burst"]
-ENDS: Final = ["crash", "crash", "kill", "close", "crash_in", "crash_in", "fsync_fails", "rot", "crash_in_cursor"]
+ENDS: Final = ["crash", "kill", "close", "crash_in", "fsync_fails", "rot", "crash_in_cursor"]
 
 
 class Clock:
@@ -110,8 +112,11 @@ class World:
     def __post_init__(self) -> None:
         self.ending = ""
         self.tags = TagTable()
+        for number in range(3):
+            self.tags.add(Tag("press4", f"t{number}"))
         self.files = FaultyFiles(self.chance, self.chance.choice([10**7, 10**7, 6_000]))
         self.weights = [self.chance.random() ** 2 for _ in ACTIONS]
+        self.end_weights = [self.chance.random() ** 3 for _ in ENDS]
         self.when_full = self.chance.choice(list(WhenFull))
         self.limits = Limits(
             bytes_max=self.chance.choice([3_000, 8_000, 10**6, 10**6]),
@@ -120,7 +125,17 @@ class World:
             max_age_ns=self.chance.choice([None, None, 2 * 10**9]),
         )
         self.parts = self.chance.choice([[Part.ALL], [Part.LIVE, Part.BACKLOG]])
+        if self.chance.random() < 0.15:
+            self._dwell_on_the_cursor()
         self.pumped = self.chance.random() < 0.5
+
+    def _dwell_on_the_cursor(self) -> None:
+        """Segments in which what is delivered stays beside what is not: only the cursor tells the two apart."""
+        self.limits = replace(self.limits, segment_bytes=10**5, bytes_max=10**6)
+        for action in ("append_many", "read", "commit", "tick"):
+            self.weights[ACTIONS.index(action)] += 1
+        for end in ("crash_in_cursor", "kill", "close"):
+            self.end_weights[ENDS.index(end)] += 1
 
     # --- lives --------------------------------------------------------------------------------------------------
 
@@ -139,7 +154,7 @@ class World:
             lane_disk.cursors.save = saved
 
     async def _life(self, actions: int) -> None:
-        end = self.ending = self.chance.choice(ENDS)
+        end = self.ending = self.chance.choices(ENDS, self.end_weights)[0]
         self.log.append(f"life {self.instance + 1} until {end}")
         try:
             await self._open()
@@ -150,8 +165,13 @@ class World:
             self._start_pump()
             for _ in range(actions):
                 await self._act(self.chance.choices(ACTIONS, self.weights)[0])
+            if end == "crash_in_cursor":
+                await self._save_the_cursor_twice()
             if end in ("close", "rot"):
                 known, before = set(self.pending), dict(self.lane.counters.totals)
+                if self.chance.random() < 0.5:
+                    self.clock.forward(1.5)  # the keeper is stopped in the middle of its work
+                    await settle(self.chance.randint(1, 5))
                 await self._stop_pump()
                 await self._try(self.lane.close())
                 self._check_drops(known, before)
@@ -163,6 +183,11 @@ class World:
             self._forget_what_was_being_dropped()
             assert self.fsync_failed or (self.files.fail_sync_at == -1 and end == "fsync_fails"), "poisoned by nothing"
         await self._end(end)
+
+    async def _save_the_cursor_twice(self) -> None:
+        """With something delivered before each."""
+        for action in ("append_many", "read", "commit", "late_tick", "append", "read", "commit", "late_tick"):
+            await self._act(action)
 
     async def _end(self, end: str) -> None:
         """The process is gone, and maybe the power."""
@@ -214,7 +239,7 @@ class World:
 
     def _rot(self) -> None:
         """One byte of one batch goes bad while nothing runs: that batch may be lost, and none else."""
-        whole = [path for path in self.files.names_disk if path.name.endswith(".segment")]
+        whole = [path for path in self.files.names_disk if path.endswith(".segment")]
         if not whole or self.lane.counters.totals["disk_full"] or self.lane.counters.totals["cursor_errors"]:
             return  # on a full disk, footer and cursor may lack: then less is known to have been synced
         node = self.files.names_disk[self.chance.choice(whole)]
@@ -222,6 +247,8 @@ class World:
         if found:
             seq, start, end = self.chance.choice(found)
             at = self.chance.randrange(start, end)
+            if self.chance.random() < 0.3:
+                at = start + self.chance.choice([4, 5])  # format and kind: what decides how all the rest is read
             node.disk[at] ^= 1 << self.chance.randrange(8)
             node.now = bytearray(node.disk)
             self.rotten.add(seq)
@@ -230,26 +257,19 @@ class World:
     # --- actions ------------------------------------------------------------------------------------------------
 
     async def _act(self, action: str) -> None:
-        before = self._stored()
         dropped = dict(self.lane.counters.totals)
         known = set(self.pending)
         await getattr(self, f"_{action}")()
-        self.log.append(f"{action} {len(before)}->{len(self._stored())}")
+        self.log.append(f"{action} {len(known)}->{len(self.lane._state.pending)}")
         self._check_drops(known, dropped)
 
     async def _append(self, rows: int | None = None) -> None:
         rows = rows or self.chance.choice([1, 1, 2, 5, 30])
         if self.chance.random() < 0.1:
             self.tags.add(Tag("press4", f"t{len(self.tags)}"))
-        while len(self.tags) < 3:
-            self.tags.add(Tag("press4", f"t{len(self.tags)}"))
         number, self.number = self.number, self.number + 1
         source = self.chance.randrange(len(SOURCES))
-        tag = [self.chance.randrange(len(self.tags)) for _ in range(rows)]
-        batch = replace(
-            make_batch(number, tag=tag, value=[float(number)] * rows), source_id=source, origin=str(number).encode()
-        )
-        batch = replace(batch, received_ns=self.clock.wall_ns())
+        batch = self._batch(number, rows, source, self.chance.randrange(len(self.tags)))
         offset = self.lane._state.end
         sent = Sent(batch, offset)
         self.pending[offset] = sent  # it may be there even where a crash interrupts us
@@ -261,6 +281,23 @@ class World:
         assert offset not in self.seqs, "a seq was given twice"
         self.seqs.add(offset)
 
+    def _batch(self, number: int, rows: int, source: int, first_tag: int) -> Batch:
+        """Small, and different from every other."""
+        status = np.zeros(rows, dtype=np.uint32)
+        small = np.zeros(rows, dtype=np.uint8)
+        return Batch(
+            source,
+            number,
+            str(number).encode(),
+            self.clock.wall_ns(),
+            (np.arange(rows, dtype=np.uint32) + first_tag) % len(self.tags),
+            np.full(rows, WALL_NS, dtype=np.int64),
+            np.full(rows, float(number)),
+            status,
+            small,
+            small,
+        )
+
     async def _append_many(self) -> None:
         for _ in range(self.chance.randint(1, 8)):
             await self._append(1)
@@ -269,9 +306,7 @@ class World:
         """Several sources at the same time: what waits for a new segment keeps its turn."""
         numbers = range(self.number, self.number + 3)
         self.number += 3
-        batches = [replace(make_batch(n, 2), origin=str(n).encode(), received_ns=self.clock.wall_ns()) for n in numbers]
-        while len(self.tags) < 3:
-            self.tags.add(Tag("press4", f"t{len(self.tags)}"))
+        batches = [self._batch(number, 2, 0, 0) for number in numbers]
         first = self.lane._state.end
         for at, batch in enumerate(batches):
             self.pending[first + at] = Sent(batch, first + at)
@@ -296,6 +331,12 @@ class World:
     async def _tick(self) -> None:
         self.clock.forward(self.chance.choice([0.01, 0.2, 1.5]))
         await self._turns()
+
+    async def _late_tick(self) -> None:
+        for _ in range(3):
+            self.clock.forward(0.6)
+            await settle(10)
+            self._look()
 
     async def _turns(self) -> None:
         await settle(self.chance.choice([1, 3, 10]))
@@ -503,7 +544,7 @@ class World:
             self.dropped[seq] = self.pending.pop(seq)
         held = sum(len(self.pending[seq].batch) for seq in stored & set(self.pending))
         assert self.lane.pending_rows >= held
-        taken = sum(len(node.now) for path, node in self.files.names_now.items() if ".segment" in path.name)
+        taken = sum(len(node.now) for path, node in self.files.names_now.items() if ".segment" in path)
         assert taken <= self.limits.bytes_max, "more disk than it was given"
 
     def _check_after_start(self) -> None:
@@ -563,7 +604,7 @@ class World:
 
     def _watched(self, save: Callable[..., None]) -> Callable[..., None]:
         def watched(files: Any, folder: Path, cursor: Any) -> None:
-            if folder == FOLDER and self.ending == "crash_in_cursor":
+            if folder == FOLDER and self.ending == "crash_in_cursor" and self.chance.random() < 0.5:
                 self.files.crash_at = self.files.operations + self.chance.choice([2, 3, 3, 4, 5, 9])
             save(files, folder, cursor)
             if folder == FOLDER:

@@ -115,3 +115,12 @@ def test_every_field_is_described() -> None:
     schema = KafkaTarget.model_json_schema()
     for model in (schema, schema["$defs"]["KafkaAuth"]):
         assert all(field.get("description") for field in model["properties"].values())
+
+
+def test_exactly_once_is_the_default() -> None:
+    """With a position topic of its own, which has a plain name."""
+    assert target().exactly_once
+    assert not target(delivery="at-least-once").exactly_once
+    assert "is the topic of the rows" in refusal(topic="rows", position_topic="rows")
+    assert "Kafka allows" in refusal(position_topic="{site}.positions")
+    assert "Kafka allows" in refusal(position_topic="..")

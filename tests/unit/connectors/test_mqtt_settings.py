@@ -15,14 +15,43 @@ from pipelines.errors import NotConnected, Permanent
 from pipelines.tags import Tag, TagTable
 
 
+def mqtt(**settings: Any) -> MqttTarget:
+    """As in a file; to `h` where no broker is named."""
+    return MqttTarget.model_validate({"mqtt": "mqtt://h", **settings})
+
+
 def test_defaults() -> None:
     """The short file is the right file."""
-    target = MqttTarget(mqtt="mqtts://broker.plant")
+    target = mqtt(mqtt="mqtts://broker.plant")
     assert (target.host, target.port, target.secure, target.per_tag) == ("broker.plant", 8883, True, False)
     assert (target.topic, target.format, target.qos, target.protocol) == ("{site}/{device}", "json", 1, "5")
-    assert (target.keep_alive, target.ack_timeout, target.retain) == (30 * 10**9, 10 * 10**9, False)
-    assert MqttTarget(mqtt="mqtt://[::1]").host == "::1" and MqttTarget(mqtt="mqtt://h:1").port == 1
-    assert MqttTarget.model_validate({"mqtt": "mqtt://h", "protocol": 5, "keep_alive": "1m"}).protocol == "5"
+    assert (target.keep_alive, target.ack_timeout, target.retain) == (30 * 10**9, 2 * 10**9, False)
+    assert mqtt(mqtt="mqtt://[::1]").host == "::1" and mqtt(mqtt="mqtt://h:1").port == 1
+    assert mqtt(protocol=5, keep_alive="1m").protocol == "5"
+
+
+def test_several_brokers() -> None:
+    """One address or a list; each broker by itself has the other settings too."""
+    target = mqtt(mqtt=["mqtts://a", "mqtts://b:1"], qos=0)
+    assert [(one.host, one.port, one.mqtt, one.qos) for one in target.servers] == [
+        ("a", 8883, ("mqtts://a",), 0),
+        ("b", 1, ("mqtts://b:1",), 0),
+    ]
+    assert mqtt().servers == (mqtt(),) and target.hold == 30 * 10**9
+
+
+def test_local_broker() -> None:
+    """A word, an address, or keys; the embedded broker has a protocol, a place and an audience of its own."""
+    target = mqtt(mqtt="mqtts://h", local="embedded", auth={"user": "u"}, tls={}, client_id="c", format="msgpack")
+    assert target.local
+    here = target.at_local(target.local)
+    assert (here.mqtt, here.protocol, here.format) == (("mqtt://127.0.0.1:1883",), "3.1.1", "msgpack")
+    assert (here.auth, here.tls, here.client_id, here.local) == (None, None, None, None)
+    named = mqtt(local="mqtt://mes:1883")
+    assert named.local and named.at_local(named.local).address == "mqtt://mes:1883"
+    assert named.at_local(named.local).protocol == "5"
+    everywhere = mqtt(local={"listen": "0.0.0.0:1884", "insecure": True}).local
+    assert everywhere and everywhere.url == "mqtt://127.0.0.1:1884"
 
 
 @pytest.mark.parametrize(
@@ -34,6 +63,18 @@ def test_defaults() -> None:
         ({"mqtt": "mqtt://h:99999"}, "mqtt", "no usable port"),
         ({"mqtt": "mqtt://h:0"}, "mqtt", "no usable port"),
         ({"mqtt": "mqtt://h/topic"}, "mqtt", "topics are set with topic:"),
+        ({"mqtt": []}, "mqtt", "name each broker once"),
+        ({"mqtt": ["mqtt://a", "mqtt://a"]}, "mqtt", "name each broker once"),
+        ({"mqtt": ["mqtts://a", "mqtt://b"]}, "mqtt", "nothing falls back from TLS to plain TCP"),
+        ({"mqtt": ["mqtt://a", 5]}, "mqtt", "write mqtt://host:1883"),
+        ({"hold": 0}, "hold", "greater than 0"),
+        ({"local": "here"}, "local", "write mqtt://host:1883"),
+        ({"local": {"mqtt": "mqtt://h", "listen": "127.0.0.1:1"}}, "local", "belong to the embedded broker"),
+        ({"local": {"auth": {"user": "u"}}}, "local", "neither users nor TLS"),
+        ({"local": {"mqtt": "mqtt://h", "tls": {}}}, "local", "tls needs an address with mqtts"),
+        ({"local": {"listen": "1883"}}, "local", "is not an address and port"),
+        ({"local": {"listen": "localhost:1883"}}, "local", "is no IP address"),
+        ({"local": {"listen": "0.0.0.0:1883"}}, "local", "add insecure: true"),
         ({"topic": "{site}/{devise}"}, "topic", "unknown placeholder {devise}"),
         ({"topic": "{site}/{}"}, "topic", "unknown placeholder {}"),
         ({"topic": "{device!r}"}, "topic", "unknown placeholder"),
@@ -97,7 +138,7 @@ def test_topics() -> None:
 )
 def test_connack_refusals(code: int, kind: type[Exception], text: str) -> None:
     """What can pass is NotConnected, what needs somebody's hand is Permanent."""
-    error = connack_error(MqttTarget(mqtt="mqtt://h:1884"), "client-7", code)
+    error = connack_error(mqtt(mqtt="mqtt://h:1884"), "client-7", code)
     assert type(error) is kind
     assert text in str(error) and "h:1884" in str(error) and "\n" not in str(error)
 
@@ -124,5 +165,5 @@ def untrusted(message: str) -> ssl.SSLCertVerificationError:
 )
 def test_opening_errors(cause: OSError | None, kind: type[Exception], text: str) -> None:
     """Each names the server and the reason."""
-    error = opening_error(MqttTarget(mqtt="mqtts://[::1]:1884"), cause)
+    error = opening_error(mqtt(mqtt="mqtts://[::1]:1884"), cause)
     assert type(error) is kind and text in str(error) and "[::1]:1884" in str(error)

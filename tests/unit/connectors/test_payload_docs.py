@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from connectors.mqtt_status import NOTICES_MAX, Status
 from connectors.payload import FormatName, Identity, make_format
 from pipelines.batch import BAD_TIMEOUT, BatchBuilder, Flag, Kind
+from pipelines.counters import Counters
 from pipelines.tags import Tag, TagTable
 
 PAGE = Path(__file__).parents[3] / "docs" / "payloads.md"
@@ -32,3 +34,30 @@ def test_the_example_is_what_is_sent(name: FormatName) -> None:
     batch = replace(builder.build(0, 1, AT_NS), seq=1234)
     message = make_format(name, Identity("line1-gw", "acme/plant1"), tags).message("history", batch, False)
     assert json.loads(example[1]) == json.loads(message)
+
+
+def test_status_and_gap_are_what_is_sent() -> None:
+    """The examples of the status topic, made from what the runtime announces for them."""
+    section = PAGE.read_text(encoding="utf-8").split("## The status topic\n")[1]
+    online, gap = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.DOTALL))
+    status = Status("gateway/{gateway}/status", Identity("line1-gw"), Counters("sink", "plant-mqtt"))
+    status.announce("status", {"destinations": online["destinations"]})
+    status.announce("gap", {key: value for key, value in gap.items() if key != "gateway"})
+    assert json.loads(status.payload(True, AT_NS)) == online
+    assert json.loads(status.payload(False, AT_NS)) == {"gateway": "line1-gw", "online": False, "t": AT_NS // 1000}
+    notice = status.next_notice()
+    assert notice and notice.topic == "gateway/line1-gw/status/gap" and json.loads(notice.payload) == gap
+    assert status.next_notice() is None
+
+
+def test_notices_are_bounded() -> None:
+    """Without a connection the oldest give way, counted; one that could not be sent is the next again."""
+    counters = Counters("sink", "plant-mqtt")
+    status = Status("s", Identity("gw"), counters)
+    for number in range(NOTICES_MAX + 2):
+        status.announce("gap", {"rows": number})
+    assert counters.totals["notices_dropped"] == 2
+    first = status.next_notice()
+    assert first and json.loads(first.payload)["rows"] == 2
+    status.put_back(first)
+    assert status.next_notice() == first

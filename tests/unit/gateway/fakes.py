@@ -46,6 +46,7 @@ class ScriptedSession:
     kind: str = "source"
     name: str = "press4"
     address: str = "opc.tcp://10.0.0.5:4840"
+    server: str = ""
     faults: Mapping[str, str] = field(default_factory=dict)
     closed: int = 0
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
@@ -81,11 +82,12 @@ class FakeComponent:
     kind: str
     name: str
     status: Status
+    server: str = ""
     faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def component(kind: str, name: str, state: State, reason: str = "", **faults: str) -> FakeComponent:
-    return FakeComponent(kind, name, Status(state, START_NS, reason, attempts=3 if reason else 0), faults)
+    return FakeComponent(kind, name, Status(state, START_NS, reason, attempts=3 if reason else 0), faults=faults)
 
 
 def batch(number: int = 0, rows: int = 1, tag: int = 0) -> Batch:
@@ -131,6 +133,8 @@ class FakeSink:
     def __init__(self, name: str = "broker") -> None:
         self.name = name
         self.counters = Counters("sink", name)
+        self.server = ""
+        self.faults: dict[str, str] = {}
         self.rows = 0
         self.open = asyncio.Event()
         self.lost = asyncio.Event()

@@ -7,8 +7,10 @@ from pathlib import Path
 import orjson
 import pytest
 
+from gateway import buffer
 from gateway.buffer import lanes_folder, listing, samples, verify
 from gateway.cli import main
+from pipelines.batch import Kind
 from pipelines.clock import SystemClock
 from pipelines.contracts import Part
 from pipelines.lane_disk import DiskLane, Limits
@@ -68,3 +70,31 @@ async def test_damage_is_named(tmp_path: Path) -> None:
     assert segments[1].name in damaged and "1 or more lost" in damaged
     assert "everything in the buffer counts as pending" in cursor
     assert main(["buffer", "verify", "--data-dir", str(tmp_path)]) == 1
+
+
+async def test_what_vanishes_meanwhile_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment that the running gateway removes between the listing and the reading is left out."""
+    lane = lane_in(tmp_path)
+    for number in range(50):
+        await lane.append(make_batch(number, 3))
+    await lane.close()
+    known = buffer.FILES.names
+    monkeypatch.setattr(buffer.FILES, "names", lambda folder: [*known(folder), "000000000777.segment"])
+    assert list(verify(tmp_path)) == []
+    assert len(list(listing(tmp_path))) == 1
+    assert len(list(samples(tmp_path, "history", everything=True))) == 150
+
+
+async def test_values_that_json_lacks_are_shown_as_text(tmp_path: Path) -> None:
+    """An integer beyond 64 bits does not end the export."""
+    lane = lane_in(tmp_path)
+    await lane.append(make_batch(0, tag=[0], value=[float("nan")], kind=Kind.UINT64, extra={0: 2**70}))
+    await lane.close()
+    [line] = samples(tmp_path, "history", everything=True)
+    assert orjson.loads(line)["v"] == str(2**70)
+
+
+def test_a_route_without_a_buffer_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line and code 1, no traceback."""
+    assert main(["buffer", "cat", "typo", "--data-dir", str(tmp_path)]) == 1
+    assert "no buffer 'typo'" in capsys.readouterr().err

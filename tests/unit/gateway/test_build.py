@@ -91,6 +91,28 @@ async def test_sinks_have_the_pumps_of_their_routes(file: Path) -> None:
     assert sinks[0].address == "mqtt://127.0.0.1:1883"
 
 
+async def test_local_broker(tmp_path: Path) -> None:
+    """A second sink with a memory lane of its own for each route that goes there; one embedded broker per address."""
+    path = tmp_path / "gateway.yaml"
+    text = FILE.format(data_dir=tmp_path / "data", listen="null")
+    text = text.replace('1883"}', '1883", local: embedded}').replace('1884"}', '1884", local: embedded}')
+    path.write_text(text)
+    parts = built(path).app.parts
+    assert {sink.name: [lane.name for lane in sink.lanes] for sink in parts.sinks} == {
+        "broker": ["all", "hot"],
+        "broker@local": ["all@local", "hot@local"],
+        "other": ["energy"],
+        "other@local": ["energy@local"],
+    }
+    durable = {lane.name for lane in parts.lanes if lane.durable}
+    assert durable == {"all", "energy"}
+    assert [broker.address for broker in parts.brokers] == ["127.0.0.1:1883"]
+    named = {route.name: [lane.name for lane in route.lanes] for route in parts.sources[0].routes}
+    assert named == {"all": ["all@local", "all"], "hot": ["hot@local", "hot"]}
+    for lane in parts.lanes:
+        await lane.close()
+
+
 async def test_each_start_numbers_on(file: Path) -> None:
     """`seq` begins at the data folder's instance count times 2^36."""
     for instance in (1, 2):

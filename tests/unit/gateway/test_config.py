@@ -292,7 +292,7 @@ def test_secrets_are_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("RETAIN", "true")
     (tmp_path / "plant.yaml").write_text(SHORT.replace("{mqtt: mqtts://broker.plant}", mqtt))
     target = load(tmp_path / "plant.yaml")[0].to["plant"]
-    assert target.mqtt == "mqtts://broker.plant:8883" and target.retain is True  # type: ignore[attr-defined]
+    assert target.mqtt == ("mqtts://broker.plant:8883",) and target.retain is True  # type: ignore[attr-defined]
     assert target.auth.password.get_secret_value() == "pa ss:${x}"  # type: ignore[attr-defined]
 
 

@@ -54,6 +54,15 @@ def test_tag_faults_degrade_and_are_listed() -> None:
     assert (many["faults_total"], len(many["faults"])) == (50, FAULTS_SHOWN_MAX)
 
 
+def test_preferred_servers_that_do_not_work() -> None:
+    """A sink on its second server works, and needs a person's eye: degraded, with what is used and what is not."""
+    sink = component("sink", "plant", UP)
+    sink.server, sink.faults = "mqtts://b", {"mqtts://a": "refused"}
+    shown = health(sink).report()["components"][0]
+    assert (shown["state"], shown["server"], shown["faults"]) == ("degraded", "mqtts://b", {"mqtts://a": "refused"})
+    assert shown["reason"] == "1 preferred servers do not work"
+
+
 def test_reason_and_attempts_of_what_is_down() -> None:
     """One line why, and how often it was tried."""
     shown = health(component("source", "press4", DOWN, "refused")).report()["components"][0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.instance import INSTANCES_MAX, next_instance
+from gateway.instance import INSTANCES_MAX, locked, next_instance
 from pipelines.errors import Permanent, Poisoned
 
 
@@ -70,3 +70,15 @@ def test_a_disk_that_fails_is_failed_storage(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(os, "fsync", failed)
         with pytest.raises(kind, match="cannot be used"):
             next_instance(tmp_path)
+
+
+def test_a_data_folder_belongs_to_one_gateway(tmp_path: Path) -> None:
+    """The second is refused with what to do; afterwards the folder is free."""
+    with (
+        locked(tmp_path / "data"),
+        pytest.raises(Permanent, match="in use by another gateway"),
+        locked(tmp_path / "data"),
+    ):
+        pass
+    with locked(tmp_path / "data"):
+        pass

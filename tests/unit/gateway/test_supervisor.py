@@ -69,7 +69,17 @@ async def test_back_off_starts_again_after_a_good_session() -> None:
         raise gone
 
     async with supervised(ScriptedSession([gone, gone, None, gone, None, lasts]), clock):
-        assert clock.slept == [0.5, 1, 2, 0.5]
+        assert clock.slept == [0.5, 1, 2, 0]
+
+
+async def test_a_good_session_is_followed_by_an_attempt_at_once() -> None:
+    """Another server or path may work; only once, only after a session that was up, and not after a bug."""
+    gone, clock = NotConnected("gone"), FakeClock()
+    async with supervised(ScriptedSession([None, gone, gone, None, gone]), clock):
+        assert clock.slept == [0, 1, 2]
+    clock = FakeClock()
+    async with supervised(ScriptedSession([None, KeyError("x")]), clock):
+        assert clock.slept == [0.5]
 
 
 async def test_one_line_per_outage(caplog: pytest.LogCaptureFixture) -> None:

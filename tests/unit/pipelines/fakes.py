@@ -197,6 +197,8 @@ class FakeSink:
         self.in_flight_max = in_flight_max
         self.keeps_positions = True
         self.counters = Counters("sink", self.name)
+        self.server = ""
+        self.faults: Mapping[str, str] = {}
         self.writes: list[Write] = []
 
     @property

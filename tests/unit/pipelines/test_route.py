@@ -102,6 +102,16 @@ async def test_offer_appends_no_empty_batch() -> None:
     assert lane.batches == []
 
 
+async def test_offer_fills_every_lane_and_runs_the_stages_once() -> None:
+    """A route to several sinks: a stage with state sees each batch once, each lane has what it left."""
+    one, other, stage = FakeDurableLane(), FakeDurableLane(), Only(1, 3)
+    offered = Route("history", [stage], one, other)
+    for number in (1, 2, 3):
+        await offered.offer(make_batch(number))
+    assert stage.seen == [1, 2, 3]
+    assert [batch.number for batch in one.batches] == [batch.number for batch in other.batches] == [1, 3]
+
+
 async def test_offer_splits_large_batches() -> None:
     """The lane gets parts of at most ROWS_PER_BATCH_MAX rows, in order; the last one only carries the origin."""
     lane = FakeDurableLane()
