@@ -274,8 +274,9 @@ class Journal:
 
     def between(self, low: int, high: int) -> list[tuple[Segment, int, int]]:
         """The segments with seqs in [low, high), each with its part of that."""
-        if self.active and self.active.first <= low < high <= self.active.end:  # as a rule
-            return [(self.active, low, high)]
+        active = self.active  # a thread may be sealing it
+        if active and active.first <= low < high <= active.end:  # as a rule
+            return [(active, low, high)]
         at = max(bisect_right(self.segments, low, key=lambda segment: segment.first) - 1, 0)
         found = []
         for segment in self.segments[at:]:
