@@ -57,6 +57,7 @@ class ModbusSource:
     """contracts.Source. Counts requests, timeouts, exceptions, bad_replies, stale_replies, overruns, received_bytes."""
 
     replayable = False
+    info = ""
 
     def __init__(
         self,

@@ -1,61 +1,65 @@
 """OPC UA source: subscriptions whose notifications become batches, never an object per value.
 
 One read() gives one part (at most `ROWS_MAX` rows) of one notification message, so that a message of 65,000 values does
-not hold the event loop. A notification is acknowledged with the PublishRequest that follows its commit.
+not hold the event loop. A notification is acknowledged with the PublishRequest that follows its commit; what was not is
+asked for again (Republish) by whoever goes on with the subscription (`opcua_link`). Where that cannot be, the gap is
+filled from the server's history (`opcua_gaps`), or it is in the ledger.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from asyncua import Client, ua
 
+from connectors import opcua_requests
+from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
-from connectors.opcua_items import MonitoredItems
+from connectors.opcua_link import Link, Opened, mapped
 from connectors.opcua_requests import ServiceError, status_name
-from connectors.opcua_security import secure
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
-from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
+from connectors.opcua_streams import Step, Streams
 from pipelines.batch import Batch, BatchBuilder, Flag, Kind
 from pipelines.clock import Clock
 from pipelines.counters import Counters
-from pipelines.errors import NotConnected, Permanent
-from pipelines.gaps import Ledger, NoLedger
+from pipelines.errors import NotConnected
+from pipelines.gaps import Gap, Ledger, NoLedger, Reason
+from pipelines.origin import LAST_PART, newest
 from pipelines.tags import Tag, TagTable
 
 ROWS_MAX: Final = 1000
 """Rows of one batch: about 0.1 ms of decoding when they are numbers."""
-CLOSE_S: Final = 1.0
 OUTSTANDING_MIN: Final = 4
 SILENCE_KEEP_ALIVES: Final = 3
 """Keep-alive times without any PublishResponse after which the connection counts as dead."""
+PROOF_S: Final = 3.0
+"""Beyond its keep-alive time: a subscription that was taken over and says nothing by then does not work."""
 
-_Origin: Final = struct.Struct("<III")
-_REFUSED: Final = (
-    ua.StatusCodes.BadUserAccessDenied,
-    ua.StatusCodes.BadIdentityTokenInvalid,
-    ua.StatusCodes.BadIdentityTokenRejected,
-    ua.StatusCodes.BadSecurityChecksFailed,
-    ua.StatusCodes.BadSecurityModeRejected,
-    ua.StatusCodes.BadSecurityPolicyRejected,
-    ua.StatusCodes.BadCertificateUntrusted,
-    ua.StatusCodes.BadCertificateInvalid,
-    ua.StatusCodes.BadApplicationSignatureInvalid,
-)
+DISPROVED_MAX: Final = 3
+"""Sessions in a row that ended before what they had taken over said anything."""
+
 TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
 
 
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """A notification that has to be asked for."""
+
+    subscription_id: int
+    number: int
+
+
 class OpcUaSource:
-    """See `contracts.Source`. Origins are (subscription id, sequence number, part), little-endian u32 each."""
+    """See `contracts.Source`. Origins are those of `pipelines.origin`: a stream is one life of a subscription."""
 
     replayable = True
 
@@ -70,111 +74,133 @@ class OpcUaSource:
         ledger: Ledger | None = None,
     ) -> None:
         self.name = name
-        self._ledger = ledger or NoLedger()
         self.counters = Counters("source", name)
+        self._ledger = NoLedger() if ledger is None else ledger
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
         self._source_id = source_id
         self._settings = settings
         self._clock = clock
-        self._data_dir = data_dir
+        self._names = list(settings.tags)
         self._tag_ids = np.array([tags.add(tag) for tag in _tags(name, settings)], dtype=np.uint32)
+        self._link = Link(name, settings, clock, data_dir, self._log)
+        self._streams = Streams()
+        self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
         self._number = 0
-        self._client: Client | None = None
-        self._session: PublishSession | None = None
-        self._items: MonitoredItems | None = None
+        self._how = ""
+        self._arrival_ns = 0
         self._batches: Iterator[Batch] = iter(())
+        self._due: deque[_Ask | bytes] = deque()  # before anything that is published now
         self._to_arm = 0
-        self._unacknowledged: deque[tuple[int, int, int]] = deque()  # batch number, subscription id, sequence number
-        self._acks: list[tuple[int, int]] = []
-        self._expected: dict[int, int] = {}  # subscription id -> next sequence number
+        self._unproven: set[int] = set()  # subscription ids that were taken over and not heard of yet
+        self._proof_by_ns: int | None = None
+        self._disproved = 0
 
     @property
     def faults(self) -> Mapping[str, str]:
-        return self._items.faults if self._items else {}
+        return self._link.items.faults if self._link.items else {}
+
+    @property
+    def info(self) -> str:
+        """How the present session came about, and what is read from history."""
+        return "; ".join(filter(None, (self._how, self._backfill.info)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
-            await self._open()
+            self._begin(await self._link.open(durable=bool(resume)), resume)
+            await self._begin_backfill()
         except BaseException as error:
             await self.close()
-            mapped = self._mapped(error)
-            if mapped is error:
+            as_contracted = mapped(error, self._settings)
+            if as_contracted is error:
                 raise
-            raise mapped from error
+            raise as_contracted from error
 
     async def read(self) -> Batch:
         while True:
-            batch = next(self._batches, None)
+            batch = next(self._batches, None) or self._from_history()
             if batch is not None:
                 return batch
-            self._batches = await self._next_batches()
+            try:
+                self._batches = await self._next_batches()
+            except (TimeoutError, ServiceError) as error:
+                raise mapped(error, self._settings) from error
 
     def commit(self, number: int) -> None:
-        while self._unacknowledged and self._unacknowledged[0][0] <= number:
-            _, subscription_id, sequence_number = self._unacknowledged.popleft()
-            self._acks.append((subscription_id, sequence_number))
+        self._streams.commit(number)
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        self._session = None
+        self._disproved = self._disproved + 1 if self._unproven else 0
+        if self._disproved >= DISPROVED_MAX:
+            self._link.forget()
+        self._unproven = set()
         self._batches = iter(())
-        if client is None:
-            return
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await client.disconnect()
-        except (TimeoutError, OSError, ua.UaError) as error:
-            self._log.debug("the session was not closed in order: %s", error)
-        finally:
-            client.disconnect_socket()
+        self._due.clear()
+        self._how = ""
+        await self._backfill.stop()
+        await self._link.close()
 
-    async def _open(self) -> None:
-        settings = self._settings
-        timeout_s = settings.timeout / 1e9
-        client = self._client = Client(settings.opcua, timeout=timeout_s, watchdog_intervall=5.0)
-        client.name = client.description = "mec-gateway"
-        if settings.auth:
-            client.set_user(settings.auth.user)
-            client.set_password(settings.auth.password.get_secret_value())
-        if settings.security == "best":
-            await secure(client, self._data_dir)
-        session = self._session = PublishSession(client.uaclient, self._clock, timeout_s)
-        client.uaclient.session = session
-        client.connection_lost_callback = self._connection_lost
-        await client.connect()
-        if (protocol := client.uaclient.protocol) and protocol.transport:
-            notice_dead_peer(protocol.transport.get_extra_info("socket"), MACHINE_PATIENCE * settings.timeout)
-        # A server may answer 0; asyncua's watchdog would then give its probe no time at all.
-        client.session_timeout = max(client.session_timeout, 30_000)
-        self._items = MonitoredItems(session, settings, self._clock, self._log)
-        await self._items.create(client)
-        self._expected = dict.fromkeys(self._items.subscription_ids, 1)
-        self._acks.clear()
-        self._unacknowledged.clear()
+    # --- connecting -------------------------------------------------------------------------------------------------
+
+    def _begin(self, opened: Opened, resume: Sequence[bytes]) -> None:
+        """The session is there: what the server still keeps of what was sent is asked for before anything else."""
+        assert self._link.items is not None
+        subscriptions = self._link.items.subscriptions
+        before_ns = max([self._streams.newest_ns, *(entry.ts_ns for entry in newest(resume).values())])
+        pending = self._streams.begin(subscriptions, resume)
+        asked = 0
+        self._unproven, self._proof_by_ns = set(opened.available), None
+        for one in subscriptions:
+            if one.id in opened.available:
+                step = self._streams.resume(one.id, pending.get(one.id, ()), opened.available[one.id])
+                self._ask(one.id, step)
+                asked += len(step.ask)
+        if opened.available or before_ns:
+            self.counters.add(opened.step)
+        self._how = f"{opened.how}, {asked} notifications are sent again" if asked else opened.how
+        if opened.created and before_ns:
+            lost = [item.handle for one in opened.created for item in one.items]
+            self._backfill.missed(lost, before_ns)
         self._batches = iter(self._bad_rows())
-        self._to_arm = max(OUTSTANDING_MIN, 2 * len(self._expected))
-        self._arm()
+        self._to_arm = max(OUTSTANDING_MIN, 2 * len(subscriptions))
+        if not self._due:
+            self._arm()
 
-    async def _connection_lost(self, error: Exception) -> None:
-        if self._session:
-            self._session.lose(f"{self._settings.opcua}: the connection was lost: {error}")
+    async def _begin_backfill(self) -> None:
+        assert self._link.session is not None
+        if await self._backfill.start(self._link):
+            self._log.info("what was missed is looked for in the server's history")
+
+    def _ask(self, subscription_id: int, step: Step) -> None:
+        self._due.extend(_Ask(subscription_id, number) for number in step.ask)
+        if step.lost:
+            self._missed(subscription_id, step.lost)
+
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     async def _next_batches(self) -> Iterator[Batch]:
         """The parts of the next notification, or the rows of tags whose state has changed."""
-        if self._session is None or self._items is None:
+        link = self._link
+        if link.session is None or link.items is None:
             raise NotConnected(f"{self._settings.opcua}: not connected")
+        if self._due:
+            due = self._due[0]
+            batches = await self._asked_again(due) if isinstance(due, _Ask) else self._open_response(due)
+            self._due.popleft()  # only now: a cancelled read loses nothing
+            return batches
         self._arm()
-        retry_s = self._items.retry_in_s()
-        wait_s = self._items.keep_alive_s * SILENCE_KEEP_ALIVES
+        retry_s = link.items.retry_in_s()
+        wait_s = self._patience_s(link.session, link.items.keep_alive_s)
         try:
             async with asyncio.timeout(wait_s if retry_s is None else min(wait_s, retry_s)):
-                body = await self._session.response()
+                body = await link.session.response()
         except TimeoutError:
             if retry_s is None or retry_s > wait_s:
-                reason = f"{self._settings.opcua}: no publish response for {wait_s:.0f} s"
-                raise NotConnected(reason) from None
-            await self._items.retry()
+                self._silent(wait_s)
+            await link.items.retry()
+            await link.save()
             return iter(self._bad_rows())
+        if body is None:
+            return iter(())
         self._to_arm += 1
         return self._open_response(body)
 
@@ -192,60 +218,84 @@ class OpcUaSource:
             raise NotConnected(
                 f"{self._settings.opcua}: the server ended subscription {response.subscription_id}: {state}"
             )
-        self._check_sequence(response)
-        self.counters.add("unread_notifications", response.skipped)
-        if not response.rows:
+        self._unproven.discard(response.subscription_id)
+        step = self._streams.step(response)
+        if step.foreign:
+            self._not_ours(response)
+        if step.late:
+            self.counters.add("repeated_notifications")
+            return iter(())
+        if step.ask or step.lost:
+            self._ask(response.subscription_id, step)
+        if step.ask:
+            self._due.append(body)
             return iter(())
         return self._parts(body, response)
 
-    def _refused(self, status: int) -> None:
-        if status & 0xFFFF_0000 == TOO_MANY_PUBLISH_REQUESTS:
-            self._to_arm -= 1
-            return
-        raise NotConnected(f"{self._settings.opcua}: publishing ended: {status_name(status)}")
-
-    def _check_sequence(self, response: PublishResponse) -> None:
-        """Notifications are numbered 1, 2, ... 2^32 - 1, 1, ... per subscription; a keep-alive carries the next one."""
-        expected = self._expected.get(response.subscription_id)
-        number = response.sequence_number
-        if expected is not None and number != expected:
-            self.counters.add("missed_notifications", max(number - expected, 1))
-            id_ = response.subscription_id
-            self._log.warning("subscription %d skipped from notification %d to %d", id_, expected, number)
-        self._expected[response.subscription_id] = number % 0xFFFF_FFFF + 1 if response.rows else number
+    async def _asked_again(self, ask: _Ask) -> Iterator[Batch]:
+        """What the server kept of a notification that was not acknowledged (Part 4, 5.13.6)."""
+        assert self._link.session is not None
+        encode = partial(opcua_requests.republish, subscription_id=ask.subscription_id, number=ask.number)
+        body = await self._link.session.request(encode)
+        try:
+            response = parse_response(body)
+        except DecodeError as error:
+            self.counters.add("undecodable")
+            raise NotConnected(f"{self._settings.opcua}: invalid RepublishResponse: {error}") from error
+        if response.result & 0x8000_0000 or response.sequence_number != ask.number:
+            self._log.warning("notification %d cannot be had again: %s", ask.number, status_name(response.result))
+            self._missed(ask.subscription_id, 1)
+            return iter(())
+        response.subscription_id = ask.subscription_id
+        if not response.rows:  # such as the news that the subscription was handed over to us
+            self._streams.acknowledge(ask.subscription_id, ask.number)
+            return iter(())
+        self.counters.add("republished_notifications")
+        return self._parts(body, response)
 
     def _parts(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
+        self.counters.add("unread_notifications", response.skipped)
+        if response.rows:
+            return self._batches_of(body, response)
+        if response.changes or response.skipped:
+            self._streams.acknowledge(response.subscription_id, response.sequence_number)
+        return iter(())
+
+    def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         arrival_ns = self._clock.wall_ns()
         left = response.rows
         part = 0
         try:
             for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
                 left -= len(columns.handle)
-                origin = _Origin.pack(response.subscription_id, response.sequence_number, part)
+                batch = self._batch(columns, arrival_ns, response, part if left else LAST_PART)
                 part += 1
-                batch = self._batch(columns, arrival_ns, origin)
                 if not left:
-                    self._unacknowledged.append((batch.number, response.subscription_id, response.sequence_number))
+                    self._streams.delivered(batch.number, response.subscription_id, response.sequence_number)
                 yield batch
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
+        self._arrival_ns = arrival_ns
 
-    def _batch(self, columns: Columns, arrival_ns: int, origin: bytes) -> Batch:
-        handle = columns.handle
+    def _batch(self, columns: Columns, arrival_ns: int, response: PublishResponse, part: int) -> Batch:
+        handle, ts_ns = columns.handle, columns.ts_ns
         if int(handle.max()) >= len(self._tag_ids):
             raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
-        overflows = int(np.count_nonzero((columns.status & OVERFLOW_BITS) == OVERFLOW_BITS))
-        if overflows:
-            self.counters.add("queue_overflows", overflows)
+        overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
+        if overflown.any():
+            self._overflown(np.unique(handle[overflown]).tolist(), int(np.count_nonzero(overflown)), arrival_ns)
+        self._backfill.live(handle, ts_ns)
+        # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
+        newest_ns = min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns)
         self._number += 1
         return Batch(
             source_id=self._source_id,
             number=self._number,
-            origin=origin,
+            origin=self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns),
             received_ns=arrival_ns,
             tag=self._tag_ids[handle],
-            ts_ns=columns.ts_ns,
+            ts_ns=ts_ns,
             value=columns.value,
             status=columns.status,
             kind=columns.kind,
@@ -254,44 +304,90 @@ class OpcUaSource:
             clock=self._clock.state,
         )
 
+    def _from_history(self) -> Batch | None:
+        """One batch of what was missed, between two notifications."""
+        found = self._backfill.take()
+        if found is None:
+            return None
+        item, rows = found
+        builder = BatchBuilder()
+        tag = int(self._tag_ids[item])
+        for ts_ns, value, kind, status in rows:
+            builder.add(tag, ts_ns, value, kind, status)
+        return self._built(builder)
+
     def _bad_rows(self) -> list[Batch]:
         """One row for each tag that has just turned out bad: its status, no value."""
-        assert self._items is not None
+        assert self._link.items is not None
         builder = BatchBuilder()
         now = self._clock.wall_ns()
-        for index, status in self._items.take_changed():
+        for index, status in self._link.items.take_changed():
             builder.add(int(self._tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
-        if not len(builder):
-            return []
+        return [self._built(builder)] if len(builder) else []
+
+    def _built(self, builder: BatchBuilder) -> Batch:
         self._number += 1
-        return [builder.build(self._source_id, self._number, now, clock=self._clock.state)]
+        return builder.build(self._source_id, self._number, self._clock.wall_ns(), clock=self._clock.state)
 
     def _arm(self) -> None:
         """Sends the PublishRequests that are due; what may be acknowledged goes with the first."""
-        assert self._session is not None
+        assert self._link.session is not None
         for _ in range(self._to_arm):
-            acks, self._acks = self._acks, []
-            self._session.arm(acks)
+            self._link.session.arm(self._streams.take_acks())
         self._to_arm = 0
 
-    def _mapped(self, error: BaseException) -> BaseException:
-        """What connecting raised, as the contract names it."""
-        url = self._settings.opcua
-        if isinstance(error, Permanent | NotConnected):
-            return type(error)(f"{url}: {error}")
-        if isinstance(error, ua.UaStatusCodeError):
-            name = status_name(error.code)
-            if error.code in _REFUSED:
-                return Permanent(f"{url}: the server refuses this gateway: {name}; check auth and security")
-            return NotConnected(f"{url}: {name}")
-        if isinstance(error, TimeoutError):
-            return NotConnected(f"{url}: no answer within {self._settings.timeout / 1e9:g} s")
-        if isinstance(error, OSError):
-            reason = (error.strerror or str(error)).lower()
-            return NotConnected(f"{url}: {reason}; is the machine on, are address and port right?")
-        if isinstance(error, ServiceError | DecodeError | ua.UaError):
-            return NotConnected(f"{url}: {error}")
-        return error
+    # --- what goes wrong --------------------------------------------------------------------------------------------
+
+    def _refused(self, status: int) -> None:
+        if status & 0xFFFF_0000 == TOO_MANY_PUBLISH_REQUESTS:
+            self._to_arm -= 1
+            return
+        raise NotConnected(f"{self._settings.opcua}: publishing ended: {status_name(status)}")
+
+    def _patience_s(self, session: PublishSession, keep_alive_s: float) -> float:
+        """How long nothing may come; not long where a subscription that was taken over has yet to show that it works.
+
+        Raises NotConnected where one of several has not.
+        """
+        if not self._unproven:
+            return keep_alive_s * SILENCE_KEEP_ALIVES
+        if self._proof_by_ns is None:
+            self._proof_by_ns = self._clock.mono_ns() + int((keep_alive_s + PROOF_S) * 1e9)
+        left_s = (self._proof_by_ns - self._clock.mono_ns()) / 1e9
+        if left_s <= 0 and not session.waiting:
+            self._silent(keep_alive_s + PROOF_S)
+        return max(left_s, 0.0)
+
+    def _silent(self, waited_s: float) -> None:
+        if not self._unproven:
+            raise NotConnected(f"{self._settings.opcua}: no publish response for {waited_s:.0f} s")
+        self._link.forget()
+        raise NotConnected(
+            f"{self._settings.opcua}: the server handed over subscription {min(self._unproven)} and sends nothing of "
+            f"it; new ones are made"
+        )
+
+    def _not_ours(self, response: PublishResponse) -> None:
+        self._link.forget()
+        raise NotConnected(
+            f"{self._settings.opcua}: notification {response.sequence_number} of subscription "
+            f"{response.subscription_id} does not belong here; new subscriptions are made"
+        )
+
+    def _missed(self, subscription_id: int, count: int) -> None:
+        self.counters.add("missed_notifications", count)
+        self._log.warning(
+            "subscription %d: %d notifications are lost, the server no longer has them", subscription_id, count
+        )
+        self._note(Reason.MISSED, ())
+
+    def _overflown(self, items: list[int], values: int, arrival_ns: int) -> None:
+        self.counters.add("queue_overflows", values)
+        self._note(Reason.QUEUE_OVERFLOW, tuple(self._names[item] for item in items))
+
+    def _note(self, reason: Reason, tags: tuple[str, ...]) -> None:
+        now = self._clock.wall_ns()
+        self._ledger.note(Gap(reason, self.name, "", tags, self._arrival_ns or now, now, None))
 
 
 def _tags(device: str, settings: OpcUaDevice) -> list[Tag]:

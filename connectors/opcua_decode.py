@@ -111,12 +111,20 @@ class Columns:
 
 
 def parse_response(body: bytes) -> PublishResponse:
-    """The frame of a PublishResponse or ServiceFault. Raises DecodeError where the bytes are anything else."""
+    """The frame of a PublishResponse, RepublishResponse (it names no subscription) or ServiceFault.
+
+    Raises DecodeError where the bytes are anything else.
+    """
     cursor = Cursor(body)
     encoding = cursor.node_id()
     result = response_header(cursor)
     if encoding == f"i={SERVICE_FAULT}":
         return PublishResponse(result or 0x8000_0000)
+    if encoding == f"i={REPUBLISH_RESPONSE}":
+        republished = PublishResponse(result)
+        if not result & 0x8000_0000:
+            _notification_message(cursor, republished)
+        return republished
     if encoding != f"i={PUBLISH_RESPONSE}":
         raise DecodeError(f"expected a PublishResponse, received type {encoding}")
     if result & 0x8000_0000:

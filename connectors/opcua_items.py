@@ -1,4 +1,4 @@
-"""Subscriptions and monitored items of one session: created in batches within the server's limits, bad ones retried."""
+"""Subscriptions and monitored items of a session: kept or created within the server's limits; bad ones retried."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, Final, TypeVar
 from asyncua import Client, ua
 
 from connectors import opcua_requests
-from connectors.opcua_plan import LIFETIME_KEEP_ALIVES, PlannedItem, PlannedSubscription, plan_subscriptions
-from connectors.opcua_requests import ATTRIBUTE_DATA_TYPE, ATTRIBUTE_VALUE_RANK, Item, status_name
+from connectors.opcua_plan import PlannedItem, PlannedSubscription, plan_subscriptions
+from connectors.opcua_requests import ATTRIBUTE_DATA_TYPE, ATTRIBUTE_VALUE_RANK, Item, ItemResult, status_name
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
+from connectors.opcua_state import MonitoredItem, Subscription
 from pipelines.batch import GOOD
 from pipelines.clock import Clock
 
@@ -39,36 +40,44 @@ class MonitoredItems:
         self._plan = plan_subscriptions(settings)
         self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
         self._per_call = PER_CALL
-        self._bad: dict[int, tuple[int, PlannedItem]] = {}  # index -> subscription id, item
-        self._status: dict[int, int] = {}
+        self._bad: dict[int, tuple[Subscription, PlannedItem]] = {}  # index -> its subscription, item
+        self._known: dict[int, MonitoredItem] = {}  # by index
         self._changed: list[int] = []
         self._retry_s = RETRY_FIRST_S
         self._retry_at_ns = 0
-        self.subscription_ids: list[int] = []
-        self.keep_alive_s = 0.0
+        self.subscriptions: list[Subscription] = []
         self.faults: dict[str, str] = {}
 
-    async def create(self, client: Client) -> None:
-        """Creates every subscription with all its items. A bad item becomes a fault, never an error.
+    @property
+    def keep_alive_s(self) -> float:
+        """Nothing at all for longer than this is a sign of trouble."""
+        return max([1.0, *(subscription.keep_alive_s for subscription in self.subscriptions)])
 
-        Raises NotConnected, TimeoutError, ServiceError, ua.UaError.
+    async def create(self, client: Client, kept: Sequence[Subscription | None]) -> list[Subscription]:
+        """Takes over what the session has (`kept`, in the order of the plan) and creates the rest with all its items.
+
+        Returns what was created. A bad item becomes a fault, never an error. Raises NotConnected, TimeoutError,
+        ServiceError, ua.UaError.
         """
         per_read, self._per_call = await _operation_limits(client)
-        columns = await self._column_keys(per_read)
-        for planned in self._plan:
-            subscription_id = await self._subscribe(planned)
+        columns = [] if all(kept) else await self._column_keys(per_read)
+        created = []
+        for planned, subscription in zip(self._plan, kept, strict=True):
+            if subscription is not None:
+                self._adopt(subscription, planned.items)
+                continue
+            made = await self._subscribe(planned)
+            created.append(made)
             # Values of one type in a row are decoded as one column, so they are created in a row.
-            items = sorted(planned.items, key=lambda item: columns[item.index])
-            await self._create_items(subscription_id, items)
+            await self._create_items(made, sorted(planned.items, key=lambda item: columns[item.index]))
         self._schedule_retry()
+        return created
 
     async def retry(self) -> None:
         """Creates again what was bad. Raises like `create`."""
-        waiting: dict[int, list[PlannedItem]] = {}
-        for subscription_id, item in self._bad.values():
-            waiting.setdefault(subscription_id, []).append(item)
-        for subscription_id, items in waiting.items():
-            await self._create_items(subscription_id, items)
+        for subscription in self.subscriptions:
+            waiting = [item for owner, item in self._bad.values() if owner is subscription]
+            await self._create_items(subscription, waiting)
         self._retry_s = min(self._retry_s * 2, RETRY_MAX_S)
         self._schedule_retry()
 
@@ -81,7 +90,7 @@ class MonitoredItems:
     def take_changed(self) -> Iterator[tuple[int, int]]:
         """(index, status) of each item that turned bad, or bad in another way, since the last call."""
         changed, self._changed = self._changed, []
-        return ((index, self._status[index]) for index in changed)
+        return ((index, self._known[index].status) for index in changed)
 
     def _schedule_retry(self) -> None:
         self._retry_at_ns = self._clock.mono_ns() + int(self._retry_s * 1e9)
@@ -99,47 +108,68 @@ class MonitoredItems:
         body = await self._session.request(partial(opcua_requests.read, nodes=nodes, attribute=attribute))
         return opcua_requests.read_values(body, len(nodes))
 
-    async def _subscribe(self, planned: PlannedSubscription) -> int:
-        keep_alive = planned.keep_alive_count
+    def _adopt(self, subscription: Subscription, items: Sequence[PlannedItem]) -> None:
+        self.subscriptions.append(subscription)
+        planned = {item.index: item for item in items}
+        for known in subscription.items:
+            self._known[known.handle] = known
+            if known.status & 0x8000_0000:
+                self._turned_bad(subscription, planned[known.handle], known.status)
+
+    async def _subscribe(self, planned: PlannedSubscription) -> Subscription:
         result = await self._session.create_subscription(
             ua.CreateSubscriptionParameters(
                 RequestedPublishingInterval=planned.publishing_ns / 1e6,
-                RequestedLifetimeCount=keep_alive * LIFETIME_KEEP_ALIVES,
-                RequestedMaxKeepAliveCount=keep_alive,
+                RequestedLifetimeCount=planned.lifetime_count,
+                RequestedMaxKeepAliveCount=planned.keep_alive_count,
                 MaxNotificationsPerPublish=NOTIFICATIONS_MAX,
                 PublishingEnabled=True,
             ),
             lambda _: None,
         )
-        alive_s = result.RevisedPublishingInterval * result.RevisedMaxKeepAliveCount / 1000
-        self.keep_alive_s = max(self.keep_alive_s, alive_s, 1.0)
-        self.subscription_ids.append(result.SubscriptionId)
-        return int(result.SubscriptionId)
+        subscription = Subscription(
+            id=int(result.SubscriptionId),
+            stream=self._clock.wall_ns() + len(self.subscriptions),  # two are never one, however coarse the clock
+            publishing_ms=float(result.RevisedPublishingInterval),
+            keep_alive_count=int(result.RevisedMaxKeepAliveCount),
+            lifetime_count=int(result.RevisedLifetimeCount),
+            items=[],
+        )
+        self.subscriptions.append(subscription)
+        return subscription
 
-    async def _create_items(self, subscription_id: int, items: Sequence[PlannedItem]) -> None:
+    async def _create_items(self, subscription: Subscription, items: Sequence[PlannedItem]) -> None:
         for part in _chunks(items, self._per_call):
             requested = [Item(self._nodes[item.index], item.index, item.sampling_ns / 1e6, item.queue) for item in part]
             body = await self._session.request(
-                partial(opcua_requests.create_monitored_items, subscription_id=subscription_id, items=requested)
+                partial(opcua_requests.create_monitored_items, subscription_id=subscription.id, items=requested)
             )
             results = opcua_requests.created_items(body, len(part))
             for item, result in zip(part, results, strict=True):
-                self._note(subscription_id, item, result.status)
+                self._note(subscription, item, result)
 
-    def _note(self, subscription_id: int, item: PlannedItem, status: int) -> None:
+    def _note(self, subscription: Subscription, item: PlannedItem, result: ItemResult) -> None:
         """Keeps the item's state; one log line for each change."""
-        if self._status.get(item.index, GOOD) == status:
+        known = self._known.get(item.index)
+        if known is None:
+            known = self._known[item.index] = MonitoredItem(item.index, item.node, 0, GOOD)
+            subscription.items.append(known)
+        before = known.status
+        known.id, known.status = result.item_id, result.status
+        if before == result.status:
             return
-        self._status[item.index] = status
-        if status & 0x8000_0000:
-            self._bad[item.index] = (subscription_id, item)
-            self._changed.append(item.index)
-            self.faults[item.name] = f"{item.node}: {status_name(status)}; check the node id"
-            self._log.warning("tag %s cannot be read: %s", item.name, self.faults[item.name])
+        if result.status & 0x8000_0000:
+            self._turned_bad(subscription, item, result.status)
         else:
             self._bad.pop(item.index, None)
             self.faults.pop(item.name, None)
             self._log.info("tag %s can be read again", item.name)
+
+    def _turned_bad(self, subscription: Subscription, item: PlannedItem, status: int) -> None:
+        self._bad[item.index] = (subscription, item)
+        self._changed.append(item.index)
+        self.faults[item.name] = f"{item.node}: {status_name(status)}; check the node id"
+        self._log.warning("tag %s cannot be read: %s", item.name, self.faults[item.name])
 
 
 async def _operation_limits(client: Client) -> tuple[int, int]:

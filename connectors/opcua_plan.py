@@ -11,8 +11,8 @@ from pipelines.quantities import format_duration
 
 KEEP_ALIVE_NS: Final = 5 * 10**9
 """An idle subscription says that it is alive about this often."""
-LIFETIME_KEEP_ALIVES: Final = 12
-"""Keep-alives without a PublishRequest after which the server deletes the subscription (Part 4 asks for at least 3)."""
+KEEP_ALIVES_MIN: Final = 3
+"""A subscription lives at least as many keep-alives without a PublishRequest (Part 4, 5.13.2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,18 @@ class PlannedSubscription:
     """All tags of a device with one publishing interval."""
 
     publishing_ns: int
+    lifetime_ns: int
     items: Sequence[PlannedItem]
 
     @property
     def keep_alive_count(self) -> int:
         """Publishing intervals without data after which the server sends an empty response."""
         return max(1, KEEP_ALIVE_NS // self.publishing_ns)
+
+    @property
+    def lifetime_count(self) -> int:
+        """Publishing intervals without a PublishRequest after which the server deletes the subscription."""
+        return max(KEEP_ALIVES_MIN * self.keep_alive_count, self.lifetime_ns // self.publishing_ns)
 
 
 def plan_subscriptions(settings: OpcUaDevice) -> list[PlannedSubscription]:
@@ -45,7 +51,8 @@ def plan_subscriptions(settings: OpcUaDevice) -> list[PlannedSubscription]:
     for index, (name, tag) in enumerate(settings.tags.items()):
         item = PlannedItem(index, name, tag.node, settings.sampling_ns(tag), settings.queue_values(tag))
         by_interval.setdefault(settings.publishing_ns(tag), []).append(item)
-    return [PlannedSubscription(interval, items) for interval, items in sorted(by_interval.items())]
+    lifetime = settings.lifetime
+    return [PlannedSubscription(interval, lifetime, items) for interval, items in sorted(by_interval.items())]
 
 
 def describe_plan(settings: OpcUaDevice) -> list[str]:

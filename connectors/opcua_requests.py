@@ -18,6 +18,7 @@ from connectors.opcua_binary import EPOCH_TICKS, Cursor, DecodeError
 from connectors.opcua_decode import SERVICE_FAULT, response_header
 
 PUBLISH: Final = 826
+REPUBLISH: Final = 832
 CREATE_MONITORED_ITEMS: Final = 751
 CREATE_MONITORED_ITEMS_RESPONSE: Final = 754
 READ: Final = 631
@@ -31,7 +32,7 @@ MODE_REPORTING: Final = 2
 TIMESTAMPS_SOURCE: Final = 0
 TIMESTAMPS_NEITHER: Final = 3
 
-_FourByteId = struct.Struct("<BBH")
+FourByteId = struct.Struct("<BBH")
 _Header = struct.Struct("<qIIiI3s")
 _Ack = struct.Struct("<II")
 _ReadValueIdTail = struct.Struct("<IiHi")  # attribute, index range (null), data encoding: namespace 0, null name
@@ -54,7 +55,7 @@ class RequestHeader:
         ticks = self.now_ns // 100 + EPOCH_TICKS
         return b"".join(
             (
-                _FourByteId.pack(1, 0, type_id),
+                FourByteId.pack(1, 0, type_id),
                 self.token,
                 _Header.pack(ticks, self.handle, 0, -1, self.timeout_ms, b"\0\0\0"),
             )
@@ -71,6 +72,11 @@ def publish(header: RequestHeader, acks: Sequence[tuple[int, int]]) -> bytes:
     """PublishRequest with (subscription id, sequence number) pairs to acknowledge (Part 4, 5.13.5)."""
     pairs = b"".join(_Ack.pack(*pair) for pair in acks)
     return header.encode(PUBLISH) + struct.pack("<i", len(acks)) + pairs
+
+
+def republish(header: RequestHeader, subscription_id: int, number: int) -> bytes:
+    """RepublishRequest for one sequence number (Part 4, 5.13.6)."""
+    return header.encode(REPUBLISH) + _Ack.pack(subscription_id, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +117,12 @@ class ItemResult:
 
 def created_items(body: bytes, count: int) -> list[ItemResult]:
     """CreateMonitoredItemsResponse -> one result per item, in order. Raises DecodeError, ServiceError."""
-    cursor = _response(body, CREATE_MONITORED_ITEMS_RESPONSE)
+    cursor = response_body(body, CREATE_MONITORED_ITEMS_RESPONSE)
     results = []
     for _ in range(cursor.count(_ItemResult.size)):
         results.append(ItemResult(*cursor.unpack(_ItemResult)))
         cursor.extension_object()
-    return _expect(results, count)
+    return expect(results, count)
 
 
 def read(header: RequestHeader, nodes: Sequence[bytes], attribute: int) -> bytes:
@@ -128,8 +134,8 @@ def read(header: RequestHeader, nodes: Sequence[bytes], attribute: int) -> bytes
 
 def read_values(body: bytes, count: int) -> list[Any]:
     """ReadResponse -> values in order, None where a node has none. Raises DecodeError, ServiceError."""
-    cursor = _response(body, READ_RESPONSE)
-    return _expect([cursor.data_value() for _ in range(cursor.count(1))], count)
+    cursor = response_body(body, READ_RESPONSE)
+    return expect([cursor.data_value() for _ in range(cursor.count(1))], count)
 
 
 class ServiceError(Exception):
@@ -146,7 +152,7 @@ def status_name(status: int) -> str:
     return name if name and not name.startswith("Unknown") else f"{status:#010x}"
 
 
-def _response(body: bytes, expected: int) -> Cursor:
+def response_body(body: bytes, expected: int) -> Cursor:
     cursor = Cursor(body)
     encoding = cursor.node_id()
     result = response_header(cursor)
@@ -157,7 +163,7 @@ def _response(body: bytes, expected: int) -> Cursor:
     return cursor
 
 
-def _expect(results: list[Any], count: int) -> list[Any]:
+def expect(results: list[Any], count: int) -> list[Any]:
     if len(results) != count:
         raise DecodeError(f"{count} results expected, {len(results)} received")
     return results

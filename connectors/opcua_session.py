@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from asyncua.client.ua_client import UaClient
-from asyncua.client.ua_session import UaSession
+from asyncua.client.ua_session import SessionState, UaSession
 from asyncua.ua import MessageType
 from asyncua.ua.ua_binary import nodeid_to_binary
 
@@ -34,10 +34,26 @@ class PublishSession(UaSession):
         self._responses: deque[bytes] = deque()
         self._lost: str | None = None
         self._wake = asyncio.Event()
+        self._nudged = False
         self.outstanding = 0
+        self.keep_subscriptions = False
+        """They live on at the server when the session is closed."""
+        self.keep_session = False
+        """It is not closed at all: the next connection takes it up again."""
 
     def ensure_publish_loop(self) -> None:
         """asyncua calls this after CreateSubscription; its loop stays off."""
+
+    @property
+    def lost(self) -> bool:
+        """The connection is gone, while the session may live on at the server."""
+        return self._lost is not None
+
+    async def close_session(self, delete_subscriptions: bool) -> None:
+        """CloseSession (Part 4, 5.7.4), where there is still a connection."""
+        if self.lost or self.keep_session:
+            self._set_state(SessionState.CLOSED)
+        await super().close_session(delete_subscriptions and not self.keep_subscriptions)
 
     def arm(self, acks: Sequence[tuple[int, int]]) -> None:
         """Sends one PublishRequest that acknowledges `acks`. Raises NotConnected."""
@@ -45,14 +61,30 @@ class PublishSession(UaSession):
         self.outstanding += 1
         future.add_done_callback(self._responded)
 
-    async def response(self) -> bytes:
-        """The next PublishResponse or ServiceFault, in order of arrival. Raises NotConnected: the session is gone."""
+    async def response(self) -> bytes | None:
+        """The next PublishResponse or ServiceFault, in order of arrival; None after a `nudge`.
+
+        Raises NotConnected: the session is gone.
+        """
         while not self._responses:
+            if self._nudged:
+                self._nudged = False
+                return None
             if self._lost is not None:
                 raise NotConnected(self._lost)
             self._wake.clear()
             await self._wake.wait()
         return self._responses.popleft()
+
+    @property
+    def waiting(self) -> int:
+        """Responses that have arrived and were not taken."""
+        return len(self._responses)
+
+    def nudge(self) -> None:
+        """Who waits for a response goes on without one."""
+        self._nudged = True
+        self._wake.set()
 
     def lose(self, reason: str) -> None:
         """The connection is gone: `response` raises after what has arrived was read."""

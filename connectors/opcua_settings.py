@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
 
 from pipelines.quantities import Duration, Settings, duration_ns
 
 _NODE_ID = re.compile(r"(ns=\d+;)?(i=\d+|s=.+|b=[A-Za-z0-9+/]+=*|g=[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})")
+
+QUEUE_NS: Final = 10 * 10**9
+"""A gateway that is restarted is back by then."""
+QUEUE_MAX: Final = 1000
 
 
 def _tag_from_text(value: Any) -> Any:
@@ -65,10 +69,22 @@ class OpcUaDevice(Settings):
         None,
         ge=1,
         le=100_000,
-        description="Values that the server keeps per tag between two publishings; default: those of two publishing "
-        "intervals, at least 10; 100 with `sampling: 0`.",
+        description="Values that the server keeps per tag while they cannot be sent; default: those of 10 s, at least "
+        "10 and at most 1,000; 100 with `sampling: 0`.",
     )
     timeout: Duration = Field(duration_ns("4s"), gt=0, description="For connecting and for each request.")
+    lifetime: Duration = Field(
+        duration_ns("2m"),
+        gt=0,
+        description="How long the server keeps the subscriptions, and in them what it cannot send, while the gateway "
+        "is away; the server may shorten it.",
+    )
+    backfill: Duration = Field(
+        duration_ns("1m"),
+        ge=0,
+        description="Time that may be spent on filling a gap from the server's history, beside the live values; `0` "
+        "never asks for it.",
+    )
     tags: Annotated[
         dict[str, Annotated[OpcUaTag, BeforeValidator(_tag_from_text)]],
         Field(min_length=1, description="Tag name -> node id, or a mapping with `node:` and options."),
@@ -98,4 +114,6 @@ class OpcUaDevice(Settings):
         if own is not None:
             return own
         sampling = self.sampling_ns(tag)
-        return max(10, 2 * self.publishing_ns(tag) // sampling) if sampling else 100
+        if not sampling:
+            return 100
+        return max(10, 2 * self.publishing_ns(tag) // sampling, min(QUEUE_NS // sampling, QUEUE_MAX))

@@ -36,6 +36,7 @@ class EmbeddedBroker:
     """`address:port` that it listens on."""
     kind: str = field(default="broker", init=False)
     server: str = field(default="", init=False)
+    info: str = field(default="", init=False)
     faults: Mapping[str, str] = field(default_factory=dict, init=False)
     _process: Process | None = field(default=None, init=False)
 

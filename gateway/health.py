@@ -52,6 +52,10 @@ class Component(Protocol):
     def faults(self) -> Mapping[str, str]:
         """Tag name -> one line; of a sink: server -> why it is not used."""
 
+    @property
+    def info(self) -> str:
+        """One line about the session that is up; may be empty."""
+
 
 class Health:
     """Answers `/health`. `phase` is set by the app: running, stopping or failed."""
@@ -129,6 +133,8 @@ def _component(component: Component) -> dict[str, Any]:
     reason = status.reason or (f"{len(faults)} {what}" if faults else "")
     if reason:
         shown["reason"] = reason
+    if status.state is State.UP and component.info:
+        shown["info"] = component.info
     if status.attempts:
         shown["attempts"] = status.attempts
     if faults:

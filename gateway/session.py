@@ -39,6 +39,10 @@ class SourceSession:
     def faults(self) -> Mapping[str, str]:
         return self.source.faults
 
+    @property
+    def info(self) -> str:
+        return self.source.info
+
     async def connect(self) -> None:
         durable = [lane for route in self.routes for lane in route.lanes if lane.durable]
         began_ns = self.clock.wall_ns()
@@ -84,6 +88,7 @@ class SinkSession:
     clock: Clock = field(default_factory=SystemClock)
     ledger: Ledger = field(default_factory=NoLedger)
     kind: str = field(default="sink", init=False)
+    info: str = field(default="", init=False)
 
     @property
     def name(self) -> str:

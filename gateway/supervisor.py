@@ -57,6 +57,10 @@ class Session(Protocol):
     def faults(self) -> Mapping[str, str]:
         """Tag name -> one line, for tags that cannot be read now; of a sink: server -> why it is not used."""
 
+    @property
+    def info(self) -> str:
+        """One line for people about the session that is up; may be empty."""
+
     async def connect(self) -> None:
         """Raises what `pipelines.errors` names."""
 
@@ -132,6 +136,10 @@ class Supervisor:
     @property
     def faults(self) -> Mapping[str, str]:
         return self._session.faults
+
+    @property
+    def info(self) -> str:
+        return self._session.info
 
     async def run(self) -> None:
         """Never returns. Raises Poisoned; cancelled, it closes the session and is stopped."""

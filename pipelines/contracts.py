@@ -50,6 +50,10 @@ class Source(Protocol):
     def faults(self) -> Mapping[str, str]:
         """Tag name -> one clear line, for each tag that cannot be read now while the others can."""
 
+    @property
+    def info(self) -> str:
+        """One line for people: how the present session came about, what goes on in it; may be empty."""
+
     async def connect(self, resume: Sequence[bytes]) -> None:
         """Makes ready for `read`; `resume` holds each durable lane's newest origin (b"": none).
 

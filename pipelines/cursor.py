@@ -6,17 +6,15 @@ old one or the new one; a damaged one is as good as none, and then all that the 
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
 from pipelines.errors import Corrupt
-from pipelines.files import Files
+from pipelines.files import Files, replace_file
 from pipelines.frame import FrameKind, decode, decode_packed, encode_packed
 
 NAME: Final = "cursor"
-NEW: Final = "cursor.new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +55,5 @@ def load(files: Files, folder: Path) -> Cursor | None:
 
 def save(files: Files, folder: Path, cursor: Cursor) -> None:
     """Waits for the disk. Returned: it is on disk. Raises OSError; then the old one is still there."""
-    with suppress(FileNotFoundError):
-        files.remove(folder / NEW)
-    handle = files.create(folder / NEW)
-    try:
-        content = {known.name: getattr(cursor, known.name) for known in fields(Cursor)}
-        files.write(handle, 0, encode_packed(FrameKind.CURSOR, content))
-        files.sync(handle)
-    finally:
-        files.close(handle)
-    files.rename(folder / NEW, folder / NAME)
-    files.sync_folder(folder)
+    content = {known.name: getattr(cursor, known.name) for known in fields(Cursor)}
+    replace_file(files, folder / NAME, encode_packed(FrameKind.CURSOR, content))

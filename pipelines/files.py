@@ -17,6 +17,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -150,3 +151,18 @@ class RealFiles:
             os.close(handle)
             raise
         return handle
+
+
+def replace_file(files: Files, path: Path, data: bytes) -> None:
+    """`path` holds `data`, or after an error or a crash what it held before. Waits for the disk. Raises OSError."""
+    new = path.with_name(path.name + ".new")
+    with suppress(FileNotFoundError):
+        files.remove(new)
+    handle = files.create(new)
+    try:
+        files.write(handle, 0, data)
+        files.sync(handle)
+    finally:
+        files.close(handle)
+    files.rename(new, path)
+    files.sync_folder(path.parent)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from pipelines.clock import Clock
 from pipelines.contracts import Lane, Reader, Sink, Source, Span, Stage
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Rejected
+from pipelines.origin import Mark
 
 ROWS_PER_BATCH_MAX = 1000
 """Larger batches are split before they pass stages: bounds one step on the event loop and one MQTT message."""
@@ -39,6 +40,10 @@ DeadLetter = Callable[[str, Sequence[tuple[Batch, Sequence[int]]], str], Awaitab
 """(lane name, batches with their row numbers, reason): keeps what a broker will never take."""
 
 
+Marked = tuple[Lane, Mark]
+"""A lane, and how far it is with one source."""
+
+
 class Route:
     """selector -> stages -> one lane per sink; the sink side is `Pump`. Each lane numbers the batches by itself."""
 
@@ -47,16 +52,27 @@ class Route:
         self.stages = stages
         self.lanes = lanes
         self.counters = Counters("route", name)
+        self._marks: dict[str, list[Mark]] = {}
 
-    async def offer(self, batch: Batch) -> None:
-        """Returned: every lane has every row that the stages let through."""
+    def marked(self, source: str) -> Sequence[Marked]:
+        """The lanes, and how far each is with a source that begins a session; kept over its sessions."""
+        marks = self._marks.setdefault(source, [Mark() for _ in self.lanes])
+        for lane, mark in zip(self.lanes, marks, strict=True):
+            mark.rewind(lane.origin(source))
+        return list(zip(self.lanes, marks, strict=True))
+
+    async def offer(self, batch: Batch, to: Sequence[Marked] | None = None) -> None:
+        """Returned: every lane (or those in `to`) has every row that the stages let through."""
         kept = _through(self.stages, batch)
         self.counters.add("rows", len(batch))
         self.counters.add("filtered_rows", len(batch) - (len(kept) if kept is not None else 0))
-        if kept is not None:
-            for part in kept.split(ROWS_PER_BATCH_MAX):
-                for lane in self.lanes:
-                    await lane.append(part)
+        parts = list(kept.split(ROWS_PER_BATCH_MAX)) if kept is not None else []
+        for lane, mark in [(lane, Mark()) for lane in self.lanes] if to is None else to:
+            origin = mark.ahead(batch.origin)
+            for part in parts:
+                as_it_is = part.origin is None or part.origin == origin
+                await lane.append(part if as_it_is else replace(part, origin=origin))
+            mark.took(origin)
 
 
 def _through(stages: Sequence[Stage], batch: Batch) -> Batch | None:
@@ -100,8 +116,9 @@ class Settler:
 async def collect(source: Source, routes: Sequence[Route], stages: Sequence[Stage]) -> None:
     """Reads `source` for ever: through its own `stages` (scale, deadband of its tags), then to every route.
 
-    Ends only by the source's error or a lane's.
+    What a machine sends again goes only to the lanes that do not have it. Ends only by the source's error or a lane's.
     """
+    marked = [(route, route.marked(source.name)) for route in routes]
     settler = Settler(source, [lane for route in routes for lane in route.lanes])
     async with asyncio.TaskGroup() as group:
         group.create_task(settler.run())
@@ -111,10 +128,11 @@ async def collect(source: Source, routes: Sequence[Route], stages: Sequence[Stag
             source.counters.add("rows", len(batch))
             source.counters.add("batches")
             source.counters.set(LAST_BATCH, batch.received_ns / 1e9)
+            wanting = [(route, [one for one in lanes if not _has(one, batch)]) for route, lanes in marked]
             for index, part in enumerate(batch.split(ROWS_PER_BATCH_MAX)):
                 if index:
                     await asyncio.sleep(0)
-                await _spread(_through(stages, part), routes)
+                await _spread(_through(stages, part), wanting)
             settler.offered(batch.number)
             # A source that always has something never suspends; neither does a memory lane. Acknowledged first: a
             # stop finds us here.
@@ -124,10 +142,20 @@ async def collect(source: Source, routes: Sequence[Route], stages: Sequence[Stag
                 await asyncio.sleep(0)
 
 
-async def _spread(batch: Batch | None, routes: Sequence[Route]) -> None:
+def _has(marked: Marked, batch: Batch) -> bool:
+    """Counts what the lane has already."""
+    lane, mark = marked
+    if not mark.has(batch.origin):
+        return False
+    lane.counters.add("skipped_rows", len(batch))
+    return True
+
+
+async def _spread(batch: Batch | None, wanting: Sequence[tuple[Route, Sequence[Marked]]]) -> None:
     if batch is not None:
-        for route in routes:
-            await route.offer(batch)
+        for route, lanes in wanting:
+            if lanes:
+                await route.offer(batch, lanes)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 //
 //   node server.js PORT PKI_FOLDER [USER PASSWORD]
 //
-// Objects/Plant has ns=1;s=<Type> for each type below and ns=1;s=<Type>Array for some. Lines in, JSON:
+// Objects/Plant has ns=1;s=<Type> for each type below and ns=1;s=<Type>Array for some, and ns=1;s=Historized, a Double
+// with a history. Lines in, JSON:
 //   {"set": "Double", "value": 1.5, "source_ms": 1795343713695, "status": 0}   (source_ms and status may be left out)
 //   {"stop": true}
 // Lines out: "ready", "set NAME" after each set, "error ..." for what was not understood. The end of stdin is a stop.
@@ -62,7 +63,7 @@ const FROM_JSON = {
 
 function variant(name, value) {
   const isArray = name.endsWith("Array");
-  const type = isArray ? name.slice(0, -"Array".length) : name;
+  const type = isArray ? name.slice(0, -"Array".length) : name === "Historized" ? "Double" : name;
   const fromJson = FROM_JSON[type] || ((same) => same);
   return {
     dataType: DataType[type],
@@ -87,6 +88,14 @@ function addVariables(server) {
     });
     variables[name].setValueFromSource(first);
   }
+  variables.Historized = namespace.addVariable({
+    componentOf: plant,
+    nodeId: "s=Historized",
+    browseName: "Historized",
+    dataType: "Double",
+    minimumSamplingInterval: 0,
+  });
+  server.engine.addressSpace.installHistoricalDataNode(variables.Historized, { maxOnlineValues: 10000 });
   return variables;
 }
 

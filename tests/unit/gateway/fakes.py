@@ -48,6 +48,7 @@ class ScriptedSession:
     address: str = "opc.tcp://10.0.0.5:4840"
     server: str = ""
     faults: Mapping[str, str] = field(default_factory=dict)
+    info: str = ""
     closed: int = 0
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     close_hangs: bool = False
@@ -84,6 +85,7 @@ class FakeComponent:
     status: Status
     server: str = ""
     faults: Mapping[str, str] = field(default_factory=dict)
+    info: str = ""
 
 
 def component(kind: str, name: str, state: State, reason: str = "", **faults: str) -> FakeComponent:
@@ -101,6 +103,7 @@ class FakeSource:
     """Gives the batches that are put into `queue`."""
 
     replayable = False
+    info = ""
 
     def __init__(self, name: str = "press4") -> None:
         self.name = name

@@ -35,6 +35,14 @@ def test_roll_up(states: str, expected: str) -> None:
     assert health(*(component(kind, f"c{i}", State(state)) for i, (kind, state) in enumerate(pairs))).status == expected
 
 
+def test_what_is_up_may_say_how_it_came_about() -> None:
+    """A takeover or a backfill is no fault, but to be seen; what is down has its reason instead."""
+    up, down = component("source", "a", UP), component("source", "b", State.DOWN, "off")
+    up.info = down.info = "3 subscriptions taken over"
+    first, second = health(up, down).report()["components"]
+    assert first["info"] == "3 subscriptions taken over" and "info" not in second
+
+
 def test_tag_faults_degrade_and_are_listed() -> None:
     """A wrong node id is a state of its tag: the component is degraded, and so is the gateway; long lists are cut."""
     report = health(

@@ -98,6 +98,7 @@ class FakeSource:
     """Gives what was put into it, raises errors that were put into it, and remembers what was committed."""
 
     replayable = True
+    info = ""
 
     def __init__(self, name: str = "press4") -> None:
         self.name = name
@@ -136,6 +137,8 @@ class FakeDurableLane:
         self.counters = Counters("lane", name)
         self.batches: list[Batch] = []
         self.syncs: list[asyncio.Future[None]] = []
+        self.origins: dict[str, bytes] = {}
+        """What it has from before."""
 
     @property
     def pending_rows(self) -> int:
@@ -150,7 +153,7 @@ class FakeDurableLane:
         return self.batches[0].received_ns if self.batches else None
 
     def origin(self, source: str) -> bytes | None:
-        return None
+        return self.origins.get(source)
 
     async def append(self, batch: Batch) -> None:
         self.batches.append(batch)

@@ -12,6 +12,7 @@ from pipelines.batch import Batch
 from pipelines.contracts import Lane, Stage
 from pipelines.errors import NotConnected, Poisoned
 from pipelines.lane_memory import MemoryLane
+from pipelines.origin import LAST_PART, Entry, Vector
 from pipelines.route import ROWS_PER_BATCH_MAX, Route, Settler, collect
 from tests.unit.pipelines.fakes import FakeDurableLane, FakeSource, make_batch, pending_of, settle, until
 
@@ -134,6 +135,25 @@ async def test_collect_offers_to_every_route_and_counts() -> None:
     assert [batch.number for batch in one.batches] == [1, 2]
     assert [batch.number for batch in two.batches] == [2]
     assert source.counters.totals == {"rows": 12, "batches": 3}
+
+
+async def test_what_a_lane_has_is_not_offered_to_it_again() -> None:
+    """A machine repeats what was not acknowledged: skipped, counted, in the lane that has it; the others get it, and
+    it is acknowledged."""
+    first, again = Vector([]), Vector([Entry(1, 0, 0, 0), Entry(2, 0, 0, 0)])
+    one, two = FakeDurableLane("one"), FakeDurableLane("two")
+    one.origins["press4"] = first.after(1, 5, LAST_PART, 0)
+    routes, source = [route(one, name="one"), route(two, name="two")], FakeSource()
+    source.put(*(make_batch(n, 2, origin=again.after(1, n, LAST_PART, 0)) for n in (4, 5, 6)))
+    source.put(make_batch(7, origin=again.after(2, 1, LAST_PART, 0)))
+    async with running(collect(source, routes, [])):
+        await until(lambda: len(two.batches) == 4)
+    assert [batch.number for batch in one.batches] == [6, 7]
+    assert [lane.counters.totals.get("skipped_rows", 0) for lane in (one, two)] == [4, 0]
+    source.put(make_batch(8, origin=again.after(1, 6, LAST_PART, 0)))
+    async with running(collect(source, routes, [])):
+        await until(lambda: two.counters.totals.get("skipped_rows"))
+    assert one.counters.totals["skipped_rows"] == 5, "of its own session, too"
 
 
 async def test_commit_only_after_sync() -> None:

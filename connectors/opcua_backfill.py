@@ -1,0 +1,141 @@
+"""The task that fills a device's gaps from history while its live values are read, within the time that it may take."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from connectors import opcua_requests
+from connectors.opcua_binary import DecodeError
+from connectors.opcua_gaps import GAPS_MAX, WAITING_MAX, Gap, History, Int64s, named
+from connectors.opcua_history import Row
+from connectors.opcua_link import Link
+from connectors.opcua_requests import ServiceError
+from connectors.opcua_resume import Log
+from connectors.opcua_settings import OpcUaDevice
+from pipelines import gaps
+from pipelines.clock import Clock
+from pipelines.counters import Counters
+from pipelines.errors import NotConnected
+from pipelines.gaps import Ledger, Reason
+
+MARGIN_NS: Final = 2 * 10**9
+"""Before the newest value that is known: what one lane had and another one lost, and items of one time that were
+published one after the other. Another process has nothing but that time, so it may deliver these values twice."""
+
+
+class Backfill:
+    """`start` for each session, `stop` at its end; what is not done by then goes on in the next one."""
+
+    def __init__(
+        self, name: str, settings: OpcUaDevice, clock: Clock, ledger: Ledger, counters: Counters, log: Log
+    ) -> None:
+        self.info = ""
+        self._name = name
+        self._budget_s = settings.backfill / 1e9
+        self._names = list(settings.tags)
+        self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
+        self._clock = clock
+        self._ledger = ledger
+        self._counters = counters
+        self._log = log
+        self._newest_ns: Int64s = np.zeros(len(self._names), dtype=np.int64)  # per client handle, by this process
+        self._gaps: deque[Gap] = deque()
+        self._link: Link | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._waiting: deque[tuple[int, Sequence[Row]]] = deque()
+        self._room = asyncio.Event()
+
+    def live(self, handle: npt.NDArray[np.uint32], ts_ns: Int64s) -> None:
+        """Values that were just collected, in order."""
+        self._newest_ns[handle] = ts_ns
+        for gap in self._gaps:
+            gap.live(handle, ts_ns)
+
+    def missed(self, items: Sequence[int], before_ns: int) -> None:
+        """Nothing was collected of these items from about `before_ns` until now."""
+        after_ns = np.maximum(self._newest_ns, before_ns - MARGIN_NS)
+        self._gaps.append(Gap(items, after_ns, self._clock.wall_ns()))
+        while len(self._gaps) > GAPS_MAX:
+            self._done(self._gaps.popleft())
+
+    def take(self) -> tuple[int, Sequence[Row]] | None:
+        """The next rows of an item from history; None where there are none now. Raises what a bug of ours raised."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+        if not self._waiting:
+            return None
+        self._room.set()
+        return self._waiting.popleft()
+
+    async def start(self, link: Link) -> bool:
+        """Begins with what was missed, now or by a former process. False: there is nothing to do."""
+        self._link = link
+        if not self._gaps:
+            everything = range(len(self._names))
+            for start, end in link.state.gaps[:GAPS_MAX]:
+                after_ns = np.full(len(self._names), start, dtype=np.int64)
+                self._gaps.append(Gap(everything, after_ns, end, end))
+        if not self._gaps:
+            return False
+        await self._save(link)
+        self._task = asyncio.create_task(self._run(link), name=f"history {self._name}")
+        return True
+
+    async def stop(self) -> None:
+        """Idempotent."""
+        task, self._task = self._task, None
+        self.info = ""
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        self._waiting.clear()
+
+    async def _run(self, link: Link) -> None:
+        assert link.session is not None
+        history = History(link.session, self._nodes, self._deliver)
+        while self._gaps:
+            gap = self._gaps[0]
+            self.info = "what was missed is read from the server's history"
+            try:
+                async with asyncio.timeout(self._budget_s):
+                    if self._budget_s:
+                        await history.fill(gap)
+            except TimeoutError:
+                history.why = f"not done within {self._budget_s:g} s (backfill)"
+            except (ServiceError, DecodeError) as error:
+                history.why = str(error)
+            except NotConnected:
+                return  # the next session goes on
+            self._gaps.popleft()
+            self._done(gap, history.why)
+            await self._save(link)
+        self.info = ""
+
+    async def _deliver(self, item: int, rows: Sequence[Row]) -> None:
+        while len(self._waiting) >= WAITING_MAX:
+            self._room.clear()
+            await self._room.wait()
+        self._waiting.append((item, rows))
+        self._counters.add("backfilled_rows", len(rows))
+        if self._link is not None and self._link.session is not None:
+            self._link.session.nudge()
+
+    async def _save(self, link: Link) -> None:
+        link.state.gaps = [gap.span(gap.items) for gap in self._gaps]
+        await link.save()
+
+    def _done(self, gap: Gap, why: str = "") -> None:
+        """Into the ledger, and one line."""
+        gap.close()
+        for backfilled, tags, (start, end), rows in named(gap, self._names):
+            self._ledger.note(gaps.Gap(Reason.DISCONNECTED, self._name, "", tags, start, end, rows, backfilled))
+            if backfilled:
+                self._log.info("%d values of %d tags were missed and are filled from history", rows, len(tags))
+            else:
+                self._log.warning("%s tags have a gap of %.1f s: %s", len(tags) or "all", (end - start) / 1e9, why)

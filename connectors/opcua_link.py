@@ -1,0 +1,256 @@
+"""One device's session and subscriptions, from connect to close, and what is kept of them for the next connection.
+
+Tried in this order, each with `timeout` as its budget: the session that the server still has of this process on the new
+connection; a new session that takes over the subscriptions; new subscriptions. Where a lane is durable the
+subscriptions live on when the gateway stops, and are kept in a file for the next process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from asyncua import ua
+
+from connectors.opcua_binary import DecodeError
+from connectors.opcua_items import MonitoredItems
+from connectors.opcua_plan import plan_subscriptions
+from connectors.opcua_requests import ServiceError, status_name
+from connectors.opcua_resume import (
+    SESSION_TIMEOUT_MIN_MS,
+    KeptSession,
+    Log,
+    ResumingClient,
+    delete,
+    server_start,
+    transfer,
+)
+from connectors.opcua_security import secure
+from connectors.opcua_session import PublishSession
+from connectors.opcua_settings import OpcUaDevice
+from connectors.opcua_state import DeviceState, StateFile, Subscription, fingerprint, pack
+from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
+from pipelines.clock import Clock
+from pipelines.errors import Corrupt, NotConnected, Permanent
+
+CLOSE_S: Final = 1.0
+
+_REFUSED: Final = (
+    ua.StatusCodes.BadUserAccessDenied,
+    ua.StatusCodes.BadIdentityTokenInvalid,
+    ua.StatusCodes.BadIdentityTokenRejected,
+    ua.StatusCodes.BadSecurityChecksFailed,
+    ua.StatusCodes.BadSecurityModeRejected,
+    ua.StatusCodes.BadSecurityPolicyRejected,
+    ua.StatusCodes.BadCertificateUntrusted,
+    ua.StatusCodes.BadCertificateInvalid,
+    ua.StatusCodes.BadApplicationSignatureInvalid,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """How a connection came about."""
+
+    how: str
+    """One line for people."""
+    step: str
+    """The counter's name: reactivated, transferred or recreated."""
+    available: Mapping[int, Sequence[int] | None] = field(default_factory=dict)
+    """Subscription id that goes on -> the sequence numbers that the server keeps; None where it was not asked."""
+    created: Sequence[Subscription] = ()
+
+
+class Link:
+    """`open` may be called again after `close`; what lies between is bridged as well as the server can."""
+
+    def __init__(self, name: str, settings: OpcUaDevice, clock: Clock, data_dir: Path, log: Log) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._data_dir = data_dir
+        self._log = log
+        self._timeout_s = settings.timeout / 1e9
+        self._plan = plan_subscriptions(settings)
+        self._file = StateFile(data_dir, name)
+        self._fingerprint = fingerprint(settings.opcua, self._plan)
+        self._saving = asyncio.Lock()
+        self._loaded = False
+        self._durable = False
+        self._is_anonymous = settings.security == "none" and settings.auth is None
+        self._stale: list[Subscription] = []  # of another plan
+        self._kept: KeptSession | None = None
+        self._client: ResumingClient | None = None
+        self.state = self._nothing()
+        self.session: PublishSession | None = None
+        self.items: MonitoredItems | None = None
+
+    async def open(self, durable: bool) -> Opened:
+        """Raises what `mapped` maps; then `close` has to be called."""
+        self._durable = durable
+        if durable and not self._loaded:
+            await self._load()
+        live = [one for one in self.state.subscriptions if one is not None]
+        kept, self._kept = self._kept, None
+        client = await self._connected(kept if live else None)
+        assert self.session is not None
+        self.items = MonitoredItems(self.session, self._settings, self._clock, self._log)
+        start = await server_start(client)
+        available: dict[int, Sequence[int] | None]
+        if client.resumed:
+            available = {one.id: None for one in live}
+        else:
+            available = {**await self._taken_over(client, start)} if live or self._stale else {}
+        self.session.keep_subscriptions = durable and bool(available)  # not those of an attempt that fails
+        known = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
+        created = await self.items.create(client, known)
+        self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
+        if self._remember_session(client) or created or not durable:
+            await self.save()
+        self.session.keep_subscriptions = durable
+        self.session.keep_session = durable and self._is_anonymous
+        return self._opened(client.resumed, available, created, bool(live))
+
+    async def save(self) -> None:
+        """Keeps the state on disk; the file goes where nothing is to outlive this process. A full disk is one line."""
+        try:
+            async with self._saving:
+                if self._durable:
+                    packed = pack(self.state)
+                    await asyncio.to_thread(self._file.save, packed)
+                else:
+                    await asyncio.to_thread(self._file.remove)
+        except OSError as error:
+            self._log.warning("%s cannot be kept: %s; a restart will lose what is under way", self._file.path, error)
+
+    def forget(self) -> None:
+        """The subscriptions are of no use: the next `open` makes new ones."""
+        self.state.subscriptions = [None] * len(self._plan)
+        if self.session is not None:
+            self.session.keep_subscriptions = self.session.keep_session = False
+
+    async def close(self) -> None:
+        """Idempotent. A session whose connection is lost is kept in mind for the next `open`."""
+        client, self._client = self._client, None
+        session, self.session = self.session, None
+        if client is None or session is None:
+            return
+        was_lost = session.lost or session.keep_session
+        self._kept = KeptSession.of(client)
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await client.disconnect()
+            if not was_lost:
+                self._kept = None
+        except (TimeoutError, OSError, ua.UaError) as error:
+            self._log.debug("the session was not closed in order: %s", error)
+        finally:
+            client.disconnect_socket()
+        if not was_lost and self._kept is None and not session.keep_subscriptions:
+            self.state.subscriptions = [None] * len(self._plan)
+
+    async def _connected(self, kept: KeptSession | None) -> ResumingClient:
+        settings = self._settings
+        client = self._client = ResumingClient(settings.opcua, self._timeout_s, kept, self._log)
+        client.name = client.description = "mec-gateway"
+        # A session that nobody closed lives as long as its subscriptions: some servers end them together.
+        client.session_timeout = max(settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
+        session = self.session = PublishSession(client.uaclient, self._clock, self._timeout_s)
+        client.uaclient.session = session
+        if settings.auth:
+            client.set_user(settings.auth.user)
+            client.set_password(settings.auth.password.get_secret_value())
+        if settings.security == "best":
+            await secure(client, self._data_dir)
+        client.connection_lost_callback = self._connection_lost
+        await client.connect()
+        if (protocol := client.uaclient.protocol) and protocol.transport:
+            notice_dead_peer(protocol.transport.get_extra_info("socket"), MACHINE_PATIENCE * settings.timeout)
+        # A server may answer 0; asyncua's watchdog would then give its probe no time at all.
+        client.session_timeout = max(client.session_timeout, SESSION_TIMEOUT_MIN_MS)
+        return client
+
+    def _remember_session(self, client: ResumingClient) -> bool:
+        """For another process, where that one could do nothing else. Returns whether the state has changed."""
+        before = self.state.session
+        kept = KeptSession.of(client) if self._is_anonymous else None
+        self.state.session = kept.as_anonymous() if kept is not None else None
+        return self.state.session != before
+
+    async def _connection_lost(self, error: Exception) -> None:
+        if self.session:
+            self.session.lose(f"{self._settings.opcua}: the connection was lost: {error}")
+
+    async def _taken_over(self, client: ResumingClient, start: str) -> Mapping[int, Sequence[int]]:
+        """What the new session has of the old one's subscriptions; those of another plan are removed."""
+        stale, self._stale = self._stale, []
+        if not start or start != self.state.server_start:
+            self._log.info("the server was restarted (or does not say when it started): new subscriptions")
+            return {}
+        if not stale:
+            return await transfer(client, self.state, self._timeout_s, self._log)
+        old = DeviceState("", start, [*stale])
+        taken = await transfer(client, old, self._timeout_s, self._log)
+        await delete(client, [one for one in stale if one.id in taken], self._timeout_s, self._log)
+        return {}
+
+    async def _load(self) -> None:
+        """What the last process left; said where it cannot be used."""
+        self._loaded = True
+        try:
+            found = await asyncio.to_thread(self._file.load)
+        except (Corrupt, OSError) as error:
+            self._log.warning("new subscriptions, what the old ones still held is lost: %s", error)
+            return
+        if found is None:
+            return
+        if self._is_anonymous and found.session is not None:
+            timeout_ms = max(self._settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
+            self._kept = KeptSession.anonymous(found.session, timeout_ms)
+        if found.fingerprint == self._fingerprint and len(found.subscriptions) == len(self._plan):
+            self.state = found
+            return
+        self._log.info("the device's configuration has changed: new subscriptions")
+        self.state.gaps = found.gaps
+        self.state.server_start = found.server_start
+        self._stale = [one for one in found.subscriptions if one is not None]
+
+    def _nothing(self) -> DeviceState:
+        return DeviceState(self._fingerprint, subscriptions=[None] * len(self._plan))
+
+    def _opened(
+        self, resumed: bool, available: Mapping[int, Sequence[int] | None], created: list[Subscription], before: bool
+    ) -> Opened:
+        assert self.items is not None
+        total = len(self.items.subscriptions)
+        step = "recreated" if created else "reactivated" if resumed else "transferred"
+        if not created:
+            how = "session taken up again" if resumed else f"{total} subscriptions taken over"
+        elif available:
+            how = f"{len(available)} of {total} subscriptions taken over, the others made anew"
+        else:
+            how = "new subscriptions: the old ones are gone" if before else "new subscriptions"
+        self._log.info(how)
+        return Opened(how, step, available, created)
+
+
+def mapped(error: BaseException, settings: OpcUaDevice) -> BaseException:
+    """What connecting or reading raised, as the contract names it."""
+    url = settings.opcua
+    if isinstance(error, Permanent | NotConnected):
+        return type(error)(f"{url}: {error}")
+    if isinstance(error, ua.UaStatusCodeError):
+        name = status_name(error.code)
+        if error.code in _REFUSED:
+            return Permanent(f"{url}: the server refuses this gateway: {name}; check auth and security")
+        return NotConnected(f"{url}: {name}")
+    if isinstance(error, TimeoutError):
+        return NotConnected(f"{url}: no answer within {settings.timeout / 1e9:g} s")
+    if isinstance(error, OSError):
+        reason = (error.strerror or str(error)).lower()
+        return NotConnected(f"{url}: {reason}; is the machine on, are address and port right?")
+    if isinstance(error, ServiceError | DecodeError | ua.UaError):
+        return NotConnected(f"{url}: {error}")
+    return error
