@@ -61,6 +61,10 @@ class Header:
     instance: int
     number: int
     created_ns: int
+    previous: int
+    """Number of the segment that was written before; -1: none."""
+    previous_rows: int
+    """Rows in it: what is lost behind its last whole batch is known from here."""
 
     def encode(self) -> bytes:
         """As a frame."""
@@ -192,6 +196,11 @@ class Content:
     torn_bytes: int = 0
     """At the end, never synced; to be cut off."""
     _row: int = 0
+
+    @property
+    def row_count(self) -> int:
+        """Rows that were written to it, as far as it is known."""
+        return sum(self.index.rows) + self.lost_rows
 
     def take(self, frame: Frame) -> bool:
         """Adds a whole frame; False where it is none of this segment, or makes no sense."""

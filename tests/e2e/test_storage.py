@@ -52,7 +52,7 @@ def test_wrong_bytes_in_a_journal_cost_what_the_ledger_says(
         _start_outage(gateway, broker, machine)
         gateway.wait_for(lambda: len(_segments(data_dir)) > 4, "segments")
         gateway.kill()
-        for path in _segments(data_dir)[:-1]:
+        for path in _segments(data_dir)[1:-1]:  # of the first, some is delivered
             _flip(path, chance)
         gateway.start()
         _finish(gateway, broker, machine, subscriber, data_dir, "damaged on disk")
