@@ -34,7 +34,7 @@ from pipelines.lane_disk_held import Held
 from pipelines.lane_disk_reading import Reading
 from pipelines.lane_disk_retention import Limits, Retention
 from pipelines.lane_memory import SEQ_PER_INSTANCE, WhenFull
-from pipelines.segment import Index
+from pipelines.segment_tables import Index
 from pipelines.tags import TagTable
 from pipelines.worker import Offload, Worker
 

@@ -16,7 +16,7 @@ from pipelines.cursor import Cursor
 from pipelines.gaps import Gap, Ledger, Reason, of_batches
 from pipelines.journal import Journal, Segment
 from pipelines.pending import Pending
-from pipelines.segment import Index
+from pipelines.segment_tables import Index
 
 
 class Held:

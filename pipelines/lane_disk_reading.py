@@ -10,7 +10,7 @@ from pipelines.errors import Corrupt
 from pipelines.intervals import Intervals
 from pipelines.journal import Journal, Segment
 from pipelines.lane_disk_held import Held
-from pipelines.segment import Tables
+from pipelines.segment_tables import Tables
 from pipelines.translation import Translation
 from pipelines.worker import Worker
 
