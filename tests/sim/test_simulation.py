@@ -41,7 +41,7 @@ def run_seed(seed: int) -> None:
     """A failure says which seed, and what happened."""
     world = World(Random(seed))
     try:
-        SimLoop().run(world.play(lives=3, actions=12))
+        SimLoop().run(world.play(lives=3, actions=10))
     except BaseException as error:
         error.add_note(f"seed {seed}: " + "; ".join(world.log[-40:]))
         raise

@@ -110,6 +110,7 @@ class World:
     fsync_failed: bool = False
     synced_number: dict[int, int] = field(default_factory=dict)
     """source id -> newest number that was synced."""
+    foreign_position: bytes = b""
     far_position: bytes = b""
     """What an exactly-once sink keeps beside the rows."""
     far: set[int] = field(default_factory=set)
@@ -332,7 +333,7 @@ class World:
         )
 
     async def _append_many(self) -> None:
-        for _ in range(self.chance.randint(1, 8)):
+        for _ in range(self.chance.randint(1, 6)):
             await self._append(1)
 
     async def _burst(self) -> None:
@@ -416,18 +417,13 @@ class World:
                 self._committed(span)
 
     async def _foreign(self) -> None:
-        other = DiskLane(
-            "history",
-            Path("/other"),
-            self.clock,
-            self.limits,
-            instance=self.instance,
-            files=FaultyFiles(Random(1), 10**6),
-            offload=self._offload,
-        )
+        if not self.foreign_position:
+            files = FaultyFiles(Random(1), 10**6)
+            other = DiskLane("history", Path("/other"), self.clock, self.limits, files=files, offload=self._offload)
+            self.foreign_position = other.position()
         before = set(self._stored())
         try:
-            self.lane.restore(other.position())
+            self.lane.restore(self.foreign_position)
         except Corrupt:
             assert set(self._stored()) == before
             return
