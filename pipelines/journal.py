@@ -38,9 +38,6 @@ from pipelines.segment import (
     FOOTER_BYTES,
     INDEX_BYTES,
     Content,
-    Header,
-    Index,
-    Tables,
     Writer,
     finish,
     load,
@@ -48,6 +45,7 @@ from pipelines.segment import (
     salvaged,
     scan,
 )
+from pipelines.segment_tables import Header, Index, Tables
 from pipelines.tags import TagTable
 from pipelines.translation import Translation
 

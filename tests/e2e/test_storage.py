@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from tests.e2e.consumers import Subscriber, came, samples, without_repeats
+from tests.e2e.consumers import Subscriber, samples, without_repeats
 from tests.e2e.gateway_process import Gateway
 from tests.services.milo import Group, Milo
 from tests.services.mosquitto import Mosquitto
@@ -82,7 +82,7 @@ def _finish(
     """The broker is back, the machine stops: what did not come is what the ledger has, for the reason."""
     broker.process.resume()
     last = machine.stop_ticking()["v"]
-    gateway.wait_for(lambda: came(subscriber.messages(), GROUP, last), "last tick")
+    subscriber.wait_tick(GROUP, last)
     gateway.wait_for(lambda: gateway.health()["lanes"][0]["pending_rows"] == 0, "empty lane")
     assert gateway.end() == 0
     once = without_repeats(subscriber.all_messages())
