@@ -48,7 +48,7 @@ class Subscriber:
 
     def wait_tick(self, group: Group, tick: int) -> None:
         """Waits for the last variable of a group of doubles with its value of `tick`: the others come with it."""
-        self.wait_text(f'"v":{expected_value(group.count - 1, tick, "double")},')
+        self.wait_text(f'"v":{expected_value(group.count - 1, tick, "double")!r},')
 
     def all_messages(self) -> list[Message]:
         """Whatever the broker had for it by now; every message in the order of arrival."""
