@@ -18,7 +18,7 @@ from typing import Final
 
 from benchmarks import stock
 from benchmarks.measure import Bar, Figure, report
-from tests.e2e.consumers import Message, Subscriber, samples
+from tests.e2e.consumers import Message, Subscriber, by_tag
 from tests.e2e.gateway_process import SITE, Gateway
 from tests.services.milo import Group, Milo
 from tests.services.mosquitto import Mosquitto
@@ -74,7 +74,7 @@ def _settled(missing: Callable[[], int]) -> int:
 
 
 def _missing(messages: list[Message], last: int) -> int:
-    seen = sum(len({sample["v"] for sample in samples(messages, "press", tag)}) for tag in TAGS.values())
+    seen = sum(len({sample["v"] for sample in its}) for its in by_tag(messages, "press").values())
     return GROUP.count * (last + 1) - seen
 
 

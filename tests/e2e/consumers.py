@@ -3,6 +3,7 @@
 import json
 import subprocess
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -90,6 +91,16 @@ def samples(messages: Iterable[Message], device: str, tag: str) -> Iterator[dict
     for message in messages:
         if message["device"] == device:
             yield from (sample for sample in message["samples"] if sample["tag"] == tag)
+
+
+def by_tag(messages: Iterable[Message], device: str) -> dict[str, list[dict[str, Any]]]:
+    """Tag -> its samples, in order: all of a device in one pass."""
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for message in messages:
+        if message["device"] == device:
+            for sample in message["samples"]:
+                found[sample["tag"]].append(sample)
+    return found
 
 
 def values(messages: Iterable[Message], device: str, tag: str) -> list[Any]:
