@@ -9,6 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.e2e.gateway_process import DEADLINE_S, SITE
+from tests.services.link import Link
+from tests.services.milo import Group
 from tests.services.packages import program
 from tests.services.ports import HOST
 from tests.services.process import ServerProcess
@@ -19,16 +21,19 @@ Message = dict[str, Any]
 class Subscriber:
     """mosquitto_sub on everything below SITE, at QoS 1 in a session that the broker keeps; `with` it to run it.
 
+    It runs here, or beyond a link, where its broker is.
+
     Entered: the subscription is made. Its process writes each message to a file at once and is read from there.
     """
 
-    def __init__(self, port: int, folder: Path, *, protocol: str = "5") -> None:
+    def __init__(self, port: int, folder: Path, *, protocol: str = "5", beyond: Link | None = None) -> None:
         self._id = uuid.uuid4().hex
         self._port = port
+        self._place = beyond.beyond if beyond else list
         argv = [program("mosquitto_sub", "mosquitto-clients"), "-h", HOST, "-p", str(port), "-q", "1"]
         argv += ["-V", "5", "-x", "3600"] if protocol == "5" else ["-V", "mqttv311"]
         argv += ["-c", "-i", self._id, "-F", "%t %p", "-t", f"{SITE}/#", "-t", f"mark/{self._id}"]
-        self._process = ServerProcess("mosquitto_sub", argv, folder / f"mosquitto_sub-{self._id}")
+        self._process = ServerProcess("mosquitto_sub", self._place(argv), folder / f"mosquitto_sub-{self._id}")
 
     def __enter__(self) -> Self:
         self._mark("subscribed", retain=True)
@@ -60,7 +65,7 @@ class Subscriber:
     def _mark(self, text: str, *, retain: bool = False) -> None:
         argv = [program("mosquitto_pub", "mosquitto-clients"), "-h", HOST, "-p", str(self._port), "-q", "1"]
         argv += ["-t", f"mark/{self._id}", "-m", text, *(["-r"] if retain else [])]
-        subprocess.run(argv, check=True, capture_output=True, timeout=DEADLINE_S)
+        subprocess.run(self._place(argv), check=True, capture_output=True, timeout=DEADLINE_S)
 
 
 def retained(port: int, topic: str) -> Message:
@@ -85,6 +90,23 @@ def samples(messages: Iterable[Message], device: str, tag: str) -> Iterator[dict
     for message in messages:
         if message["device"] == device:
             yield from (sample for sample in message["samples"] if sample["tag"] == tag)
+
+
+def check_ticks(messages: Iterable[Message], device: str, group: Group, last: int) -> None:
+    """AssertionError where a tick of a variable, from its first to `last`, is missing or twice.
+
+    The group is of doubles, its variable 0 is the tag "v0"; the messages are without repeats.
+    """
+    seen: dict[str, list[float]] = {f"v{index}": [] for index in range(group.count)}
+    for message in messages:
+        if message["device"] == device:
+            for sample in message["samples"]:
+                seen[sample["tag"]].append(sample["v"])
+    for index, (tag, numbers) in enumerate(seen.items()):
+        ticks = sorted(round(number * 8) - 7919 * index for number in numbers)
+        missing = sorted(set(range(ticks[0], last + 1)) - set(ticks))
+        assert not missing, f"{tag}: ticks {missing} never came"
+        assert len(ticks) == len(set(ticks)), f"{tag}: a tick came twice under two keys"
 
 
 def values(messages: Iterable[Message], device: str, tag: str) -> list[Any]:
