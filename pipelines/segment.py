@@ -61,6 +61,10 @@ class Header:
     instance: int
     number: int
     created_ns: int
+    previous: int
+    """Number of the segment that was written before; -1: none."""
+    previous_rows: int
+    """Rows in it: what is lost behind its last whole batch is known from here."""
 
     def encode(self) -> bytes:
         """As a frame."""
@@ -193,6 +197,11 @@ class Content:
     """At the end, never synced; to be cut off."""
     _row: int = 0
 
+    @property
+    def row_count(self) -> int:
+        """Rows that were written to it, as far as it is known."""
+        return sum(self.index.rows) + self.lost_rows
+
     def take(self, frame: Frame) -> bool:
         """Adds a whole frame; False where it is none of this segment, or makes no sense."""
         try:
@@ -236,6 +245,7 @@ class Writer:
         self._tags = tags
         self._source_names = sources
         self._known = np.zeros(1, dtype=np.bool_)
+        self._described = b""  # the tag column of a batch whose tags the table has
         self._rows = 0
         self._table_bytes = 0
         self._handle = -1
@@ -304,8 +314,10 @@ class Writer:
             self._handle = -1
 
     def _additions(self, batch: Batch) -> bytes:
-        known = self._known.take(batch.tag, mode="clip")
-        if batch.source_id in self.tables.sources and known.all():
+        tags = batch.tag.tobytes()
+        if tags != self._described and self._known.take(batch.tag, mode="clip").all():
+            self._described = tags
+        if batch.source_id in self.tables.sources and tags == self._described:
             return b""
         new = Tables(self._new_tags(batch), {batch.source_id: self._source_name(batch.source_id)})
         return encode_packed(FrameKind.TABLE, new.packed()) if new.tags or new.sources else b""
