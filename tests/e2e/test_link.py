@@ -21,7 +21,7 @@ TOPIC = "link"
 ROUTES = {"scada": "broker", "history": "log"}
 DELAY_S = 0.005
 """One way, as over a private 5G network."""
-SILENCE_S, LOSS_S = 5.0, 8.0
+SILENCE_S, LOSS_S = 3.0, 6.0
 FLAPS, FLAP_S = 3, 2.0
 LOSS = 0.1
 
