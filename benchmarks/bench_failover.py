@@ -28,6 +28,7 @@ from pipelines.contracts import Part
 from pipelines.lane_memory import MemoryLane
 from pipelines.route import Pump
 from tests.services.far import FarMosquitto
+from tests.services.link import Link
 from tests.services.mosquitto import Mosquitto
 
 RUNS: Final = 5
@@ -53,7 +54,7 @@ def silent_s(loaded: bool) -> float:
     """One blackhole: seconds to the second broker's first PUBACK, or idle to its session."""
 
     async def measure() -> float:
-        with FarMosquitto() as first, Mosquitto() as second:
+        with Link() as link, FarMosquitto(link) as first, Mosquitto() as second:
             target = MqttTarget.model_validate({"mqtt": [first.url, second.url]})
             sink = MqttSink("plant", target, Identity("gw"), tag_table(), SystemClock())
             lane = MemoryLane("all", bytes_max=2**28)
@@ -62,7 +63,7 @@ def silent_s(loaded: bool) -> float:
             tasks = [asyncio.create_task(Supervisor(session, SystemClock(), lambda: 0.5).run())]
             tasks += [asyncio.create_task(_feed(lane))] if loaded else []
             await _until(lambda: sink.server == first.url and (not loaded or sink.counters.totals["pubacks"] > 10))
-            await asyncio.to_thread(first.cut)
+            link.cut()
             began_s = time.monotonic()
             await _until(lambda: sink.server == second.url)
             before = sink.counters.totals["pubacks"]
@@ -78,7 +79,7 @@ def silent_s(loaded: bool) -> float:
 
 def plain_s() -> float:
     """One blackhole: seconds until paho's `on_disconnect`."""
-    with FarMosquitto() as broker:
+    with Link() as link, FarMosquitto(link) as broker:
         connected, lost = threading.Event(), threading.Event()
         client = Client(CallbackAPIVersion.VERSION2)
         client.on_connect = lambda *_: connected.set()
@@ -86,7 +87,7 @@ def plain_s() -> float:
         client.connect(broker.address, broker.port, keepalive=10)
         client.loop_start()
         connected.wait(DEADLINE_S)
-        broker.cut()
+        link.cut()
         began_s = time.monotonic()
         while not lost.wait(EVERY_S) and time.monotonic() < began_s + DEADLINE_S:
             client.publish("x", b"x", qos=1)

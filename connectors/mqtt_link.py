@@ -14,7 +14,7 @@ from typing import cast
 
 from connectors.mqtt_errors import opening_error
 from connectors.mqtt_settings import MqttTarget
-from connectors.tcp import notice_dead_peer
+from connectors.tcp import notice_dead_peer, uploaded
 from pipelines.errors import GatewayError
 
 WRITE_BUFFER_BYTES_HIGH = 256 * 1024
@@ -47,6 +47,11 @@ class Link(asyncio.Protocol):
     def abort(self) -> None:
         """Closes now; what was not sent yet is dropped."""
         self._transport.abort()
+
+    def uploaded(self) -> tuple[int, int]:
+        """Bytes that the broker's system has acknowledged so far, and bytes that wait here for that."""
+        acknowledged, waiting = uploaded(self._transport.get_extra_info("socket"))
+        return acknowledged, waiting + self._transport.get_write_buffer_size()
 
     def rest(self, seconds: float) -> None:
         """Reads nothing for so long, so that many small packets are read at once."""

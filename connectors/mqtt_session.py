@@ -201,7 +201,7 @@ class Session:
 
     def _beat(self) -> None:
         self._engine.keep_alive()
-        if self._heart.stalled(self.window.oldest, self.barrier.oldest):
+        if self._heart.stalled(self.window.oldest, self.barrier.oldest, *self._link.uploaded()):
             within = f"ack_timeout ({format_duration(self._settings.ack_timeout)})"
             self.end(NotConnected(f"{place(self._settings)}: no acknowledgement within {within}"))
         elif not self.in_flight and self.barrier.oldest is None and self._heart.quiet:
@@ -236,10 +236,10 @@ class _Heart:
         """Nothing has come for a quarter of `ack_timeout`: time to ask whether the broker is still there."""
         return self.quiet_beats * self._interval_s >= self._quiet_s
 
-    def stalled(self, message: object | None, ping: object | None) -> bool:
-        """Whether the oldest message, or the oldest ping, is the same one since `ack_timeout`."""
-        now_ns = self._clock.mono_ns()
-        return self._messages.stalled(message, now_ns) | self._pings.stalled(ping, now_ns)
+    def stalled(self, message: object | None, ping: object | None, uploaded: int, waiting: int) -> bool:
+        """Whether the oldest message, or the oldest ping, has not moved on for `ack_timeout`."""
+        known = self._clock.mono_ns(), uploaded, waiting
+        return self._messages.stalled(message, *known) | self._pings.stalled(ping, *known)
 
     def _tick(self) -> None:
         self.start()

@@ -182,8 +182,9 @@ class MqttTarget(Settings):
     ack_timeout: Duration = Field(
         2 * _SECOND_NS,
         description="The connection counts as lost when the oldest message in flight, or the ping of an idle"
-        " connection, waits this long for its answer (100ms to 10m); default 2s. Keep it well above the time that one"
-        " message takes: on a slow link write 10s or more.",
+        " connection, waits this long for its answer (100ms to 10m); default 2s. On Linux an upload that moves is not"
+        " counted, else keep it well above the time that one message takes. Where one packet of ten is lost, 10s keeps"
+        " connections that 2s now and then gives up.",
     )
     status_topic: str | None = Field(
         "gateway/{gateway}/status",

@@ -162,19 +162,26 @@ class Window:
 class Watchdog:
     """Says when the same message or ping has been the oldest one for too long.
 
-    Not the age of a message counts but whether the queue moves: a slow link with much in flight is not a dead one.
+    Not the age of a message counts but whether the queue moves: a slow link with much in flight is not a dead one, and
+    neither is one over which a single message takes longer than the time-out. Its time begins when the broker's system
+    has the last byte of it, or when no more bytes arrive there.
     """
 
     def __init__(self, timeout_ns: int) -> None:
         self._timeout_ns = timeout_ns
         self._oldest: object | None = None
         self._since_ns = 0
+        self._uploaded = self._whole = 0
+        """Bytes at the broker's system: the newest figure, and the one at which it has all of the oldest."""
 
-    def stalled(self, oldest: object | None, now_ns: int) -> bool:
-        """To be asked regularly, with a monotonic time."""
+    def stalled(self, oldest: object | None, now_ns: int, uploaded: int = 0, waiting: int = 0) -> bool:
+        """To be asked regularly, with a monotonic time, and what `tcp.uploaded` says."""
         if oldest is None or oldest != self._oldest:
             self._oldest, self._since_ns = oldest, now_ns
+            self._uploaded, self._whole = uploaded, uploaded + waiting
             return False
+        if self._uploaded < min(uploaded, self._whole):
+            self._uploaded, self._since_ns = uploaded, now_ns
         return now_ns - self._since_ns >= self._timeout_ns
 
 

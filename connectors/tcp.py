@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
+import termios
 from typing import Final
 
 PROBES: Final = 3
 MACHINE_PATIENCE: Final = 3
 """A machine's connection is given up after so many request time-outs of silence: requests may fail, and it go on."""
+_BYTES_ACKED_AT: Final = 120
 
 
 def notice_dead_peer(sock: socket.socket | None, within_ns: int) -> None:
@@ -30,3 +34,21 @@ def notice_dead_peer(sock: socket.socket | None, within_ns: int) -> None:
     for name, value in options.items():
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def uploaded(sock: socket.socket | None) -> tuple[int, int]:
+    """Bytes that the peer's system has acknowledged so far, and bytes that wait here for that.
+
+    Linux: tcpi_bytes_acked of TCP_INFO (linux/tcp.h, since 4.1) and SIOCOUTQ (tcp(7)). Zeros where the system says
+    nothing of it.
+    """
+    if sock is None or not hasattr(socket, "TCP_INFO"):
+        return 0, 0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED_AT + 8)
+        waiting = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0, 0
+    if len(info) < _BYTES_ACKED_AT + 8:
+        return 0, 0
+    return struct.unpack_from("=Q", info, _BYTES_ACKED_AT)[0], struct.unpack("=i", waiting)[0]

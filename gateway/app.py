@@ -23,7 +23,7 @@ from gateway.log import Log
 from gateway.loopwatch import LoopWatch
 from gateway.session import SinkSession, SourceSession
 from gateway.status import Destination, StatusReporter
-from gateway.supervisor import Session, State, Supervisor, worst
+from gateway.supervisor import TO_SINKS, Session, State, Supervisor, worst
 from pipelines.clock import Clock
 from pipelines.contracts import Lane
 from pipelines.errors import Poisoned
@@ -69,7 +69,7 @@ class App:
     def __init__(
         self, parts: Parts, gateway: str, clock: Clock, random: Callable[[], float], stop_timeout_s: float
     ) -> None:
-        self.sinks = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.sinks]
+        self.sinks = [Supervisor(s, clock, random, TO_SINKS, self._close_budget) for s in parts.sinks]
         self.sources = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.sources]
         self._brokers = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.brokers]
         self.health = Health(gateway, clock, [*self.sources, *self.sinks, *self._brokers], parts.lanes)

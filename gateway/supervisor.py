@@ -84,6 +84,11 @@ class Patience:
     close_s: float = 5.0
 
 
+TO_SINKS = Patience(stable_s=2.0)
+"""Over a link that comes and goes every few seconds no session lasts longer, and each delivers: a back-off that grows
+would sleep through the times when it works. Machines are treated more gently: to be connected to costs them much."""
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """What is known of a component now."""

@@ -197,7 +197,7 @@ class Pump:
         self._sink = sink
         self._clock = clock
         self._dead_letter = dead_letter
-        self._rows_max = rows_max
+        self._rows_max = self._rows_now = rows_max
         self._in_flight_max = min(in_flight_max or sink.in_flight_max, sink.in_flight_max)
         self._replay = replay
         self.counters = Counters("pump", lane.name)
@@ -205,7 +205,9 @@ class Pump:
     async def run(self) -> None:
         """Never returns; ends with the sink's errors. What was not committed is unread again at the next `run`.
 
-        The first failed write ends the others: nothing may overtake what has to be written again.
+        The first failed write ends the others: nothing may overtake what has to be written again. Those
+        after one that ended with its connection are half as large, and each that succeeds lets the next be a batch
+        larger: what is too much for a slow link within the sink's time-outs is not tried for ever.
         """
         self._reader.rewind()
         slots = asyncio.Semaphore(self._in_flight_max)
@@ -214,7 +216,7 @@ class Pump:
                 writes.create_task(self._catch_up(self._replay, slots))
             while True:
                 await self._slot(slots)
-                span, batches = await self._reader.read(self._rows_max)
+                span, batches = await self._reader.read(self._rows_now)
                 writes.create_task(self._deliver(span, batches, slots))
 
     async def _slot(self, slots: asyncio.Semaphore) -> None:
@@ -231,7 +233,8 @@ class Pump:
         replay.reader.rewind()
         due_ns, quickest_ns, share = self._clock.mono_ns(), 0, 1.0
         while True:
-            span, batches = await replay.reader.read(int(replay.rows(quickest_ns) * share))
+            rows = int(replay.rows(quickest_ns) * share)
+            span, batches = await replay.reader.read(min(rows, self._rows_now))
             await slots.acquire()
             began_ns = self._clock.mono_ns()
             await self._deliver(span, batches, slots, replay)
@@ -253,6 +256,10 @@ class Pump:
         except Rejected as refusal:
             await self._set_aside(batches, refusal)
             rejected = len(refusal.rows)
+        except NotConnected:
+            least = min(ROWS_PER_BATCH_MAX, self._rows_max)
+            self._rows_now = max(min(rows_of(batches), self._rows_now) // 2, least)
+            raise
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -262,6 +269,7 @@ class Pump:
             raise NotConnected("a write was given up by the client library") from error
         (replay.reader if replay else self._reader).commit(span)
         slots.release()
+        self._rows_now = min(self._rows_now + ROWS_PER_BATCH_MAX, self._rows_max)
         self._count(batches, rejected)
         if replay:
             self.counters.add("historical_rows", rows_of(batches) - rejected)

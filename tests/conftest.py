@@ -14,6 +14,7 @@ from tests.services.asyncua_server import AsyncuaServer
 from tests.services.far import FarMosquitto
 from tests.services.kafka import Kafka
 from tests.services.libmodbus import LibmodbusServer
+from tests.services.link import Link
 from tests.services.milo import Milo
 from tests.services.mosquitto import Mosquitto
 from tests.services.node_opcua import NodeOpcua
@@ -25,7 +26,7 @@ from tests.services.tls import Certificates, make_certificates
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-ServiceT = TypeVar("ServiceT", bound=Service)
+ServiceT = TypeVar("ServiceT", bound=Service | Link)
 Factory = Callable[..., ServiceT]
 
 
@@ -54,9 +55,16 @@ def mosquitto_factory() -> Iterator[Factory[Mosquitto]]:
 
 
 @pytest.fixture
-def far_mosquitto() -> Iterator[FarMosquitto]:
-    """A broker of one's own whose link can be cut."""
-    with made(FarMosquitto) as broker:
+def link() -> Iterator[Link]:
+    """A link of one's own, to a network where `far_mosquitto` is."""
+    with made(Link) as bad:
+        yield bad
+
+
+@pytest.fixture
+def far_mosquitto(link: Link) -> Iterator[FarMosquitto]:
+    """A broker of one's own behind a link that can be cut."""
+    with made(lambda: FarMosquitto(link)) as broker:
         yield broker
 
 

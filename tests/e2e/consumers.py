@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.e2e.gateway_process import DEADLINE_S, SITE
+from tests.services.link import Link
 from tests.services.milo import Group, expected_value
 from tests.services.packages import program
 from tests.services.ports import HOST
@@ -21,16 +22,19 @@ Message = dict[str, Any]
 class Subscriber:
     """mosquitto_sub on everything below SITE, at QoS 1 in a session that the broker keeps; `with` it to run it.
 
+    It runs here, or beyond a link, where its broker is.
+
     Entered: the subscription is made. Its process writes each message to a file at once and is read from there.
     """
 
-    def __init__(self, port: int, folder: Path, *, protocol: str = "5") -> None:
+    def __init__(self, port: int, folder: Path, *, protocol: str = "5", beyond: Link | None = None) -> None:
         self._id = uuid.uuid4().hex
         self._port = port
+        self._place = beyond.beyond if beyond else list
         argv = [program("mosquitto_sub", "mosquitto-clients"), "-h", HOST, "-p", str(port), "-q", "1"]
         argv += ["-V", "5", "-x", "3600"] if protocol == "5" else ["-V", "mqttv311"]
         argv += ["-c", "-i", self._id, "-F", "%t %p", "-t", f"{SITE}/#", "-t", f"mark/{self._id}"]
-        self._process = ServerProcess("mosquitto_sub", argv, folder / f"mosquitto_sub-{self._id}")
+        self._process = ServerProcess("mosquitto_sub", self._place(argv), folder / f"mosquitto_sub-{self._id}")
 
     def __enter__(self) -> Self:
         self._mark("subscribed", retain=True)
@@ -66,7 +70,7 @@ class Subscriber:
     def _mark(self, text: str, *, retain: bool = False) -> None:
         argv = [program("mosquitto_pub", "mosquitto-clients"), "-h", HOST, "-p", str(self._port), "-q", "1"]
         argv += ["-t", f"mark/{self._id}", "-m", text, *(["-r"] if retain else [])]
-        subprocess.run(argv, check=True, capture_output=True, timeout=DEADLINE_S)
+        subprocess.run(self._place(argv), check=True, capture_output=True, timeout=DEADLINE_S)
 
 
 def retained(port: int, topic: str) -> Message:
@@ -101,6 +105,20 @@ def by_tag(messages: Iterable[Message], device: str) -> dict[str, list[dict[str,
             for sample in message["samples"]:
                 found[sample["tag"]].append(sample)
     return found
+
+
+def check_ticks(messages: Iterable[Message], device: str, group: Group, last: int) -> None:
+    """AssertionError where a tick of a variable, from its first to `last`, is missing or twice.
+
+    The group is of doubles, its variable 0 is the tag "v0"; the messages are without repeats.
+    """
+    its = by_tag(messages, device)
+    for index in range(group.count):
+        tag = f"v{index}"
+        ticks = sorted(round(sample["v"] * 8) - 7919 * index for sample in its[tag])
+        missing = sorted(set(range(ticks[0], last + 1)) - set(ticks))
+        assert not missing, f"{tag}: ticks {missing} never came"
+        assert len(ticks) == len(set(ticks)), f"{tag}: a tick came twice under two keys"
 
 
 def values(messages: Iterable[Message], device: str, tag: str) -> list[Any]:

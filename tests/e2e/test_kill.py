@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.consumers import Message, Subscriber, by_tag, read_topic, samples, without_repeats
+from tests.e2e.consumers import Message, Subscriber, check_ticks, read_topic, samples, without_repeats
 from tests.e2e.gateway_process import Gateway
 from tests.services.kafka import Kafka
 from tests.services.milo import Group, Milo
@@ -82,12 +82,7 @@ def complete(messages: list[Message], last: int, down: Sequence[tuple[int, int]]
     """AssertionError where a tick of a variable is missing or twice, or a poll outside the gateway's absences."""
     once = without_repeats(messages)
     assert twice_allowed or len(once) == len(messages), "the same seq twice"
-    its = by_tag(once, "press")
-    for index in range(GROUP.count):
-        ticks = sorted(round(sample["v"] * 8) - 7919 * index for sample in its[f"v{index}"])
-        missing = sorted(set(range(ticks[0], last + 1)) - set(ticks))
-        assert not missing, f"v{index}: ticks {missing} never came"
-        assert len(ticks) == len(set(ticks)), f"v{index}: a tick came twice under two keys"
+    check_ticks(once, "press", GROUP, last)
     polls = sorted(sample["t"] for sample in samples(once, "meter", "r0"))
     assert len(polls) == len(set(polls))
     for before, after in itertools.pairwise(polls):

@@ -210,12 +210,12 @@ async def test_link_cut(far_mosquitto: FarMosquitto, mosquitto_factory: Brokers)
         async with uplink.running():
             async with uplink.fed():
                 await until(lambda: len(records[0].seqs()) > 20, "delivery to the first")
-                await asyncio.to_thread(far_mosquitto.cut)
+                far_mosquitto.link.cut()
                 began_s = time.monotonic()
                 await until(records[1].seqs, "delivery to the second")
                 print(f"failover after {time.monotonic() - began_s:.2f} s")
                 await until(lambda: len(records[1].seqs()) > 20, "delivery to the second")
-                await asyncio.to_thread(far_mosquitto.mend)
+                far_mosquitto.link.mend()
                 await until(uplink.on(far_mosquitto.url), "going back")
             await received(uplink, records)
 
@@ -226,7 +226,7 @@ async def test_link_cut_while_idle(far_mosquitto: FarMosquitto, mosquitto_factor
     uplink = Uplink(far_mosquitto.url, second.url, hold="1h", keep_alive="1h")
     async with uplink.running():
         await until(uplink.on(far_mosquitto.url), "the first")
-        await asyncio.to_thread(far_mosquitto.cut)
+        far_mosquitto.link.cut()
         await until(uplink.on(second.url), "the second")
 
 

@@ -34,11 +34,11 @@ def install() -> None:
 
 
 class Kafka(Service):
-    """A broker on 127.0.0.1.
+    """A broker.
 
-    bootstrap: the plain listener's "host:port". sasl_bootstrap: SASL_PLAINTEXT, where users are given (name ->
-    password, valid for PLAIN and SCRAM-SHA-512). ssl_bootstrap: SSL, where certificates are given; with
-    require_certificate its clients must show one of the CA's. options: further lines of server.properties.
+    host: address of its listeners. bootstrap: the plain listener's "host:port". sasl_bootstrap: SASL_PLAINTEXT, where
+    users are given (name -> password, valid for PLAIN and SCRAM-SHA-512). ssl_bootstrap: SSL, where certificates are
+    given; with require_certificate its clients must show one of the CA's. options: further lines of server.properties.
     """
 
     ready_s = 60.0
@@ -50,10 +50,12 @@ class Kafka(Service):
         tls: Certificates | None = None,
         require_certificate: bool = False,
         options: dict[str, str] | None = None,
+        host: str = HOST,
     ) -> None:
         self._jars = class_path(_install())
         self._java = java()
         super().__init__("kafka", free_port())
+        self._host = host
         self._users = users or {}
         self._users_known = False
         self._listeners = {"PLAINTEXT": self.port}
@@ -66,22 +68,23 @@ class Kafka(Service):
         properties = self.folder / "server.properties"
         properties.write_text("".join(f"{key}={value}\n" for key, value in (settings | (options or {})).items()))
         properties.chmod(0o600)
-        self.run_as([self._java, *_JVM, *_LOGGING, "-cp", self._jars, "kafka.Kafka", properties])
+        self.argv = [self._java, *_JVM, *_LOGGING, "-cp", self._jars, "kafka.Kafka", str(properties)]
+        self.run_as(self.argv)
 
     @property
     def bootstrap(self) -> str:
         """The plain listener."""
-        return f"{HOST}:{self.port}"
+        return f"{self._host}:{self.port}"
 
     @property
     def sasl_bootstrap(self) -> str:
         """The SASL_PLAINTEXT listener. KeyError when no users were given."""
-        return f"{HOST}:{self._listeners['SASL_PLAINTEXT']}"
+        return f"{self._host}:{self._listeners['SASL_PLAINTEXT']}"
 
     @property
     def ssl_bootstrap(self) -> str:
         """The SSL listener. KeyError when no certificates were given."""
-        return f"{HOST}:{self._listeners['SSL']}"
+        return f"{self._host}:{self._listeners['SSL']}"
 
     def wait_ready(self) -> None:
         """Returns when the broker has registered with its controller, serves, and knows its users."""
@@ -108,7 +111,7 @@ class Kafka(Service):
 
     def _core_settings(self) -> dict[str, str]:
         controller = free_port()
-        broker_listeners = ",".join(f"{name}://{HOST}:{port}" for name, port in self._listeners.items())
+        broker_listeners = ",".join(f"{name}://{self._host}:{port}" for name, port in self._listeners.items())
         protocols = ",".join(f"{name}:{name}" for name in self._listeners)
         return {
             "process.roles": "broker,controller",

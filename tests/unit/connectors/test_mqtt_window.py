@@ -133,3 +133,15 @@ def test_watchdog_looks_at_movement() -> None:
     assert not dog.stalled("same", 100) and not dog.stalled("same", 109)
     assert dog.stalled("same", 110)
     assert not dog.stalled(None, 111) and not dog.stalled(None, 200)
+
+
+def test_an_upload_that_moves_is_not_counted() -> None:
+    """From the moment when the broker's system has all that was sent by then, or nothing moves any more, it is."""
+    moving, silent = Watchdog(10), Watchdog(10)
+    for now, uploaded in ((0, 100), (9, 150), (18, 190), (27, 250)):  # whole at 200; the next messages follow
+        assert not moving.stalled("same", now, uploaded, 100)
+    assert not moving.stalled("same", 36, 300, 100)
+    assert moving.stalled("same", 37, 350, 100)
+    assert not silent.stalled("same", 0, 100, 100) and not silent.stalled("same", 9, 150, 50)
+    assert not silent.stalled("same", 18, 150, 50)
+    assert silent.stalled("same", 19, 150, 50)

@@ -9,17 +9,20 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.supervisor import Patience, State, Supervisor, describe, worst
+from gateway.supervisor import TO_SINKS, Patience, State, Supervisor, describe, worst
 from pipelines.errors import NotConnected, Permanent, Poisoned, Transient
 from tests.unit.gateway.fakes import FakeClock, ScriptedSession
 
 HIGHEST = 1.0
+TO_MACHINES = Patience()
 
 
 @asynccontextmanager
-async def supervised(session: ScriptedSession, clock: FakeClock, random: float = HIGHEST) -> AsyncIterator[Supervisor]:
+async def supervised(
+    session: ScriptedSession, clock: FakeClock, random: float = HIGHEST, patience: Patience = TO_MACHINES
+) -> AsyncIterator[Supervisor]:
     """The supervisor at the end of the session's script."""
-    supervisor = Supervisor(session, clock, lambda: random)
+    supervisor = Supervisor(session, clock, lambda: random, patience)
     task = asyncio.create_task(supervisor.run())
     try:
         async with asyncio.timeout(60):
@@ -60,15 +63,16 @@ async def test_back_off_grows_to_its_limit_with_full_jitter() -> None:
         assert clock.slept == [0.125, 0.25, 0.5]
 
 
-async def test_back_off_starts_again_after_a_good_session() -> None:
+@pytest.mark.parametrize(("patience", "good_s"), [(TO_MACHINES, 10.0), (TO_SINKS, 2.0)])
+async def test_back_off_starts_again_after_a_good_session(patience: Patience, good_s: float) -> None:
     """A session that lasted `stable_s` resets the waits; a shorter one does not."""
     gone, clock = NotConnected("gone"), FakeClock()
 
     async def lasts() -> None:
-        clock.forward(Patience().stable_s)
+        clock.forward(good_s)
         raise gone
 
-    async with supervised(ScriptedSession([gone, gone, None, gone, None, lasts]), clock):
+    async with supervised(ScriptedSession([gone, gone, None, gone, None, lasts]), clock, patience=patience):
         assert clock.slept == [0.5, 1, 2, 0]
 
 

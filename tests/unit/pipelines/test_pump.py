@@ -197,6 +197,28 @@ async def test_a_failure_ends_all_writes_and_the_next_run_delivers_again(error: 
     assert [write.numbers for write in bench.sink.writes] == [[0], [2], [3], [4]]
 
 
+@pytest.mark.parametrize(("largest", "sizes"), [(3, [10, 5, 2, 3, 4, 2, 3, 4]), (1, [10, 5, 2, 1, 2, 1, 2])])
+async def test_writes_get_smaller_until_a_slow_link_takes_them(largest: int, sizes: list[int]) -> None:
+    """Half the rows after a lost connection, down to one large batch; after a success one batch more."""
+
+    tried: list[int] = []
+
+    class SlowSink(FakeSink):
+        async def write(self, lane: str, batches: Sequence[Batch], position: bytes, historical: bool) -> None:
+            tried.append(len(batches))
+            if len(batches) > largest:
+                raise NotConnected("not within the time-out")
+
+    lane, sink = MemoryLane("history", bytes_max=10**7), SlowSink(in_flight_max=1)
+    for number in range(30):
+        await lane.append(make_batch(number, 1000))
+    pump = Pump(lane, lane.reader(Part.ALL), sink, FakeClock(), DeadLetters(), rows_max=10_000)
+    while lane.pending_rows:
+        async with running(ended(pump.run())) as task:
+            await until(lambda task=task: task.done() or not lane.pending_rows)
+    assert tried[: len(sizes)] == sizes
+
+
 async def test_several_failures_at_once_all_come_out() -> None:
     """A lost connection fails every write in flight: none of the errors is swallowed."""
     bench = Bench(in_flight_max=3, rows_max=1)
