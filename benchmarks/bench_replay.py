@@ -108,6 +108,7 @@ class Timed:
 
     def __init__(self, sink: MqttSink) -> None:
         self.name, self.in_flight_max, self.counters = sink.name, sink.in_flight_max, sink.counters
+        self.keeps_positions = sink.keeps_positions
         self.connect, self.close, self.wait_closed = sink.connect, sink.close, sink.wait_closed
         self.waited_ns: list[int] = []
         self._sink = sink

@@ -60,6 +60,7 @@ class KafkaSink:
     ) -> None:
         self.name = name
         self.in_flight_max = 1 if settings.exactly_once else IN_FLIGHT_MAX
+        self.keeps_positions = settings.exactly_once
         self.counters = Counters("sink", name)
         self._target = settings
         self._identity = identity

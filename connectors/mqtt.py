@@ -66,6 +66,7 @@ class MqttSink:
         self.name = name
         self._lanes = lanes
         self.in_flight_max = IN_FLIGHT_MAX
+        self.keeps_positions = False
         self.counters = Counters("sink", name)
         self._clock = clock
         self._client_id = settings.client_id or f"mec-gateway-{identity.gateway}-{name}"

@@ -53,17 +53,18 @@ class TagTexts:
         return texts
 
 
-def microseconds(batch: Batch) -> list[bytes]:
-    """Each row's source time as decimal text, us since 1970 UTC, rounded down."""
+def microseconds(batch: Batch, end: bytes = b"") -> list[bytes]:
+    """Each row's source time as decimal text, us since 1970 UTC, rounded down; and `end` behind it."""
     if len(batch) < SMALL_ROWS:
-        return [b"%d" % (ns // 1000) for ns in batch.ts_ns.tolist()]
+        return [b"%d%b" % (ns // 1000, end) for ns in batch.ts_ns.tolist()]
     ts_ns = batch.ts_ns
     found = runs(ts_ns)
     if found is None:
-        return _cut(ts_ns // 1000)
+        listed = dumps_column(ts_ns // 1000)[1:-1]
+        return (listed.replace(b",", end + b"\n") + end).split(b"\n")
     texts: list[bytes] = []
     for time_ns, rows in found:
-        texts += [b"%d" % (time_ns // 1000)] * rows
+        texts += [b"%d%b" % (time_ns // 1000, end)] * rows
     return texts
 
 

@@ -155,6 +155,8 @@ class Sink(Protocol):
     name: str
     in_flight_max: int
     """Writes that may be outstanding at a time."""
+    keeps_positions: bool
+    """`write` stores the position with the rows, and `connect` returns it. Else it is given an empty one."""
     counters: Counters
 
     @property

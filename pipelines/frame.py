@@ -112,19 +112,19 @@ def encode_batch(batch: Batch, seq: int, synced: int = 0, row: int = 0, position
     )
     columns: tuple[npt.NDArray[Any], ...]
     columns = (batch.ts_ns, batch.value, batch.tag, batch.status, batch.kind, batch.flags)
-    dense = [column if column.flags.c_contiguous else np.ascontiguousarray(column) for column in columns]
-    return _framed(FrameKind.BATCH, [fixed, *dense, origin or b"", clock, extra])
+    dense = [column.tobytes() for column in columns]  # quicker than their buffers: numpy describes each of those
+    return _framed(FrameKind.BATCH, b"".join((fixed, *dense, origin or b"", clock, extra)))
 
 
 def encode_packed(kind: FrameKind, content: Any) -> bytes:
     """A frame of anything that msgpack takes."""
-    return _framed(kind, [_packed(content)])
+    return _framed(kind, _packed(content))
 
 
 def encode_footer(content: Any, position: int) -> bytes:
     """A FOOTER frame that stands at `position`; its last bytes say so, for `footer_position`."""
     packed = _packed(content)
-    return _framed(FrameKind.FOOTER, [packed, bytes(-len(packed) % ALIGNMENT), _TRAILER.pack(position, MAGIC)])
+    return _framed(FrameKind.FOOTER, packed + bytes(-len(packed) % ALIGNMENT) + _TRAILER.pack(position, MAGIC))
 
 
 def footer_position(tail: bytes) -> int | None:
@@ -209,19 +209,10 @@ def _next_magic(data: bytes, start: int) -> int:
     return found
 
 
-def _framed(kind: FrameKind, parts: list[Any]) -> bytes:
-    body_bytes = sum(map(_nbytes, parts))
-    parts.append(bytes(-body_bytes % ALIGNMENT))
-    head = _HEAD.pack(MAGIC, FORMAT, kind, 0, HEAD_BYTES + body_bytes + len(parts[-1]))
-    checksum = crc32(head)
-    for part in parts:
-        checksum = crc32(part, checksum)
-    return b"".join((head, _CHECKSUM.pack(checksum), *parts))
-
-
-def _nbytes(part: Any) -> int:
-    size: int = len(part) if isinstance(part, bytes) else part.nbytes
-    return size
+def _framed(kind: FrameKind, content: bytes) -> bytes:
+    body = content + bytes(-len(content) % ALIGNMENT)
+    head = _HEAD.pack(MAGIC, FORMAT, kind, 0, HEAD_BYTES + len(body))
+    return b"".join((head, _CHECKSUM.pack(crc32(body, crc32(head))), body))
 
 
 _I64, _F64, _U32, _U8 = (np.dtype(name) for name in ("<i8", "<f8", "<u4", "u1"))

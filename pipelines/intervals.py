@@ -63,6 +63,12 @@ class Intervals:
         """No integer of [start, end) is in the set."""
         if start >= end:
             return
+        if self._starts and self._starts[0] == start and end <= self._ends[0]:  # what is read, and delivered in order
+            if end < self._ends[0]:
+                self._starts[0] = end
+            else:
+                del self._starts[0], self._ends[0]
+            return
         first = bisect_right(self._ends, start)
         last = bisect_left(self._starts, end)
         if first >= last:

@@ -274,6 +274,9 @@ class Journal:
 
     def between(self, low: int, high: int) -> list[tuple[Segment, int, int]]:
         """The segments with seqs in [low, high), each with its part of that."""
+        active = self.active  # a thread may be sealing it
+        if active and active.first <= low < high <= active.end:  # as a rule
+            return [(active, low, high)]
         at = max(bisect_right(self.segments, low, key=lambda segment: segment.first) - 1, 0)
         found = []
         for segment in self.segments[at:]:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.batch import Batch, rows_of
 from pipelines.clock import Clock
@@ -247,7 +248,7 @@ class Pump:
         """`slots` has one less until the sink has it all; only then the position of the next write is known."""
         rejected = 0
         try:
-            position = self._lane.position(span)
+            position = self._lane.position(span) if self._sink.keeps_positions else b""
             await self._sink.write(self._lane.name, batches, position, historical=replay is not None)
         except Rejected as refusal:
             await self._set_aside(batches, refusal)
@@ -282,7 +283,11 @@ class Pump:
     def _observe(self, batches: Sequence[Batch]) -> None:
         """Of live data only: how old a backlog is says nothing of the latency now."""
         now = self._clock.wall_ns()
-        ts_ns = batches[0].ts_ns if len(batches) == 1 else np.concatenate([batch.ts_ns for batch in batches])
-        received_ns = np.array([batch.received_ns for batch in batches], dtype=np.int64)
+        received_ns: npt.NDArray[np.int64] | int
+        if len(batches) == 1:
+            ts_ns, received_ns = batches[0].ts_ns, batches[0].received_ns
+        else:
+            ts_ns = np.concatenate([batch.ts_ns for batch in batches])
+            received_ns = np.array([batch.received_ns for batch in batches], dtype=np.int64)
         self.counters.histograms["source_to_ack"].observe(now - ts_ns)
         self.counters.histograms["received_to_ack"].observe(now - received_ns)

@@ -236,6 +236,7 @@ class Writer:
         self._tags = tags
         self._source_names = sources
         self._known = np.zeros(1, dtype=np.bool_)
+        self._described = b""  # the tag column of a batch whose tags the table has
         self._rows = 0
         self._table_bytes = 0
         self._handle = -1
@@ -304,8 +305,10 @@ class Writer:
             self._handle = -1
 
     def _additions(self, batch: Batch) -> bytes:
-        known = self._known.take(batch.tag, mode="clip")
-        if batch.source_id in self.tables.sources and known.all():
+        tags = batch.tag.tobytes()
+        if tags != self._described and self._known.take(batch.tag, mode="clip").all():
+            self._described = tags
+        if batch.source_id in self.tables.sources and tags == self._described:
             return b""
         new = Tables(self._new_tags(batch), {batch.source_id: self._source_name(batch.source_id)})
         return encode_packed(FrameKind.TABLE, new.packed()) if new.tags or new.sources else b""

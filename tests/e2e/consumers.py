@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.e2e.gateway_process import DEADLINE_S, SITE
+from tests.services.milo import Group, expected_value
 from tests.services.packages import program
 from tests.services.ports import HOST
 from tests.services.process import ServerProcess
@@ -90,6 +91,13 @@ def samples(messages: Iterable[Message], device: str, tag: str) -> Iterator[dict
 def values(messages: Iterable[Message], device: str, tag: str) -> list[Any]:
     """The values of one tag, in order."""
     return [sample["v"] for sample in samples(messages, device, tag)]
+
+
+def came(messages: Iterable[Message], group: Group, tick: int) -> bool:
+    """Whether the last variable of a group of doubles is there with its value of `tick`: the others came with it."""
+    index = group.count - 1
+    due = expected_value(index, tick, "double")
+    return any(sample["v"] == due for sample in samples(messages, "press", f"{group.prefix}{index}"))
 
 
 def missing_seqs(messages: Iterable[Message]) -> dict[str, list[int]]:

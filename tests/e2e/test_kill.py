@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.consumers import Message, Subscriber, read_topic, samples, without_repeats
+from tests.e2e.consumers import Message, Subscriber, came, read_topic, samples, without_repeats
 from tests.e2e.gateway_process import Gateway
 from tests.services.kafka import Kafka
 from tests.services.milo import Group, Milo
@@ -71,9 +71,8 @@ def test_kill_at_random_moments(
         machine.go(0)
         down = [_kill(gateway, chance) for _ in range(ROUNDS)]
         last = machine.stop_ticking()["v"]
-        tick = str(_value(0, last))
-        subscriber.wait_text(tick, 60)
-        gateway.process.wait_until(lambda: _idle(gateway), 60, "empty lanes")
+        gateway.wait_for(lambda: came(subscriber.messages(), GROUP, last), "last tick at MQTT")
+        gateway.wait_for(lambda: _idle(gateway), "empty lanes")
         assert gateway.end() == 0
         complete(subscriber.all_messages(), last, down, twice_allowed=True)
     complete(read_topic(kafka.bootstrap, topic), last, down, twice_allowed=False)
@@ -112,10 +111,6 @@ def _delivered(gateway: Gateway) -> float:
 
 def _idle(gateway: Gateway) -> bool:
     return all(lane["pending_rows"] == 0 for lane in gateway.health()["lanes"])
-
-
-def _value(index: int, tick: int) -> float:
-    return (7919 * index + tick) / 8.0
 
 
 @contextmanager

@@ -12,14 +12,14 @@ from typing import Any
 
 import orjson
 
-from tests.e2e.consumers import Subscriber, samples, without_repeats
+from tests.e2e.consumers import Subscriber, came, samples, without_repeats
 from tests.e2e.gateway_process import Gateway
 from tests.services.milo import Group, Milo
 from tests.services.mosquitto import Mosquitto
 
 SEED = int(os.environ.get("E2E_SEED", str(uuid.uuid4().int % 10_000)))
 GROUP = Group("v", "double", 4000, 100)
-BUFFER = {"disk": "16MiB", "memory": "1MiB", "reserve": "0", "fsync_every": "50ms"}
+BUFFER = {"disk": "16MiB", "memory": "1MiB", "reserve": 0, "fsync_every": "50ms"}
 SEGMENT_BYTES = 2**20
 """A sixteenth of `disk`."""
 FLIPS = 20
@@ -35,8 +35,7 @@ def test_a_full_disk_costs_what_the_ledger_says(
         Subscriber(broker.port, tmp_path) as subscriber,
         _gateway(machine, broker, disk) as gateway,
     ):
-        broker.process.pause()
-        machine.go(0)
+        _start_outage(gateway, broker, machine)
         gateway.wait_for(lambda: gateway.metric("gateway_lane_dropped_rows_total", "all") > 0, "dropped rows")
         assert gateway.metric("gateway_lane_disk_full_total", "all") > 0
         _finish(gateway, broker, machine, subscriber, disk, "buffer full")
@@ -50,8 +49,7 @@ def test_wrong_bytes_in_a_journal_cost_what_the_ledger_says(
     chance, machine, broker = random.Random(SEED), milo([GROUP]), mosquitto_factory()
     data_dir = tmp_path / "data"
     with Subscriber(broker.port, tmp_path) as subscriber, _gateway(machine, broker, data_dir) as gateway:
-        broker.process.pause()
-        machine.go(0)
+        _start_outage(gateway, broker, machine)
         gateway.wait_for(lambda: len(_segments(data_dir)) > 4, "segments")
         gateway.kill()
         for path in _segments(data_dir)[:-1]:
@@ -71,19 +69,27 @@ def _gateway(machine: Milo, broker: Mosquitto, data_dir: Path) -> Gateway:
     )
 
 
+def _start_outage(gateway: Gateway, broker: Mosquitto, machine: Milo) -> None:
+    """Every variable is subscribed to and has its first value delivered; then they tick, and the broker hangs."""
+    gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "all") >= GROUP.count, "first values")
+    broker.process.pause()
+    machine.go(0)
+
+
 def _finish(
     gateway: Gateway, broker: Mosquitto, machine: Milo, subscriber: Subscriber, data_dir: Path, reason: str
 ) -> None:
     """The broker is back, the machine stops: what did not come is what the ledger has, for the reason."""
     broker.process.resume()
     last = machine.stop_ticking()["v"]
+    gateway.wait_for(lambda: came(subscriber.messages(), GROUP, last), "last tick")
     gateway.wait_for(lambda: gateway.health()["lanes"][0]["pending_rows"] == 0, "empty lane")
     assert gateway.end() == 0
     once = without_repeats(subscriber.all_messages())
-    came = sum(len({sample["v"] for sample in samples(once, "press", f"v{i}")}) for i in range(GROUP.count))
+    there = sum(len({sample["v"] for sample in samples(once, "press", f"v{i}")}) for i in range(GROUP.count))
     entries = _ledger(data_dir)
     assert {entry["reason"] for entry in entries} == {reason}, entries
-    assert sum(entry["rows"] for entry in entries) == GROUP.count * (last + 1) - came > 0
+    assert sum(entry["rows"] for entry in entries) == GROUP.count * (last + 1) - there > 0
 
 
 def _ledger(data_dir: Path) -> list[dict[str, Any]]:

@@ -144,6 +144,24 @@ def test_json_quality_and_flags(status: int, flags: int, more: dict[str, Any], t
     assert [json.loads(row)["samples"] for row in made.rows("s", batch, False)] == [[sample]]
 
 
+@pytest.mark.parametrize("spacing_ns", [0, 1_000_000], ids=["one time", "a time each"])
+def test_what_is_kept_from_batch_to_batch_is_not_seen(spacing_ns: int, tags: TagTable, monkeypatch: Any) -> None:
+    """Batches of the same tags, with other ones between, of other quality and order, and more than are remembered:
+    each message is the one that a format without a memory makes."""
+    monkeypatch.setattr("connectors.payload_json._AROUND_MAX", 3)
+    rows, random = 2 * SMALL_ROWS, np.random.default_rng(1)
+    tag = np.arange(rows, dtype=np.uint32)
+    uncertain = np.where(tag == 3, np.uint32(UNCERTAIN), np.uint32(0))
+    columns = [(tag, 0 * tag), (tag, uncertain), (tag[::-1].copy(), uncertain)]
+    columns += [(tag + number, 0 * tag) for number in range(1, 5)]
+    kept = make_format("json", IDENTITY, tags)
+    for number in random.integers(0, len(columns), 100).tolist() + [0] * 5:
+        batch = batch_of([(value, int(Kind.DOUBLE)) for value in random.random(rows).tolist()])
+        ts_ns = TS_NS + spacing_ns * np.arange(rows, dtype=np.int64)
+        batch = replace(batch, tag=columns[number][0], status=columns[number][1], ts_ns=ts_ns)
+        assert kept.message("h", batch, False) == make_format("json", IDENTITY, tags).message("h", batch, False)
+
+
 def test_times_are_rounded_down_to_us(tags: TagTable) -> None:
     """Also before 1970."""
     batch = batch_of([(1.0, 11)] * 40)

@@ -131,6 +131,7 @@ class FakeSink:
     """Takes writes while `open` is set; remembers the rows."""
 
     in_flight_max = 2
+    keeps_positions = True
 
     def __init__(self, name: str = "broker") -> None:
         self.name = name

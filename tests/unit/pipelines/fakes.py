@@ -198,6 +198,7 @@ class FakeSink:
     def __init__(self, in_flight_max: int = 4) -> None:
         self.name = "plant"
         self.in_flight_max = in_flight_max
+        self.keeps_positions = True
         self.counters = Counters("sink", self.name)
         self.server = ""
         self.faults: Mapping[str, str] = {}

@@ -130,7 +130,7 @@ def test_any_bytes_are_no_frame(data: bytes) -> None:
 @given(st.binary(max_size=200), st.sampled_from(FrameKind))
 def test_intact_frames_with_senseless_content(content: bytes, kind: FrameKind) -> None:
     """A right checksum over a body that makes no sense: Corrupt, no other error."""
-    data = frame._framed(kind, [content])
+    data = frame._framed(kind, content)
     for read in (decode_batch, decode_packed):
         try:
             read(decode(data))

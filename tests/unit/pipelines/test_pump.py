@@ -116,6 +116,16 @@ async def test_position_of_a_write_leaves_its_span_out() -> None:
     assert await pending_of(bench.lane) == [1, 2, 3]
 
 
+async def test_a_sink_that_keeps_no_positions_gets_none() -> None:
+    """A position is not packed for nothing."""
+    bench = Bench()
+    bench.sink.keeps_positions = False
+    await bench.append(0)
+    async with running(bench.pump.run()):
+        [write] = await bench.writes(1)
+    assert write.position == b""
+
+
 async def test_counts() -> None:
     """Rows, batches and both latencies are counted when the broker has acknowledged, and only then."""
     bench = Bench(in_flight_max=1)
