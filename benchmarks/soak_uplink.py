@@ -161,6 +161,8 @@ def _uplink(run: Run) -> list[Figure]:
                remark=f"{seen.historical_samples:,} values, the first {back_s:.1f} s after the broker answers again"),
         *(Figure(f"uplink: live p{q * 100:g} in the replay", "ms", _latencies(seen, q, replay),
                  _latencies(seen, q, *normal), Bar("at most", 2.0, "ratio")) for q in (0.99, 0.5)),
+        Figure("on site: latency p99 in the replay", "ms", _latencies(run.site, 0.99, replay),
+               _latencies(run.site, 0.99, *normal), remark="the part of the machine and of the gateway in the above"),
         Figure("uplink: messages twice", "messages", [seen.repeated_messages],
                remark="not acknowledged when it fell silent"),
     ]  # fmt: skip
