@@ -20,7 +20,8 @@ from pipelines.files import RealFiles
 from pipelines.frame import UnknownFormat
 from pipelines.intervals import Intervals
 from pipelines.journal import BROKEN, READ_BYTES, SUFFIX
-from pipelines.segment import Content, Index, load, read_batches, scan
+from pipelines.segment import Content, load, read_batches, scan
+from pipelines.segment_tables import Index
 
 FILES: Final = RealFiles()
 

@@ -182,11 +182,12 @@ def _pump(how: RouteSettings, lane: Lane, sink: Sink, clock: Clock, dead_letter:
     rows_max = ROWS_PER_FAST_WRITE_MAX if how.fast else ROWS_PER_WRITE_MAX
     strict = how.order == "strict"
     if strict or how.fast:
-        alone = lane.reader(Part.ALL)
+        alone = lane.reader(Part.ALL, sink.keeps_positions)
         return Pump(lane, alone, sink, clock, dead_letter, rows_max=rows_max, in_flight_max=1 if strict else None)
     rows_min = ROWS_PER_REPLAY_TRANSACTION if sink.in_flight_max == 1 else ROWS_PER_REPLAY_WRITE
-    replay = Replay(lane.reader(Part.BACKLOG), rows_min, ROWS_PER_WRITE_MAX, how.replay_rate)
-    return Pump(lane, lane.reader(Part.LIVE), sink, clock, dead_letter, rows_max=rows_max, replay=replay)
+    replay = Replay(lane.reader(Part.BACKLOG, sink.keeps_positions), rows_min, ROWS_PER_WRITE_MAX, how.replay_rate)
+    live = lane.reader(Part.LIVE, sink.keeps_positions)
+    return Pump(lane, live, sink, clock, dead_letter, rows_max=rows_max, replay=replay)
 
 
 def _local(target: Settings) -> LocalBroker | None:

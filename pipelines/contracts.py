@@ -136,8 +136,12 @@ class Lane(Protocol):
     async def sync(self) -> None:
         """Returned: everything appended before the call is on disk (a memory lane returns at once)."""
 
-    def reader(self, part: Part) -> Reader:
-        """A reader, as after `rewind`; ALL stands alone, LIVE and BACKLOG beside each other, one at a time of each."""
+    def reader(self, part: Part, synced: bool = False) -> Reader:
+        """A reader, as after `rewind`; ALL stands alone, LIVE and BACKLOG beside each other, one at a time of each.
+
+        `synced`: it gives what is on disk only (of a memory lane: all). For a sink that keeps positions: what a power
+        cut takes, the machine sends again, and it comes back under another seq.
+        """
 
     def position(self, span: Span | None = None) -> bytes:
         """What is still pending, once `span` is delivered. What is appended later is pending by itself."""

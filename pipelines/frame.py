@@ -113,7 +113,7 @@ def encode_batch(batch: Batch, seq: int, synced: int = 0, row: int = 0, position
     columns: tuple[npt.NDArray[Any], ...]
     columns = (batch.ts_ns, batch.value, batch.tag, batch.status, batch.kind, batch.flags)
     dense = [column.tobytes() for column in columns]  # quicker than their buffers: numpy describes each of those
-    return _framed(FrameKind.BATCH, b"".join((fixed, *dense, origin or b"", clock, extra)))
+    return _framed(FrameKind.BATCH, fixed, *dense, origin or b"", clock, extra)
 
 
 def encode_packed(kind: FrameKind, content: Any) -> bytes:
@@ -209,8 +209,9 @@ def _next_magic(data: bytes, start: int) -> int:
     return found
 
 
-def _framed(kind: FrameKind, content: bytes) -> bytes:
-    body = content + bytes(-len(content) % ALIGNMENT)
+def _framed(kind: FrameKind, *parts: bytes) -> bytes:
+    padding = bytes(-sum(map(len, parts)) % ALIGNMENT)
+    body = b"".join((*parts, padding))
     head = _HEAD.pack(MAGIC, FORMAT, kind, 0, HEAD_BYTES + len(body))
     return b"".join((head, _CHECKSUM.pack(crc32(body, crc32(head))), body))
 

@@ -38,9 +38,6 @@ from pipelines.segment import (
     FOOTER_BYTES,
     INDEX_BYTES,
     Content,
-    Header,
-    Index,
-    Tables,
     Writer,
     finish,
     load,
@@ -48,6 +45,7 @@ from pipelines.segment import (
     salvaged,
     scan,
 )
+from pipelines.segment_tables import Header, Index, Tables
 from pipelines.tags import TagTable
 from pipelines.translation import Translation
 
@@ -134,6 +132,8 @@ class Journal:
     _indexed: list[Segment] = field(default_factory=list)
     _indexing: Lock = field(default_factory=Lock)
     _next_number: int = 0
+    _previous: tuple[int, int] = (-1, 0)
+    """The segment that was sealed last, and its rows."""
     _failure: str = ""
 
     @property
@@ -226,7 +226,9 @@ class Journal:
             self.origins = dict(writer.tables.origins)
             segment.writer = None
             segment.bytes = writer.reserved
-            self._keep_content(segment, Content(index=writer.index))
+            content = Content(index=writer.index)
+            self._previous = segment.number, content.row_count
+            self._keep_content(segment, content)
 
     def remove(self, path: Path) -> None:
         """Waits for the disk. The room of a file that is no longer in `segments` is free again."""
@@ -362,10 +364,17 @@ class Journal:
             names = [name for name in self.files.names(self.folder) if name.removesuffix(BROKEN).endswith(SUFFIX)]
             numbered = sorted((int(name.split(".")[0]), name) for name in names if name.split(".")[0].isdecimal())
             self._next_number = numbered[-1][0] + 1 if numbered else 0
+            before: tuple[int, Path, Content] | None = None
             for at, (number, name) in enumerate(numbered, start=1):
                 content = self._found(self.folder / name, synced if at == len(numbered) else None)
-                if content:
-                    took(self._take_over(number, self.folder / name, content), content.index)
+                if content is None:
+                    continue
+                if before:
+                    _count_lost_end(*before, content.header)
+                    took(self._take_over(*before), before[2].index)
+                before = number, self.folder / name, content
+            if before:
+                took(self._take_over(*before), before[2].index)
             self.files.sync_folder(self.folder)
         except OSError as error:
             raise Poisoned(f"{self.folder} cannot be used: {error.strerror or error}") from error
@@ -408,6 +417,7 @@ class Journal:
         if len(content.index) and content.index.seqs[0] < end:
             content = Content(damaged=True)  # a copy of a file that somebody made: read already
         index = content.index
+        self._previous = number, content.row_count
         segment = Segment(number, path, self.files.size(path), end, end, foreign=True, broken=path.suffix == BROKEN)
         if len(index):
             segment.first, segment.end = index.seqs[0], index.seqs[-1] + 1
@@ -432,7 +442,9 @@ class Journal:
                 self._indexed.pop(0).content = None
 
     def _header(self, number: int, created_ns: int) -> Header:
-        return Header(self.identity.lane, self.identity.uuid, self.identity.instance, number, created_ns)
+        return Header(
+            self.identity.lane, self.identity.uuid, self.identity.instance, number, created_ns, *self._previous
+        )
 
     def _never_twice(self, step: Callable[[], None]) -> None:
         """Once a step failed no other is taken: a footer would speak of frames that are not on disk."""
@@ -446,3 +458,9 @@ class Journal:
                 f"gateway when it works again: all that was acknowledged is read again"
             )
             raise Poisoned(self._failure) from error
+
+
+def _count_lost_end(number: int, path: Path, content: Content, following: Header | None) -> None:
+    """What was lost behind the last whole batch of a segment without its footer, from the header of the one behind."""
+    if content.damaged and not content.sealed and following and following.previous == number:
+        content.lost_rows = max(following.previous_rows - sum(content.index.rows), content.lost_rows)

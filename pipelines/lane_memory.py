@@ -99,7 +99,7 @@ class MemoryLane:
     async def sync(self) -> None:
         return
 
-    def reader(self, part: Part) -> Reader:
+    def reader(self, part: Part, synced: bool = False) -> Reader:
         reader = _MemoryReader(self, part)
         reader.rewind()
         return reader

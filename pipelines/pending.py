@@ -34,9 +34,10 @@ class Pending:
         self.pending.remove(low, high)
         self.unread.remove(low, high)
 
-    def first_unread(self, part: Part) -> tuple[int, int] | None:
-        """The first interval of what `part` has not read."""
-        return self.unread.first_in(*self._bounds(part))
+    def first_unread(self, part: Part, below: int) -> tuple[int, int] | None:
+        """The first interval of what `part` has not read, as far as it is below `below`."""
+        low, high = self._bounds(part)
+        return self.unread.first_in(low, min(high, below))
 
     def in_hand(self, low: int, high: int) -> bool:
         """Some of [low, high) is in a reader's hand."""

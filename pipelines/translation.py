@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from pipelines.batch import Batch
-from pipelines.segment import Tables
+from pipelines.segment_tables import Tables
 from pipelines.tags import TagTable
 
 NO_SOURCE: Final = 2**16 - 1

@@ -13,7 +13,7 @@ from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane
 from tests.contract.lane_suite import Implementation, LaneSuite, Options
 
-DISK_PER_MEMORY = 1.95
+DISK_PER_MEMORY = 2.1
 """A segment with one batch takes about this many times the bytes that the batch takes in memory."""
 
 

@@ -46,6 +46,10 @@ class Subscriber:
         """Waits for a message that holds this text."""
         self._process.wait_until(lambda: text in self._process.log.read_text(), timeout_s, f"message with {text}")
 
+    def wait_tick(self, group: Group, tick: int) -> None:
+        """Waits for the last variable of a group of doubles with its value of `tick`: the others come with it."""
+        self.wait_text(f'"v":{expected_value(group.count - 1, tick, "double")},')
+
     def all_messages(self) -> list[Message]:
         """Whatever the broker had for it by now; every message in the order of arrival."""
         end = uuid.uuid4().hex
@@ -91,13 +95,6 @@ def samples(messages: Iterable[Message], device: str, tag: str) -> Iterator[dict
 def values(messages: Iterable[Message], device: str, tag: str) -> list[Any]:
     """The values of one tag, in order."""
     return [sample["v"] for sample in samples(messages, device, tag)]
-
-
-def came(messages: Iterable[Message], group: Group, tick: int) -> bool:
-    """Whether the last variable of a group of doubles is there with its value of `tick`: the others came with it."""
-    index = group.count - 1
-    due = expected_value(index, tick, "double")
-    return any(sample["v"] == due for sample in samples(messages, "press", f"{group.prefix}{index}"))
 
 
 def missing_seqs(messages: Iterable[Message]) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.consumers import Message, Subscriber, came, read_topic, samples, without_repeats
+from tests.e2e.consumers import Message, Subscriber, read_topic, samples, without_repeats
 from tests.e2e.gateway_process import Gateway
 from tests.services.kafka import Kafka
 from tests.services.milo import Group, Milo
@@ -71,7 +71,7 @@ def test_kill_at_random_moments(
         machine.go(0)
         down = [_kill(gateway, chance) for _ in range(ROUNDS)]
         last = machine.stop_ticking()["v"]
-        gateway.wait_for(lambda: came(subscriber.messages(), GROUP, last), "last tick at MQTT")
+        subscriber.wait_tick(GROUP, last)
         gateway.wait_for(lambda: _idle(gateway), "empty lanes")
         assert gateway.end() == 0
         complete(subscriber.all_messages(), last, down, twice_allowed=True)

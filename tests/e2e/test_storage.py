@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from tests.e2e.consumers import Subscriber, came, samples, without_repeats
+from tests.e2e.consumers import Subscriber, samples, without_repeats
 from tests.e2e.gateway_process import Gateway
 from tests.services.milo import Group, Milo
 from tests.services.mosquitto import Mosquitto
@@ -52,7 +52,7 @@ def test_wrong_bytes_in_a_journal_cost_what_the_ledger_says(
         _start_outage(gateway, broker, machine)
         gateway.wait_for(lambda: len(_segments(data_dir)) > 4, "segments")
         gateway.kill()
-        for path in _segments(data_dir)[:-1]:
+        for path in _segments(data_dir)[1:-1]:  # of the first, some is delivered
             _flip(path, chance)
         gateway.start()
         _finish(gateway, broker, machine, subscriber, data_dir, "damaged on disk")
@@ -82,7 +82,7 @@ def _finish(
     """The broker is back, the machine stops: what did not come is what the ledger has, for the reason."""
     broker.process.resume()
     last = machine.stop_ticking()["v"]
-    gateway.wait_for(lambda: came(subscriber.messages(), GROUP, last), "last tick")
+    subscriber.wait_tick(GROUP, last)
     gateway.wait_for(lambda: gateway.health()["lanes"][0]["pending_rows"] == 0, "empty lane")
     assert gateway.end() == 0
     once = without_repeats(subscriber.all_messages())

@@ -8,18 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
-from pipelines import cursor, frame, journal, lane_disk, segment
+from pipelines import cursor, frame, lane_disk, segment
 from pipelines.contracts import Part, Span
 from pipelines.cursor import Cursor
 from pipelines.errors import Poisoned
 from pipelines.files import Files
 from pipelines.frame import Frame, FrameKind, encode_packed
-from pipelines.journal import Journal
+from pipelines.journal import Journal, Segment
 from pipelines.lane_disk import DiskLane
+from pipelines.lane_disk_held import Held
+from pipelines.lane_disk_reading import Reading
+from pipelines.lane_memory import WhenFull
 from pipelines.pending import Pending
+from pipelines.route import Pump
 from pipelines.segment import Content, Writer
+from pipelines.worker import Worker
 from tests.sim.faulty_files import FaultyFiles
 
 Patch = pytest.MonkeyPatch
@@ -104,18 +110,18 @@ def seq_given_again(patch: Patch) -> None:
 
 
 def drops_out_of_a_hand(patch: Patch) -> None:
-    patch.setattr(DiskLane, "_is_free", lambda self, each: not each.writer and not each.pins)
+    patch.setattr(Held, "is_free", lambda self, each: not each.writer and not each.pins)
 
 
 def drops_uncounted(patch: Patch) -> None:
-    patch.setattr(DiskLane, "_count_drop", lambda self, rows, batches: None)
+    patch.setattr(Held, "count_drop", lambda self, rows, batches: None)
 
 
 def drops_the_newest_for_the_oldest(patch: Patch) -> None:
     real = DiskLane._store_with_a_new_segment
 
     async def wrong(self: DiskLane, batch: Any) -> None:
-        patch.setattr(self, "_when_full", lane_disk.WhenFull.DROP_OLDEST)
+        patch.setattr(self._retention, "_when_full", WhenFull.DROP_OLDEST)
         await real(self, batch)
 
     patch.setattr(DiskLane, "_store_with_a_new_segment", wrong)
@@ -145,14 +151,14 @@ def more_than_its_share(patch: Patch) -> None:
 
 
 def damage_stops_it(patch: Patch) -> None:
-    async def gives_up(self: DiskLane, each: journal.Segment, unreadable: int) -> None:
-        self._forget(each, each.first, each.end, {})
+    async def gives_up(self: Reading, each: Segment, unreadable: int) -> None:
+        self._held._forget(each, each.first, each.end, {})
 
-    patch.setattr(DiskLane, "_give_up_damaged", gives_up)
+    patch.setattr(Reading, "_give_up_damaged", gives_up)
 
 
 def gaps_untold(patch: Patch) -> None:
-    patch.setattr(DiskLane, "_lose", lambda self, reason, segment, low, high: self._forget(segment, low, high, {}))
+    patch.setattr(Held, "_lose", lambda self, reason, segment, low, high: self._forget(segment, low, high, {}))
 
 
 def backlog_taken_for_live(patch: Patch) -> None:
@@ -184,7 +190,7 @@ def goes_on_after_a_failed_sync(patch: Patch) -> None:
 
 
 def error_hides_the_cancellation(patch: Patch) -> None:
-    async def in_thread(self: DiskLane, work: Callable[[], Any]) -> Any:
+    async def change(self: Worker, work: Callable[[], Any]) -> Any:
         running = asyncio.ensure_future(self._offload(work))
         cancelled = None
         while not running.done():
@@ -197,7 +203,26 @@ def error_hides_the_cancellation(patch: Patch) -> None:
             raise cancelled
         return running.result()
 
-    patch.setattr(DiskLane, "_in_thread", in_thread)
+    patch.setattr(Worker, "change", change)
+
+
+def position_beyond_the_span(patch: Patch) -> None:
+    patch.setattr(Pending, "position", lambda self, uuid, span: msgpack.packb([uuid, span.end if span else 0, []]))
+
+
+def two_transactions_at_a_time(patch: Patch) -> None:
+    real = Pump.__init__
+
+    def without_waiting(self: Pump, *given: Any, **named: Any) -> None:
+        real(self, *given, **named)
+        self._in_flight_max = 2
+
+    patch.setattr(Pump, "__init__", without_waiting)
+
+
+def delivers_what_is_not_synced(patch: Patch) -> None:
+    real = DiskLane._first_unread
+    patch.setattr(DiskLane, "_first_unread", lambda self, part, synced: real(self, part, False))
 
 
 MUTANTS: dict[str, Callable[[Patch], None]] = {
@@ -227,5 +252,8 @@ MUTANTS: dict[str, Callable[[Patch], None]] = {
         backlog_taken_for_live,
         goes_on_after_a_failed_sync,
         error_hides_the_cancellation,
+        delivers_what_is_not_synced,
+        position_beyond_the_span,
+        two_transactions_at_a_time,
     )
 }

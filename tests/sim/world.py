@@ -20,7 +20,7 @@ from pipelines import lane_disk
 from pipelines.batch import UNDISCIPLINED, Batch
 from pipelines.contracts import Part, Reader, Span
 from pipelines.errors import Corrupt, NotConnected, Poisoned
-from pipelines.gaps import Gap
+from pipelines.gaps import Gap, Reason
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import WhenFull
 from pipelines.route import Pump, Replay
@@ -69,7 +69,8 @@ class CountingLedger:
         self.rows = 0
 
     def note(self, gap: Gap) -> None:
-        assert gap.device in SOURCES and gap.from_ns <= gap.to_ns, gap
+        unknown = gap.reason is Reason.CORRUPT and not gap.device  # its row, and so whose it was, cannot be read
+        assert (gap.device in SOURCES or unknown) and gap.from_ns <= gap.to_ns, gap
         assert gap.rows is not None, gap
         self.rows += gap.rows
 
@@ -99,6 +100,8 @@ class World:
     committed: dict[int, Sent] = field(default_factory=dict)
     dropped: dict[int, Sent] = field(default_factory=dict)
     """A crash may bring back what was dropped right before it: the file's removal was not yet on disk."""
+    counted: set[int] = field(default_factory=set)
+    """Seqs of what was ever dropped, whether it came back or not."""
     cursor_committed: set[int] = field(default_factory=set)
     """Seqs that were committed when the last cursor was written that is on disk."""
     seqs: set[int] = field(default_factory=set)
@@ -107,6 +110,11 @@ class World:
     fsync_failed: bool = False
     synced_number: dict[int, int] = field(default_factory=dict)
     """source id -> newest number that was synced."""
+    foreign_position: bytes = b""
+    far_position: bytes = b""
+    """What an exactly-once sink keeps beside the rows."""
+    far: set[int] = field(default_factory=set)
+    """Seqs of those rows."""
     log: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -119,7 +127,7 @@ class World:
         self.end_weights = [self.chance.random() ** 3 for _ in ENDS]
         self.when_full = self.chance.choice(list(WhenFull))
         self.limits = Limits(
-            bytes_max=self.chance.choice([3_000, 8_000, 10**6, 10**6]),
+            bytes_max=self.chance.choice([3_000, 8_000, 10**6, 10**6, 10**6]),
             memory_bytes=self.chance.choice([0, 1_000, 10**6]),
             segment_bytes=self.chance.choice([1, 1_000, 2_000, 10**5]),
             max_age_ns=self.chance.choice([None, None, 2 * 10**9]),
@@ -128,6 +136,8 @@ class World:
         if self.chance.random() < 0.15:
             self._dwell_on_the_cursor()
         self.pumped = self.chance.random() < 0.5
+        self.exactly_once = self.pumped and self.chance.random() < 0.5
+        self.only_synced = self.exactly_once or self.chance.random() < 0.2
 
     def _dwell_on_the_cursor(self) -> None:
         """Segments in which what is delivered stays beside what is not: only the cursor tells the two apart."""
@@ -169,11 +179,7 @@ class World:
                 await self._save_the_cursor_twice()
             if end in ("close", "rot"):
                 known, before = set(self.pending), dict(self.lane.counters.totals)
-                if self.chance.random() < 0.5:
-                    self.clock.forward(1.5)  # the keeper is stopped in the middle of its work
-                    await settle(self.chance.randint(1, 5))
-                await self._stop_pump()
-                await self._try(self.lane.close())
+                await self._close_at_work()
                 self._check_drops(known, before)
         except Crash:
             self.log.append("crashed")
@@ -183,6 +189,21 @@ class World:
             self._forget_what_was_being_dropped()
             assert self.fsync_failed or (self.files.fail_sync_at == -1 and end == "fsync_fails"), "poisoned by nothing"
         await self._end(end)
+
+    async def _close_at_work(self) -> None:
+        """The keeper is stopped in the middle of what it does, maybe on a disk that is full just then.
+
+        Not before a byte goes bad: without room for a footer less is known of what was lost.
+        """
+        capacity = self.files.capacity
+        if self.chance.random() < 0.5:
+            if self.ending == "close":
+                self.files.capacity = self.chance.choice([capacity, 0])
+            self.clock.forward(1.5)
+            await settle(self.chance.randint(1, 7))
+        await self._stop_pump()
+        await self._try(self.lane.close())
+        self.files.capacity = capacity
 
     async def _save_the_cursor_twice(self) -> None:
         """With something delivered before each."""
@@ -226,8 +247,21 @@ class World:
             offload=self._offload,
         )
         self._check_after_start()
-        self.readers = {part: self.lane.reader(part) for part in self.parts}
-        self.sink, self.looked = FakeSink(self.chance.choice([1, 3])), 0
+        self._restore_from_far()
+        self.readers = {part: self.lane.reader(part, self.only_synced) for part in self.parts}
+        self.sink, self.looked = FakeSink(1 if self.exactly_once else self.chance.choice([1, 3])), 0
+
+    def _restore_from_far(self) -> None:
+        """As a sink's session does when it has connected."""
+        if self.exactly_once and self.far_position:
+            with suppress(Corrupt):  # a lane of which nothing is left
+                self.lane.restore(self.far_position)
+            for seq in self.far & set(self.pending):
+                self.committed[seq] = self.pending.pop(seq)
+            assert not self.far.intersection(self._stored()), "the far side has it, and is sent it again"
+            for seq in set(self.pending) - set(self._stored()):
+                assert seq in self.counted, "the far side lacks it, and it is taken for delivered"
+                self._give_up(seq)
 
     async def _offload(self, work: Callable[[], Any]) -> Any:
         for _ in range(self.chance.randint(0, 2)):
@@ -299,7 +333,7 @@ class World:
         )
 
     async def _append_many(self) -> None:
-        for _ in range(self.chance.randint(1, 8)):
+        for _ in range(self.chance.randint(1, 6)):
             await self._append(1)
 
     async def _burst(self) -> None:
@@ -324,9 +358,7 @@ class World:
             self.clock.forward(0.05)
         await self._try(task)
         for sent in covered:
-            sent.synced = True
-            known = self.synced_number.get(sent.batch.source_id, -1)
-            self.synced_number[sent.batch.source_id] = max(known, sent.batch.number)
+            self._note_synced(sent)
 
     async def _tick(self) -> None:
         self.clock.forward(self.chance.choice([0.01, 0.2, 1.5]))
@@ -385,18 +417,13 @@ class World:
                 self._committed(span)
 
     async def _foreign(self) -> None:
-        other = DiskLane(
-            "history",
-            Path("/other"),
-            self.clock,
-            self.limits,
-            instance=self.instance,
-            files=FaultyFiles(Random(1), 10**6),
-            offload=self._offload,
-        )
+        if not self.foreign_position:
+            files = FaultyFiles(Random(1), 10**6)
+            other = DiskLane("history", Path("/other"), self.clock, self.limits, files=files, offload=self._offload)
+            self.foreign_position = other.position()
         before = set(self._stored())
         try:
-            self.lane.restore(other.position())
+            self.lane.restore(self.foreign_position)
         except Corrupt:
             assert set(self._stored()) == before
             return
@@ -423,6 +450,7 @@ class World:
         while self.looked < len(self.sink.writes):
             write = self.sink.writes[self.looked]
             self.looked += 1
+            self._check_is_synced(write.batches)
             seqs = [batch.seq for batch in write.batches]
             assert seqs == sorted(seqs), "out of order in a write"
             assert seqs[0] > self.written[write.historical], "out of order, or live what is not"
@@ -447,11 +475,13 @@ class World:
             await settle(6)
             return
         write.answer.set_result(None)
-        await settle(4)
+        self.far_position = write.position
+        self.far.update(batch.seq for batch in write.batches)
         for batch in write.batches:
             sent = self.pending.pop(batch.seq, None)
             if sent:
                 self.committed[batch.seq] = sent
+        await settle(4)
 
     def _raise_unless_disconnected(self) -> None:
         error = None if self.pump.cancelled() else self.pump.exception()
@@ -499,12 +529,25 @@ class World:
 
     def _check_read(self, reader: Reader, span: Span, batches: Sequence[Batch]) -> None:
         assert [batch.seq for batch in batches] == list(range(span.start, span.end))
+        self._check_is_synced(batches)
         for batch in batches:
             self._check_batch(batch)
         in_hand = {seq for _, hand in self.hands for seq in range(hand.start, hand.end)}
         mine = [seq for part, r in self.readers.items() if r is reader for seq in self._of(part)]
         open_ = [seq for seq in mine if seq in self.pending and seq not in in_hand and seq not in self.rotten]
         assert not open_ or open_[0] >= span.start or self.rotten, "not the oldest first"
+
+    def _check_is_synced(self, batches: Sequence[Batch]) -> None:
+        """What is given out survives a power cut, and so does its origin: no machine sends it again."""
+        for batch in batches if self.only_synced else ():
+            sent = self.pending.get(batch.seq)
+            if sent:
+                self._note_synced(sent)
+
+    def _note_synced(self, sent: Sent) -> None:
+        sent.synced = True
+        known = self.synced_number.get(sent.batch.source_id, -1)
+        self.synced_number[sent.batch.source_id] = max(known, sent.batch.number)
 
     def _of(self, part: Part) -> list[int]:
         live_from = self.lane._state._live_from
@@ -541,7 +584,7 @@ class World:
         if self.when_full is WhenFull.DROP_NEWEST and self.limits.max_age_ns is None:
             assert not known & set(vanished) - self.rotten, "drop_newest dropped what it had"
         for seq in vanished:
-            self.dropped[seq] = self.pending.pop(seq)
+            self._give_up(seq)
         held = sum(len(self.pending[seq].batch) for seq in stored & set(self.pending))
         assert self.lane.pending_rows >= held
         taken = sum(len(node.now) for path, node in self.files.names_now.items() if ".segment" in path)
@@ -573,7 +616,11 @@ class World:
         """The crash came in the middle of it: what was appended or dropped in that step may be there or not."""
         stored = set(self._stored()) if hasattr(self, "lane") else set(self.pending)
         for seq in set(self.pending) - stored:
-            self.dropped[seq] = self.pending.pop(seq)
+            self._give_up(seq)
+
+    def _give_up(self, seq: int) -> None:
+        self.dropped[seq] = self.pending.pop(seq)
+        self.counted.add(seq)
 
     def _check_origins(self, lost: dict[int, int]) -> None:
         """What the machine is asked to leave out, the lane has (or had); what was synced is left out."""

@@ -163,7 +163,7 @@ class FakeDurableLane:
         self.syncs.append(answer)
         await answer
 
-    def reader(self, part: Part) -> Reader:
+    def reader(self, part: Part, synced: bool = False) -> Reader:
         raise NotImplementedError
 
     def position(self, span: Span | None = None) -> bytes:

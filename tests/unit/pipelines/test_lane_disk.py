@@ -265,7 +265,7 @@ async def test_the_live_path_does_not_read_the_disk(make: Make) -> None:
     assert not reads
     for number in range(20, 120):
         await lane.append(make_batch(number, 10))
-    assert lane._recent_bytes <= 20_000
+    assert lane._held._recent_bytes <= 20_000
     assert await read_all(lane) == list(range(20, 120)) and reads
     await until(lambda: lane.pending_rows == 0)
 
@@ -497,6 +497,23 @@ async def test_a_commit_asks_no_disk(make: Make, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(again._journal, "content", lambda segment: pytest.fail("read the disk on the loop"))
     reader.commit(span)
     assert again.pending_rows == 497 * 20
+
+
+async def test_a_reader_of_what_is_synced_waits_for_the_disk(make: Make) -> None:
+    """Beside one that does not; both get everything."""
+    lane = make()
+    disk = threading.Event()
+    real = lane._journal.sync
+    lane._journal.sync = lambda: (disk.wait(10), real())[1]  # type: ignore[method-assign]
+    await lane.append(make_batch(0))
+    safe = lane.reader(Part.ALL, synced=True)
+    assert not safe.unread and lane.reader(Part.ALL).unread
+    reading = asyncio.ensure_future(safe.read(10))
+    await settle()
+    assert not reading.done()
+    disk.set()
+    span, [batch] = await asyncio.wait_for(reading, 10)
+    assert (batch.number, span.end) == (0, lane._synced)
 
 
 async def until_true(condition: Callable[[], bool]) -> None:
