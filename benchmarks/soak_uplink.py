@@ -29,7 +29,7 @@ EVERY_MS: Final = 10
 WARM_UP_S: Final = 20.0
 NORMAL_S: Final = 30.0
 WARM_UP_MEMORY_S: Final = 60
-SECONDS_MIN: Final = 30
+SECONDS_MIN: Final = 90
 DRAIN_S: Final = 300.0
 LOOK_S: Final = 1.0
 MB: Final = 1e6
@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=600)
     seconds: int = parser.parse_args().seconds
     if seconds < SECONDS_MIN:
-        parser.error(f"--seconds: at least {SECONDS_MIN}, or the replay is over too soon to measure anything")
+        parser.error(f"--seconds: at least {SECONDS_MIN}, the first {WARM_UP_MEMORY_S} do not count for memory")
     with (
         Milo([GROUP]) as machine,
         Mosquitto() as far,
@@ -137,7 +137,7 @@ def _site(run: Run) -> list[Figure]:
 
 def _memory(run: Run) -> list[Figure]:
     before, during, after = run.resident
-    later = during[min(WARM_UP_MEMORY_S, len(during) // 2) :]
+    later = during[WARM_UP_MEMORY_S:]
     return [
         Figure("largest resident size", "MB", [max(*before, *during, *after) / MB], [before[-1] / MB],
                Bar("at most", 150.0), remark="reference: at the end of the time before the outage"),
