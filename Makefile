@@ -14,7 +14,7 @@ help:
 	@echo "make check   lint, types and import rule only"
 	@echo "make format  let ruff put the code in shape"
 	@echo "make bench   run every benchmarks/bench_*.py, each figure beside its reference"
-	@echo "make soak    run every benchmarks/soak_*.py, five minutes each (make soak ARGS='--seconds 90')"
+	@echo "make soak    run every benchmarks/soak_*.py, five to twelve minutes each (make soak ARGS='--seconds 90')"
 	@echo "make clean   remove .venv, .services and what the tools left"
 
 run: $(VENV)/.for-run

@@ -35,9 +35,10 @@ def modbus(url: str, every_ms: int, registers: int, *, name: str = DEVICE) -> st
     return head + "".join(f"      r{register}: holding {register} int16\n" for register in range(registers))
 
 
-def mqtt(url: str, *, topic: str = PER_DEVICE, qos: int = 1) -> str:
-    """A destination in YAML."""
-    return f'  broker: {{mqtt: "{url}", topic: "{topic}", qos: {qos}}}\n'
+def mqtt(url: str, *, topic: str = PER_DEVICE, qos: int = 1, local: str = "") -> str:
+    """A destination in YAML; local: the address of a broker on site, where there is one."""
+    on_site = f', local: "{local}"' if local else ""
+    return f'  broker: {{mqtt: "{url}", topic: "{topic}", qos: {qos}{on_site}}}\n'
 
 
 def kafka(bootstrap: str, *, topic: str, records: str = "batch") -> str:

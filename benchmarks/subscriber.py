@@ -2,10 +2,10 @@
 
     python -m benchmarks.subscriber PORT drain|check|tags
 
-It shares no code with the gateway and knows of its JSON no more than `"tag":`, `"t":` and `"seq":`. MQTT 3.1.1, QoS 0,
-topic filter `bench/#`. A line in is answered by a line of JSON (`Seen`); the end of stdin ends it.
-drain: reads and counts samples. check: times, sequence numbers and latency too. tags: which tags were seen, and when
-the newest of them came.
+It shares no code with the gateway and knows of its JSON no more than `"tag":`, `"t":`, `"seq":` and `"historical":`.
+MQTT 3.1.1, QoS 0, topic filter `bench/#`. A line in is answered by a line of JSON (`Seen`); the end of stdin ends it.
+drain: reads and counts samples. check: times, sequence numbers, latency and pauses too; what comes again under the same
+number is counted and nothing more. tags: which tags were seen, and when the newest of them came.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -34,19 +34,26 @@ _T = b'"t":'
 _TIME = re.compile(rb'"t":(\d+)')
 _TAG = re.compile(rb'"tag":"([^"]*)"')
 _SEQ = re.compile(rb'"seq":(\d+)')
+_HISTORICAL = b'"historical":true'
 
 
 @dataclass
 class Seen:
-    """What came until now. Latencies are ms (rounded down) -> samples; times are source us -> samples."""
+    """What came until now. Latencies are of live samples: source second -> ms (rounded down) -> samples; times are
+    source us -> samples. The longest pause between two messages is since the last answer, historical ones not counted.
+    """
 
     samples: int = 0
     messages: int = 0
     repeated_messages: int = 0
     seq_first: int = -1
     seq_last: int = -1
-    latencies: dict[int, int] = field(default_factory=dict)
+    latencies: dict[int, dict[int, int]] = field(default_factory=dict)
     times: dict[int, int] = field(default_factory=dict)
+    pause_ns: int = 0
+    historical_samples: int = 0
+    historical_first_ns: int = 0
+    historical_last_ns: int = 0
     tags: int = 0
     newest_tag_ns: int = 0
 
@@ -55,10 +62,14 @@ class Seen:
         """Sequence numbers between the first and the last one that never came."""
         return self.seq_last - self.seq_first + 1 - (self.messages - self.repeated_messages)
 
-    def latency_ms(self, quantile: float) -> int:
-        """So many of all samples came within this time."""
-        left = quantile * sum(self.latencies.values())
-        for latency_ms, samples in sorted(self.latencies.items()):
+    def latency_ms(self, quantile: float, begin_ns: int = 0, end_ns: int = 2**63) -> int:
+        """So many of the live samples came within this time; those of whole source seconds from begin to end count."""
+        found = Counter[int]()
+        for second, latencies in self.latencies.items():
+            if begin_ns <= second * 10**9 and (second + 1) * 10**9 <= end_ns:
+                found.update(latencies)
+        left = quantile * found.total()
+        for latency_ms, samples in sorted(found.items()):
             left -= samples
             if left <= 0:
                 return latency_ms + LATENCY_STEP_MS
@@ -90,9 +101,14 @@ class Subscriber:
         mark = self.process.mark()
         self.process.send("")
         found = json.loads(self.process.wait_line(r"^(\{.*\})$", 30.0, mark)[1])
-        for name in ("latencies", "times"):
-            found[name] = {int(key): samples for key, samples in found[name].items()}
+        found["times"] = _numbered(found["times"])
+        found["latencies"] = {int(second): _numbered(each) for second, each in found["latencies"].items()}
         return Seen(**found)
+
+
+def _numbered(counts: dict[str, int]) -> dict[int, int]:
+    """JSON has text keys only."""
+    return {int(key): samples for key, samples in counts.items()}
 
 
 class _Checks:
@@ -103,7 +119,8 @@ class _Checks:
         self._take = {"drain": self._drain, "check": self._check, "tags": self._look}[mode]
         self._seqs: set[int] = set()
         self._times: Counter[int] = Counter()
-        self._latencies: Counter[int] = Counter()
+        self._latencies: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        self._heard_ns = time.time_ns()
         self._tags: set[bytes] = set()
 
     def message(self, payload: bytes) -> None:
@@ -116,27 +133,43 @@ class _Checks:
 
     def report(self) -> str:
         """`Seen` as JSON."""
+        self._heard(time.time_ns())
         if self._seqs:
             self.seen.seq_first, self.seen.seq_last = min(self._seqs), max(self._seqs)
             self.seen.repeated_messages = self.seen.messages - len(self._seqs)
-        self.seen.times, self.seen.latencies = dict(self._times), dict(self._latencies)
+        self.seen.times = dict(self._times)
+        self.seen.latencies = {second: dict(each) for second, each in self._latencies.items()}
         self.seen.tags = len(self._tags)
-        return json.dumps(asdict(self.seen))
+        answer = json.dumps(asdict(self.seen))
+        self.seen.pause_ns = 0
+        return answer
 
     def _drain(self, payload: bytes, samples: int) -> None:
         """Counted already."""
 
     def _check(self, payload: bytes, samples: int) -> None:
         """A message mostly holds one source time; only where it does not, every sample is looked at."""
-        now_us = time.time_ns() // 1000
+        now = time.time_ns()
         seq, first = _SEQ.search(payload), _TIME.search(payload)
         assert seq and first
+        if int(seq[1]) in self._seqs:
+            return
         self._seqs.add(int(seq[1]))
         same = payload.count(_T + first[1])
         times = {int(first[1]): samples} if same == samples else Counter(map(int, _TIME.findall(payload)))
+        self._times.update(times)
+        if _HISTORICAL in payload:
+            self.seen.historical_samples += samples
+            self.seen.historical_first_ns = self.seen.historical_first_ns or now
+            self.seen.historical_last_ns = now
+            return
+        self._heard(now)
         for t_us, count in times.items():
-            self._times[t_us] += count
-            self._latencies[max(now_us - t_us, 0) // (1000 * LATENCY_STEP_MS)] += count
+            self._latencies[t_us // 10**6][max(now // 1000 - t_us, 0) // (1000 * LATENCY_STEP_MS)] += count
+
+    def _heard(self, now: int) -> None:
+        self.seen.pause_ns = max(self.seen.pause_ns, now - self._heard_ns)
+        self._heard_ns = now
 
     def _look(self, payload: bytes, samples: int) -> None:
         before = len(self._tags)

@@ -118,9 +118,14 @@ def _lane(
     sources = list(file.devices)
     if settings.fast:
         return MemoryLane(
-            name, bytes_max=buffer.memory, sources=sources, when_full=when_full, instance=instance, ledger=ledger
+            name,
+            bytes_max=settings.memory_bytes,
+            sources=sources,
+            when_full=when_full,
+            instance=instance,
+            ledger=ledger,
         )
-    limits = Limits(buffer.disk, buffer.memory, buffer.fsync_every, buffer.max_age, buffer.reserve)
+    limits = Limits(buffer.disk, settings.memory_bytes, buffer.fsync_every, buffer.max_age, buffer.reserve)
     return DiskLane(
         name,
         lanes_folder(file.gateway.data_dir) / name,

@@ -219,11 +219,12 @@ class Buffer(Settings):
         ge=size_bytes("16MiB"),
         description="Most bytes on disk, in `data_dir`; survives the gateway and the power. Not with `fast: true`.",
     )
-    memory: Size = Field(
-        size_bytes("64MiB"),
+    memory: Size | None = Field(
+        None,
         ge=size_bytes("1MiB"),
-        description="Most bytes held in memory: copies of what came last, or with `fast: true` all there is, lost when "
-        "the gateway ends.",
+        description="Most bytes held in memory: copies of what came last (default 16MiB), or with `fast: true` all"
+        " there is (default 64MiB), lost when the gateway ends.",
+        examples=["64MiB"],
     )
     fsync_every: Duration = Field(
         duration_ns("100ms"),
@@ -281,6 +282,11 @@ class Route(Settings):
         "by it. What arrived together counts as 50 more.",
     )
     buffer: Buffer = Field(Buffer(), description="What the route holds while its destination is slow or away.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """What `buffer: {memory: }` comes to: little where the disk has it all, so that an outage does not show."""
+        return self.buffer.memory or size_bytes("64MiB" if self.fast else "16MiB")
 
 
 class GatewayFile(Settings):

@@ -36,7 +36,7 @@ class Limits:
     """What a disk lane may take."""
 
     bytes_max: int
-    memory_bytes: int = 64 * 2**20
+    memory_bytes: int = 16 * 2**20
     """Of batches that were appended lately."""
     fsync_every_ns: int = 100_000_000
     max_age_ns: int | None = None

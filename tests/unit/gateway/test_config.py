@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import ConfigErrors, load
-from gateway.settings import GatewayFile, kind_of
+from gateway.settings import GatewayFile, Route, kind_of
 
 Check = Callable[[str], list[str]]
 
@@ -121,7 +121,15 @@ def test_short_file_has_safe_defaults(tmp_path: Path) -> None:
     assert kind_of(settings.devices["press4"]) == "opcua" and kind_of(settings.to["plant"]) == "mqtt"
     route = settings.send["scada"]
     assert route.from_ == ("*",) and route.steps == () and not route.fast
-    assert (route.buffer.memory, route.buffer.when_full) == (64 * 2**20, "drop_oldest")
+    assert (route.memory_bytes, route.buffer.when_full) == (16 * 2**20, "drop_oldest")
+
+
+def test_memory_of_a_route() -> None:
+    """All that a fast route has, so more than the copies of one on disk; what is written goes before both."""
+    fast, disk = ({"from": "*", "to": "plant", "fast": fast} for fast in (True, False))
+    assert [Route.model_validate(route).memory_bytes for route in (fast, disk)] == [64 * 2**20, 16 * 2**20]
+    written = [Route.model_validate(route | {"buffer": {"memory": "2MiB"}}) for route in (fast, disk)]
+    assert [route.memory_bytes for route in written] == [2 * 2**20, 2 * 2**20]
 
 
 def test_example_of_the_design_loads(tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ def test_schema_is_a_schema() -> None:
 
 
 def test_schema_spells_quantities_as_the_file_does() -> None:
-    """Defaults are "5s" and "64MiB", not nanoseconds and bytes."""
+    """Defaults are "5s" and "20GiB", not nanoseconds and bytes."""
     models = json_schema()["$defs"]
     assert models["Gateway"]["properties"]["stop_timeout"]["default"] == "5s"
-    assert models["Buffer"]["properties"]["memory"]["default"] == "64MiB"
+    assert models["Buffer"]["properties"]["disk"]["default"] == "20GiB"
     defaults = [field.get("default") for field in _fields(json_schema())]
     assert not [number for number in defaults if isinstance(number, int) and number > 10**6]
 
