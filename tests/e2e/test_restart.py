@@ -33,7 +33,7 @@ NUMBERS_IN_THE_SOCKET = 5
 def test_every_item_is_back_after_the_opcua_server_was_killed(
     milo: Callable[..., Milo], mosquitto_factory: Callable[..., Mosquitto], tmp_path: Path
 ) -> None:
-    """Before and after, every change of every monitored item; a line in the log when it goes, when it is back, for the gap."""
+    """Before and after, every change of every item; a line in the log when it goes, when it is back, for the gap."""
     group = Group("v", "double", ITEMS, 100)
     machine, broker = milo([group]), mosquitto_factory()
     gateway = Gateway(
