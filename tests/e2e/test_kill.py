@@ -63,7 +63,7 @@ def test_kill_at_random_moments(
         send={"scada": {"from": "*", "to": "broker"}, "history": {"from": "*", "to": "log"}},
         to={
             "broker": {"mqtt": broker.url},
-            "log": {"kafka": kafka.bootstrap, "topic": topic, "delivery": "exactly-once"},
+            "log": {"kafka": kafka.bootstrap, "topic": topic, "position_topic": f"{topic}.positions"},
         },
     )
     with Subscriber(broker.port, tmp_path) as subscriber, gateway, _counting(meter):

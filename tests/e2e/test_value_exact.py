@@ -34,6 +34,7 @@ def test_every_change_arrives_once_in_order_and_exact(
 ) -> None:
     """1,000 variables of all types at 10 Hz: each change at MQTT and Kafka, with the machine's own source time."""
     machine, broker, topic = milo([GROUP]), mosquitto_factory(), f"exact-{uuid.uuid4().hex[:8]}"
+    log = {"kafka": kafka.bootstrap, "topic": topic, "position_topic": f"{topic}.positions"}
     asyncio.run(kafka.create_topic(topic))
     gateway = Gateway(
         devices={
@@ -46,7 +47,7 @@ def test_every_change_arrives_once_in_order_and_exact(
             }
         },
         send={"scada": {"from": "*", "to": "broker"}, "history": {"from": "*", "to": "log"}},
-        to={"broker": {"mqtt": broker.url}, "log": {"kafka": kafka.bootstrap, "topic": topic}},
+        to={"broker": {"mqtt": broker.url}, "log": log},
     )
     with Subscriber(broker.port, tmp_path) as subscriber, gateway:
         gateway.wait_for(lambda: _delivered(gateway, VARIABLES), "first value of every variable")
