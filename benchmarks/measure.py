@@ -178,4 +178,4 @@ def _number(value: float) -> str:
 
 
 def _ratio(value: float) -> str:
-    return _number(value) if value >= 0.1 else f"{_number(value)} = 1/{1 / value:.1f}"
+    return f"{_number(value)} = 1/{1 / value:.1f}" if 0 < value < 0.1 else _number(value)
