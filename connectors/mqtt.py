@@ -64,7 +64,6 @@ class MqttSink:
         lanes: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self._lanes = lanes
         self.in_flight_max = IN_FLIGHT_MAX
         self.keeps_positions = False
         self.counters = Counters("sink", name)

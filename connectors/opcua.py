@@ -284,7 +284,7 @@ class OpcUaSource:
             raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
         overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
         if overflown.any():
-            self._overflown(np.unique(handle[overflown]).tolist(), int(np.count_nonzero(overflown)), arrival_ns)
+            self._overflown(handle[overflown].tolist())
         self._backfill.live(handle, ts_ns)
         # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
         newest_ns = min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns)
@@ -381,9 +381,9 @@ class OpcUaSource:
         )
         self._note(Reason.MISSED, ())
 
-    def _overflown(self, items: list[int], values: int, arrival_ns: int) -> None:
-        self.counters.add("queue_overflows", values)
-        self._note(Reason.QUEUE_OVERFLOW, tuple(self._names[item] for item in items))
+    def _overflown(self, items: list[int]) -> None:
+        self.counters.add("queue_overflows", len(items))
+        self._note(Reason.QUEUE_OVERFLOW, tuple(self._names[item] for item in sorted(set(items))))
 
     def _note(self, reason: Reason, tags: tuple[str, ...]) -> None:
         now = self._clock.wall_ns()
