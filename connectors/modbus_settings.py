@@ -234,6 +234,11 @@ class ModbusDevice(Settings):
         """`modbus` in parts."""
         return parse_url(self.modbus)
 
+    @property
+    def learns_tags(self) -> bool:
+        """More tags than `tags` become known when the device is connected."""
+        return False
+
     def points(self) -> Mapping[int, list[Point]]:
         """Poll period in ns -> its points; the shortest period first."""
         periods: defaultdict[int, list[Point]] = defaultdict(list)

@@ -99,6 +99,11 @@ class OpcUaDevice(Settings):
             raise ValueError("user and password do not belong into the URL: use `auth: {user: ..., password: ...}`")
         return url
 
+    @property
+    def learns_tags(self) -> bool:
+        """More tags than `tags` become known when the device is connected."""
+        return False
+
     def publishing_ns(self, tag: OpcUaTag) -> int:
         """Publishing interval of a tag."""
         return self.every if tag.every is None else tag.every

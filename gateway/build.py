@@ -31,7 +31,7 @@ from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane, WhenFull
 from pipelines.quantities import Settings
 from pipelines.route import Pump, Replay, Route
-from pipelines.selector import Selector, matches
+from pipelines.selector import Selector, matches, may_match
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_scale import TagScaleStage
 from pipelines.stage_select import SelectStage
@@ -144,7 +144,11 @@ def _source_session(
 ) -> SourceSession:
     settings = file.devices[source.name]
     own = [tag for tag in tags if tag.device == source.name]
-    wanted = [route for route in routes if any(matches(p, tag) for p in file.send[route.name].from_ for tag in own)]
+
+    def takes(pattern: str) -> bool:
+        return may_match(pattern, source.name) if settings.learns_tags else any(matches(pattern, tag) for tag in own)
+
+    wanted = [route for route in routes if any(map(takes, file.send[route.name].from_))]
     return SourceSession(source, _address(settings), wanted, _tag_stages(settings, tags), clock, ledger)
 
 
@@ -152,9 +156,9 @@ def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
     """What the tags of this device ask for themselves; nothing where they ask for nothing."""
     own = settings.tags.values()
     stages: list[Stage] = []
-    if any(tag.scale != 1.0 or tag.offset != 0.0 for tag in own):
+    if settings.learns_tags or any(tag.scale != 1.0 or tag.offset != 0.0 for tag in own):
         stages.append(TagScaleStage(tags))
-    if any(tag.deadband > 0.0 for tag in own):
+    if settings.learns_tags or any(tag.deadband > 0.0 for tag in own):
         stages.append(DeadbandStage.per_tag(tags))
     return stages
 

@@ -6,21 +6,29 @@ failed. What a command needs is imported inside it, so that `gateway version` an
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from gateway.command import (
+    BAD_CONFIGURATION,
+    STOPPED,
+    STORAGE_FAILED,
+    DataDir,
+    File,
+    complain,
+    count,
+    load_file,
+    on_loop,
+    password_of,
+)
 
 if TYPE_CHECKING:
     from gateway.settings import GatewayFile
 
-Result = TypeVar("Result")
-STOPPED, BAD_CONFIGURATION, STORAGE_FAILED = 0, 2, 3
 
 app = typer.Typer(
     help="Collects from OPC UA and Modbus machines, delivers to MQTT and Kafka.",
@@ -28,7 +36,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-File = Annotated[Path, typer.Argument(help="The configuration file (YAML).", show_default=False)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,11 +56,11 @@ def run(
     ] = None,
 ) -> None:
     """Run the gateway until it is told to stop (Ctrl-C, SIGTERM). A second signal stops at once."""
-    settings, warnings = _load(file)
+    settings, warnings = load_file(file)
     try:
         settings = settings.listening_on(listen) if listen else settings
     except ValueError as error:
-        _complain(f"--listen: {error}")
+        complain(f"--listen: {error}")
         raise typer.Exit(BAD_CONFIGURATION) from error
     raise typer.Exit(_run(settings, warnings))
 
@@ -61,10 +68,10 @@ def run(
 @app.command()
 def check(file: File) -> None:
     """Check a configuration file and print every mistake as file:line:column: message."""
-    settings, warnings = _load(file)
-    _complain(*warnings)
+    settings, warnings = load_file(file)
+    complain(*warnings)
     tags = sum(len(device.tags) for device in settings.devices.values())
-    counts = (_count(len(settings.devices), "device"), _count(tags, "tag"), _count(len(settings.send), "route"))
+    counts = (count(len(settings.devices), "device"), count(tags, "tag"), count(len(settings.send), "route"))
     print(f"ok: {', '.join(counts)}")
 
 
@@ -73,8 +80,8 @@ def plan(file: File) -> None:
     """Print the OPC UA subscriptions and the Modbus requests that a configuration file leads to."""
     from gateway.plan import lines
 
-    settings, warnings = _load(file)
-    _complain(*warnings)
+    settings, warnings = load_file(file)
+    complain(*warnings)
     for line in lines(settings):
         print(line)
 
@@ -98,7 +105,7 @@ def demo(
     """Show the gateway at work: two simulated machines, a broker, the gateway between them, and a live table."""
     from gateway.demo import demo as run_demo
 
-    raise typer.Exit(_on_loop(lambda: run_demo(seconds)))
+    raise typer.Exit(on_loop(lambda: run_demo(seconds)))
 
 
 @app.command()
@@ -119,17 +126,16 @@ def browse(
     from pipelines.errors import GatewayError
 
     setup("text", "warning")
-    auth = OpcUaAuth.model_validate({"user": user, "password": _password(user)}) if user else None
+    auth = OpcUaAuth.model_validate({"user": user, "password": password_of(user)}) if user else None
     try:
-        print(_on_loop(lambda: look(url, root=root, limit=limit, insecure=insecure, auth=auth, data_dir=data_dir)))
+        print(on_loop(lambda: look(url, root=root, limit=limit, insecure=insecure, auth=auth, data_dir=data_dir)))
     except GatewayError as error:
-        _complain(str(error))
+        complain(str(error))
         raise typer.Exit(1) from error
 
 
 buffers = typer.Typer(help="Look into the buffers on disk, also while the gateway runs.", no_args_is_help=True)
 app.add_typer(buffers, name="buffer")
-DataDir = Annotated[Path, typer.Option(help="The gateway's data folder.")]
 Route = Annotated[str, typer.Argument(help="Name of the route.", show_default=False)]
 
 
@@ -165,7 +171,7 @@ def buffer_cat(
         for line in samples(data_dir, route, everything):
             sys.stdout.buffer.write(line)
     except FileNotFoundError as error:
-        _complain(str(error))
+        complain(str(error))
         raise typer.Exit(1) from None
 
 
@@ -181,11 +187,11 @@ def gaps(
     """List what could not be kept or collected: when, of which device, how much, why. Also while the gateway runs."""
     from gateway.ledger import listing
 
-    folder = _load(file)[0].gateway.data_dir if file else data_dir
+    folder = load_file(file)[0].gateway.data_dir if file else data_dir
     try:
         lines = listing(folder, since, as_json)
     except ValueError as error:
-        _complain(f"--since: {error}")
+        complain(f"--since: {error}")
         raise typer.Exit(BAD_CONFIGURATION) from error
     for line in lines:
         print(line)
@@ -197,17 +203,6 @@ def version() -> None:
     from gateway.version import version as known
 
     print(known())
-
-
-def _load(path: Path) -> tuple[GatewayFile, list[str]]:
-    """The settings and warnings; for a bad file prints every mistake and ends with code 2."""
-    from gateway.config import ConfigErrors, load
-
-    try:
-        return load(path)
-    except ConfigErrors as errors:
-        _complain(str(errors))
-        raise typer.Exit(BAD_CONFIGURATION) from errors
 
 
 def _run(settings: GatewayFile, warnings: list[str]) -> int:
@@ -223,7 +218,7 @@ def _run(settings: GatewayFile, warnings: list[str]) -> int:
     for warning in warnings:
         log.warning(warning)
     try:
-        return int(_on_loop(lambda: _serve(settings)))
+        return int(on_loop(lambda: _serve(settings)))
     except Permanent as error:
         log.error(f"cannot start: {error}")
         return BAD_CONFIGURATION
@@ -240,30 +235,3 @@ async def _serve(settings: GatewayFile) -> int:
     with locked(settings.gateway.data_dir):
         built = build(settings)
         return int(await serve(built.app, built.service, built.watch))
-
-
-def _on_loop(make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Runs it on uvloop where that exists; Ctrl-C ends a command without a traceback."""
-    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    with suppress(ImportError):
-        from uvloop import new_event_loop as new_loop
-    try:
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            return runner.run(make())
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _password(user: str) -> str:
-    """Never as an argument, which every user of the machine can read."""
-    known = os.environ.get("GATEWAY_PASSWORD")
-    return typer.prompt(f"Password of {user}", hide_input=True) if known is None else known
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _complain(*texts: str) -> None:
-    for text in texts:
-        print(text, file=sys.stderr)

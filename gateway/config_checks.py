@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Final
 
 from gateway.config_errors import Place, hint, nearest
 from gateway.config_yaml import Item
-from pipelines.selector import matches
+from pipelines.selector import matches, may_match
 from pipelines.tags import Tag
 
 Devices = dict[str, list[Tag] | None]
-"""Device -> its tags; None where the device itself has mistakes: any tag may be meant then."""
+"""Device -> its tags; None where they are not known (its own mistakes, tags that it learns): any may be meant."""
+
+LEARNING: Final = frozenset({"profile", "select"})
+"""Keys of a device that gets more tags than its `tags:` once it is connected."""
 
 
 def mistakes(root: Item, broken: Collection[str]) -> Iterator[tuple[Place, str]]:
@@ -36,7 +40,7 @@ def warnings(root: Item) -> Iterator[tuple[Place, str]]:
     selectors = [selector.value for route in routes for selector in _selectors(route)]
     places = _names(root, "devices")
     for name, tags in _devices(root, ()).items():
-        if not any(matches(selector, tag) for tag in tags or () for selector in selectors):
+        if not any(_chooses(selector, {name: tags}) for selector in selectors):
             yield places[name], f"no route takes anything from `{name}`: it is collected for nobody"
 
 
@@ -65,16 +69,17 @@ def _devices(root: Item, broken: Collection[str]) -> Devices:
     item = root.child("devices")
     for name, device in item.value.items() if item and isinstance(item.value, dict) else ():
         tags = device.child("tags")
-        usable = tags is not None and isinstance(tags.value, dict) and name not in broken
-        found[name] = [Tag(name, tag) for tag in tags.value] if usable and tags else None
+        if tags is None or not isinstance(tags.value, dict) or name in broken or LEARNING & {*device.value}:
+            found[name] = None
+        else:
+            found[name] = [Tag(name, tag) for tag in tags.value]
     return found
 
 
 def _chooses(selector: str, devices: Devices) -> bool:
-    """True when the selector matches a tag, or could match one of a device that has mistakes."""
-    whole_device = selector.partition("/")[0]
+    """True when the selector matches a tag, or could match one that is not known."""
     return any(
-        any(matches(selector, tag) for tag in tags) if tags is not None else matches(whole_device, Tag(name, ""))
+        any(matches(selector, tag) for tag in tags) if tags is not None else may_match(selector, name)
         for name, tags in devices.items()
     )
 

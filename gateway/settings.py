@@ -64,6 +64,10 @@ class DeviceSettings(Protocol):
 
     @property
     def tags(self) -> Mapping[str, TagSettings]: ...
+    @property
+    def learns_tags(self) -> bool:
+        """More tags than those of the file become known when the device is connected."""
+        ...
 
 
 def kind_of(settings: object) -> str:

@@ -68,7 +68,7 @@ class Tables:
         try:
             for number, values in packed["tags"].items():
                 known = zip(packed["fields"], values, strict=True)
-                self.tags[number] = Tag(**{key: value for key, value in known if key in _TAG_FIELDS})
+                self.tags[number] = Tag(**{key: _frozen(value) for key, value in known if key in _TAG_FIELDS})
             self.sources.update(packed["sources"])
             self.origins.update(packed["origins"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -149,6 +149,11 @@ class Index:
         if not len(seqs) == len(positions) == len(rows) == len(received_ns) == len(sources):
             raise ValueError("columns of different lengths")
         return cls(seqs, positions, rows, received_ns, sources, end)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as the tuples that they were before they were packed."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _little(column: array[int]) -> array[int]:

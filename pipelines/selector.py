@@ -18,6 +18,11 @@ def matches(pattern: str, tag: Tag) -> bool:
     return bool(_regex(device).fullmatch(tag.device) and _regex(name or "*").fullmatch(tag.name))
 
 
+def may_match(pattern: str, device: str) -> bool:
+    """True where `pattern` names some tag that `device` has or might get."""
+    return bool(_regex(pattern.partition("/")[0]).fullmatch(device))
+
+
 class Selector:
     """A set of patterns as a growing mask over the tag table: tags that are added later are judged then."""
 

@@ -22,6 +22,10 @@ class Tag:
     """Absolute, in engineering units; 0 means that every change passes."""
     uncertain: bool = False
     """The address is a guess (a profile for another firmware): delivered, but flagged."""
+    labels: tuple[tuple[int, str], ...] = ()
+    """What numbers mean, where they stand for something: (value, name) of an enumeration; (bit, name) of `bits`."""
+    bits: bool = False
+    """`labels` name single bits, 0 the least significant."""
 
     @property
     def path(self) -> str:

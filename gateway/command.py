@@ -1,0 +1,60 @@
+"""What every command needs: the file, the loop, words for people, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from gateway.settings import GatewayFile
+
+Result = TypeVar("Result")
+STOPPED, BAD_CONFIGURATION, STORAGE_FAILED = 0, 2, 3
+File = Annotated[Path, typer.Argument(help="The configuration file (YAML).", show_default=False)]
+DataDir = Annotated[Path, typer.Option(help="The gateway's data folder.")]
+
+
+def load_file(path: Path) -> tuple[GatewayFile, list[str]]:
+    """The settings and warnings; for a bad file prints every mistake and ends with code 2."""
+    from gateway.config import ConfigErrors, load
+
+    try:
+        return load(path)
+    except ConfigErrors as errors:
+        complain(str(errors))
+        raise typer.Exit(BAD_CONFIGURATION) from errors
+
+
+def on_loop(make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """Runs it on uvloop where that exists; Ctrl-C ends a command without a traceback."""
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with suppress(ImportError):
+        from uvloop import new_event_loop as new_loop
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(make())
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def password_of(user: str) -> str:
+    """Never as an argument, which every user of the machine can read."""
+    known = os.environ.get("GATEWAY_PASSWORD")
+    return typer.prompt(f"Password of {user}", hide_input=True) if known is None else known
+
+
+def count(number: int, noun: str) -> str:
+    """`1 tag`, `2 tags`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def complain(*texts: str) -> None:
+    """Lines for people, beside what a command prints."""
+    for text in texts:
+        typer.echo(text, err=True)
