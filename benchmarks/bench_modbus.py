@@ -21,7 +21,8 @@ from benchmarks.runtime import ROUTE, GatewayProcess, modbus, mqtt
 from benchmarks.subscriber import Subscriber
 from connectors.modbus import ModbusSource
 from connectors.modbus_decode import Layout
-from connectors.modbus_link import ModbusLink, query
+from connectors.modbus_frames import query
+from connectors.modbus_link import ModbusLink
 from connectors.modbus_plan import plan
 from connectors.modbus_settings import ModbusDevice
 from pipelines.clock import SystemClock

@@ -15,14 +15,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from connectors.modbus_link import (
-    BAD_CONNECTION_CLOSED,
-    ILLEGAL_ADDRESS,
-    ILLEGAL_VALUE,
-    ModbusLink,
-    Reply,
-    RequestFailed,
-)
+from connectors.modbus_frames import BAD_CONNECTION_CLOSED, ILLEGAL_ADDRESS, ILLEGAL_VALUE, Reply, RequestFailed
+from connectors.modbus_link import ModbusLink
 from connectors.modbus_plan import Block, describe, halves, plan
 from connectors.modbus_poll import Poll
 from connectors.modbus_settings import ModbusDevice
@@ -74,7 +68,7 @@ class ModbusSource:
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
         self._source_id = source_id
         self._clock = clock
-        self._link = ModbusLink(settings.url, settings.timeout, clock, self.counters)
+        self._link = ModbusLink(settings.url, settings.timeout, clock, self.counters, settings.manners)
         self._polls = _polls(name, settings, tags)
         self._faults: dict[str, str] = {}
         self._number = 0
@@ -86,8 +80,8 @@ class ModbusSource:
         return self._faults
 
     async def connect(self, resume: Sequence[bytes]) -> None:
-        """Dials; every poll period is due at once. Raises NotConnected."""
-        await self._link.connect()
+        """Dials; every poll period is due at once. Raises NotConnected, Permanent."""
+        await self._link.connect(self._polls[0].queries)
         self._silent_cycles = 0
         now_ns = self._clock.mono_ns()
         for poll in self._polls:
@@ -104,7 +98,7 @@ class ModbusSource:
         missed = poll.advance(self._clock.mono_ns())
         if missed:
             self.counters.add("overruns", missed)
-        replies = await self._link.read(poll.queries)
+        replies = await self._link.read(poll.queries, poll.due_ns)
         if failed := _failures(replies):
             replies = await self._cut_refused(poll, replies)
             failed = _failures(replies)

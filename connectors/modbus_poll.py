@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from connectors.modbus_decode import Layout
-from connectors.modbus_link import Query, Reply, query
+from connectors.modbus_frames import Query, Reply, query
 from connectors.modbus_plan import Block
-from connectors.modbus_settings import ModbusUrl
+from connectors.modbus_url import ModbusUrl
 from pipelines.batch import Batch, Flag, Kind
 from pipelines.clock import ClockState
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
-from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -20,11 +18,10 @@ from connectors.modbus_plan import (
     Table,
     WordOrder,
 )
+from connectors.modbus_url import Manners, ModbusUrl, parse_url
+from connectors.tls_settings import TlsSettings
 from pipelines.quantities import Duration, Settings, duration_ns
 
-PORT = 502
-LATER = {"rtu", "udp", "tls"}
-"""Transports of DESIGN section 6 that are not built yet."""
 _TABLES = {table.word: table for table in Table}
 _TYPES = {kind.value: kind for kind in DataType}
 _REGISTERS = {
@@ -132,67 +129,46 @@ def _tag_from_text(value: Any) -> Any:
     return {"register": value} if isinstance(value, str) else value
 
 
-@dataclass(frozen=True, slots=True)
-class ModbusUrl:
-    """`tcp://10.0.0.7:502/1` in parts."""
-
-    scheme: str
-    host: str
-    port: int
-    unit: int
-
-    @property
-    def rtu(self) -> bool:
-        """Serial frames with a CRC and without a transaction id, inside TCP."""
-        return self.scheme == "rtu+tcp"
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}/{self.unit}"
-
-
-def parse_url(url: str) -> ModbusUrl:
-    """Raises ValueError, one line."""
-    parts = urlsplit(url)
-    if parts.scheme in LATER:
-        raise ValueError(f"{url!r}: {parts.scheme}:// is not in this version: tcp:// and rtu+tcp:// are")
-    surplus = parts.query or parts.fragment or "@" in parts.netloc
-    if parts.scheme not in {"tcp", "rtu+tcp"} or not parts.hostname or surplus:
-        raise ValueError(
-            f"{url!r} is not a Modbus address: write tcp://host:502/1 or rtu+tcp://host:502/1 (1: unit id)"
-        )
-    return ModbusUrl(parts.scheme, parts.hostname, _port(url, parts), _unit(url, parts))
-
-
-def _port(url: str, parts: SplitResult) -> int:
-    try:
-        port = PORT if parts.port is None else parts.port
-    except ValueError as error:
-        raise ValueError(f"{url!r}: the port is a number from 1 to 65535") from error
-    if port == 0:
-        raise ValueError(f"{url!r}: the port is a number from 1 to 65535")
-    return port
-
-
-def _unit(url: str, parts: SplitResult) -> int:
-    """The unit id behind the host, 1 where none is written. 0 is broadcast on a serial line: nobody would answer."""
-    text = parts.path.strip("/") or "1"
-    lowest = 1 if parts.scheme == "rtu+tcp" else 0
-    if not (text.isascii() and text.isdigit()) or not lowest <= int(text) <= 255:
-        raise ValueError(f"{url!r}: the unit id behind the host is a number from {lowest} to 255")
-    return int(text)
-
-
 class ModbusDevice(Settings):
     """A machine that speaks Modbus."""
 
     modbus: str = Field(
-        description="`tcp://host:502/1` (Modbus TCP) or `rtu+tcp://host:502/1` (serial frames through a serial "
-        "server). Default port 502; the number behind the host is the unit id, default 1.",
-        examples=["tcp://10.0.0.7:502/1", "rtu+tcp://10.0.0.8:4001/17"],
+        description="`tcp://host:502/1` (Modbus TCP), `rtu:///dev/ttyUSB0?baud=19200&parity=E/1` (a serial port), "
+        "`rtu+tcp://host:502/1` (serial frames through a serial server), `udp://host:502/1`, `tls://host:802/1` "
+        "(Modbus/TCP Security). The number at the end is the unit id, default 1. Serial: `parity` N, E or O, `stop` 1 "
+        "or 2; default 19200 baud, E, 1.",
+        examples=["tcp://10.0.0.7:502/1", "rtu:///dev/ttyUSB0?baud=9600&parity=N/17", "rtu+tcp://10.0.0.8:4001/17"],
+    )
+    connection: Literal["own", "shared"] = Field(
+        "own",
+        description="`shared`: one connection for all devices with this host and port that say so, such as the units "
+        "behind a serial gateway. A serial port is always shared by its devices.",
+    )
+    pipeline: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Requests outstanding at once, for a device that allows it; 1 waits for each reply. Not on serial "
+        "frames. On a shared connection the lowest of its devices counts.",
+    )
+    pause: Duration = Field(
+        0,
+        ge=0,
+        description="Left between a reply and the next request, for devices, radios and RS-485 converters that need "
+        "it. A serial port keeps the silence of 3.5 characters anyway. On a shared connection the longest counts.",
+    )
+    echo: bool = Field(
+        False, description="Serial frames only: the converter sends back what it is sent; that is taken off."
+    )
+    tls: TlsSettings | None = Field(
+        None, description="Certificates of `tls://`; most such devices want the gateway's own (`cert` and `key`)."
     )
     every: Duration = Field(duration_ns("1s"), gt=0, description="Poll period.")
-    timeout: Duration = Field(duration_ns("1s"), gt=0, description="For connecting and for each request.")
+    timeout: Duration = Field(
+        duration_ns("1s"),
+        gt=0,
+        description="For connecting and for each request; the time that the bytes take on a serial port comes on top.",
+    )
     word_order: WordOrderName = Field("big", description=f"Order of words and bytes in this device: {_ORDERS}")
     max_gap: int = Field(
         8,
@@ -220,6 +196,16 @@ class ModbusDevice(Settings):
         return url
 
     @model_validator(mode="after")
+    def _wire(self) -> ModbusDevice:
+        if self.pipeline > 1 and self.url.rtu:
+            raise ValueError("pipeline: serial frames have no transaction id: one request at a time")
+        if self.echo and not self.url.rtu:
+            raise ValueError("echo: only serial frames (rtu://, rtu+tcp://) can come back")
+        if self.tls and self.url.scheme != "tls":
+            raise ValueError("tls: the address says otherwise: write tls://host:802")
+        return self
+
+    @model_validator(mode="after")
     def _fit(self) -> ModbusDevice:
         for name, tag in self.tags.items():
             point = parse_register(tag.place)
@@ -233,6 +219,11 @@ class ModbusDevice(Settings):
     def url(self) -> ModbusUrl:
         """`modbus` in parts."""
         return parse_url(self.modbus)
+
+    @property
+    def manners(self) -> Manners:
+        """How the line is treated."""
+        return Manners(self.connection == "shared", self.pipeline, self.pause, self.echo, self.tls)
 
     @property
     def learns_tags(self) -> bool:

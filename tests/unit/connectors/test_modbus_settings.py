@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from connectors.modbus import describe_plan
 from connectors.modbus_plan import DataType, Point, Table, WordOrder
-from connectors.modbus_settings import ModbusDevice, parse_register, parse_url
+from connectors.modbus_settings import ModbusDevice, parse_register
+from connectors.modbus_url import SerialFormat, parse_url
 
 
 @pytest.mark.parametrize(
@@ -61,14 +62,50 @@ def test_urls_have_defaults_for_port_and_unit() -> None:
     assert str(parse_url("rtu+tcp://10.0.0.8:4001/17")) == "rtu+tcp://10.0.0.8:4001/17"
     assert str(parse_url("tcp://[::1]:1502/0")) == "tcp://[::1]:1502/0"
     assert parse_url("rtu+tcp://10.0.0.8").rtu
+    assert str(parse_url("udp://meter")) == "udp://meter:502/1"
+    assert str(parse_url("tls://meter/7")) == "tls://meter:802/7"
+
+
+def test_serial_urls_name_the_port_its_format_and_the_unit() -> None:
+    url = parse_url("rtu:///dev/ttyUSB0?baud=9600&parity=n&stop=2/17")
+    assert (url.host, url.unit, url.serial) == ("/dev/ttyUSB0", 17, SerialFormat(9600, "N", 2))
+    assert (str(url), str(url.serial)) == ("rtu:///dev/ttyUSB0/17", "9600 8N2")
+    assert parse_url("rtu:///dev/ttyUSB0").serial == SerialFormat(19_200, "E", 1)
+    assert [parse_url(f"rtu:///dev/pts/3{unit}").unit for unit in ("/5", "?baud=9600/5", "?/5")] == [5, 5, 5]
+
+
+def test_the_silence_between_frames_is_the_standards() -> None:
+    """Serial Line V1.02, section 2.5.1.1: 3.5 characters of 11 bits; 1.75 ms above 19200 baud."""
+    assert [round(SerialFormat(baud).silence_s * 1e3, 2) for baud in (9600, 19_200, 38_400, 115_200)] == [
+        4.01,
+        2.01,
+        1.75,
+        1.75,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "part"),
+    [
+        ({"modbus": "rtu:///dev/ttyUSB0", "pipeline": 2}, "one request at a time"),
+        ({"modbus": "tcp://x", "echo": True}, "only serial frames"),
+        ({"modbus": "tcp://x", "tls": {}}, "write tls://host:802"),
+    ],
+)
+def test_what_a_transport_cannot_do_is_refused(keys: dict[str, object], part: str) -> None:
+    with pytest.raises(ValidationError, match=part):
+        ModbusDevice.model_validate({**keys, "tags": {"a": "coil 1"}})
 
 
 @pytest.mark.parametrize(
     ("url", "part"),
     [
-        ("rtu:///dev/ttyUSB0?baud=9600/1", "not in this version"),
-        ("udp://meter/1", "not in this version"),
-        ("tls://meter/1", "not in this version"),
+        ("rtu:///dev/ttyUSB0?baud=fast/1", "`baud=fast` is none of"),
+        ("rtu:///dev/ttyUSB0?parity=X/1", "`parity=X` is none of"),
+        ("rtu:///dev/ttyUSB0?speed=9600/1", "`speed=9600` is none of"),
+        ("rtu:///dev/ttyUSB0?baud=9600/248", "the unit id behind the port is a number from 1 to 247"),
+        ("rtu://ttyUSB0/1", "write three slashes"),
+        ("rtu:///", "write three slashes"),
         ("http://meter", "is not a Modbus address"),
         ("meter:502", "is not a Modbus address"),
         ("tcp://", "is not a Modbus address"),
@@ -109,7 +146,11 @@ def test_a_tag_is_a_text_or_a_mapping_and_inherits_from_the_device() -> None:
 def test_errors_are_found_at_their_key() -> None:
     with pytest.raises(ValidationError) as caught:
         ModbusDevice.model_validate(
-            {"modbus": "udp://x", "max_block": 126, "tags": {"a": "holding 1", "b": {"register": "coil 1", "scael": 1}}}
+            {
+                "modbus": "http://x",
+                "max_block": 126,
+                "tags": {"a": "holding 1", "b": {"register": "coil 1", "scael": 1}},
+            }
         )
     places = {error["loc"] for error in caught.value.errors()}
     assert places == {("modbus",), ("max_block",), ("tags", "a", "register"), ("tags", "b", "scael")}
