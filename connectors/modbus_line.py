@@ -19,7 +19,7 @@ from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Permanent
 
 _shared: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Line]]] = WeakKeyDictionary()
-"""Lines in use that several devices may have, by endpoint."""
+"""Lines that several devices may have, by endpoint. They stay: a line knows which late replies may still come."""
 
 
 def line_for(url: ModbusUrl, manners: Manners) -> Line:
@@ -27,17 +27,14 @@ def line_for(url: ModbusUrl, manners: Manners) -> Line:
     if not manners.shared and url.serial is None:
         return Line(url)
     lines = _shared.setdefault(asyncio.get_running_loop(), {})
-    line = lines.setdefault(url.endpoint, Line(url))
-    if line.url.serial != url.serial:
-        raise Permanent(f"another device has this port open with {line.url.serial}, this one wants {url.serial}")
-    return line
+    return lines.setdefault(url.endpoint, Line(url))
 
 
 class Line:
-    """`join`, then `run` exchanges, then `leave`. There is a wire while somebody has joined."""
+    """`join`, then `run` exchanges, then `leave`, and again. There is a wire while somebody has joined."""
 
     def __init__(self, url: ModbusUrl) -> None:
-        self.url = url
+        self._url = url
         self._users: dict[object, Manners] = {}
         self._wire: Wire | None = None
         self._owed: Owed = {}
@@ -46,8 +43,19 @@ class Line:
         self._failure: NotConnected | Permanent | None = None
         """Of the last attempt: those who waited for it do not try again."""
 
-    async def join(self, user: object, manners: Manners, timeout_s: float, clock: Clock, counters: Counters) -> None:
+    async def join(
+        self,
+        user: object,
+        url: ModbusUrl,
+        manners: Manners,
+        timeout_s: float,
+        clock: Clock,
+        counters: Counters,
+    ) -> None:
         """Dials where nobody has. Raises NotConnected, Permanent."""
+        if self._users and self._url.serial != url.serial:
+            raise Permanent(f"another device has this port open with {self._url.serial}, this one wants {url.serial}")
+        self._url = url
         self._users[user] = manners
         await self._usable(timeout_s, clock, counters)
         self._behave()
@@ -57,11 +65,8 @@ class Line:
         self._users.pop(user, None)
         if self._users:
             self._behave()
-            return
-        lines = _shared.get(asyncio.get_running_loop(), {})
-        if lines.get(self.url.endpoint) is self:
-            del lines[self.url.endpoint]
-        await self._hang_up()
+        else:
+            await self._hang_up()
 
     async def run(self, exchange: Exchange, clock: Clock) -> None:
         """Returns when all replies are there, or it is dropped. Raises NotConnected, Permanent; what came is kept."""
@@ -122,25 +127,25 @@ class Line:
         return wire
 
     def _make(self, clock: Clock, counters: Counters) -> Wire:
-        if self.url.serial:
-            return SerialWire(clock, counters, self._owed, self.url.serial)
-        if self.url.rtu:
+        if self._url.serial:
+            return SerialWire(clock, counters, self._owed, self._url.serial)
+        if self._url.rtu:
             return RtuWire(clock, counters, self._owed)
-        return (UdpWire if self.url.scheme == "udp" else TcpWire)(clock, counters)
+        return (UdpWire if self._url.scheme == "udp" else TcpWire)(clock, counters)
 
     async def _open(self, wire: Wire, timeout_s: float) -> None:
-        if self.url.serial:
-            SerialTransport(open_port(self.url.host, self.url.serial), wire)
+        if self._url.serial:
+            SerialTransport(open_port(self._url.host, self._url.serial), wire)
             return
-        host, port = self.url.host, self.url.port
-        if self.url.scheme == "udp":
+        host, port = self._url.host, self._url.port
+        if self._url.scheme == "udp":
             await wire.loop.create_datagram_endpoint(lambda: wire, remote_addr=(host, port))
             return
         transport, _ = await wire.loop.create_connection(lambda: wire, host, port, ssl=self._tls())
         notice_dead_peer(transport.get_extra_info("socket"), int(MACHINE_PATIENCE * timeout_s * 1e9))
 
     def _tls(self) -> ssl.SSLContext | None:
-        if self.url.scheme != "tls":
+        if self._url.scheme != "tls":
             return None
         [*_, manners] = self._users.values()
         return manners.tls.context() if manners.tls else ssl.create_default_context()

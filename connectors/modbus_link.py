@@ -43,8 +43,8 @@ class ModbusLink:
         """
         await self.close()
         try:
-            self._line = line_for(self._url, self._manners)
-            await self._line.join(self, self._manners, self._timeout_s, self._clock, self._counters)
+            line = self._line = self._line or line_for(self._url, self._manners)
+            await line.join(self, self._url, self._manners, self._timeout_s, self._clock, self._counters)
             self.lost = ""
             if first and (self._url.serial or self._url.scheme == "udp"):
                 await self._greet(first[:1])
@@ -82,9 +82,8 @@ class ModbusLink:
         self.lost = self.lost or "not connected"
         if self._exchange:
             self._exchange.drop()
-        line, self._line = self._line, None
-        if line is not None:
-            await line.leave(self)
+        if self._line:
+            await self._line.leave(self)
 
     async def _greet(self, first: Sequence[Query]) -> None:
         [reply] = await self.read(first)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import termios
 from typing import Final
 
 import serial
@@ -32,7 +33,7 @@ def open_port(path: str, how: SerialFormat) -> serial.Serial:
     try:
         port = serial.Serial(path, how.baud, parity=how.parity, stopbits=how.stop, timeout=0, exclusive=True)
         port.reset_input_buffer()
-    except ValueError as error:
+    except (ValueError, termios.error) as error:
         raise Permanent(f"the port cannot do {how}: {error}") from error
     except OSError as error:  # pyserial's own are some
         number = error.errno or getattr(error.__context__, "errno", None)
@@ -53,6 +54,13 @@ class SerialTransport(asyncio.Transport):
         self._ended = False
         self._loop.add_reader(port.fileno(), self._readable)
         protocol.connection_made(self)
+
+    def waiting(self) -> bool:
+        """Bytes have come that `data_received` was not given yet."""
+        try:
+            return self._port.in_waiting > 0
+        except OSError:
+            return False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """A request is far shorter than what the system keeps for a port: one that takes no more is broken."""

@@ -25,6 +25,7 @@ from connectors.modbus_frames import (
     rtu_reply_at_end,
     whole,
 )
+from connectors.modbus_serial import SerialTransport
 from connectors.modbus_url import Manners, SerialFormat
 from connectors.modbus_wire import Exchange, Sent, Wire
 from pipelines.clock import Clock
@@ -127,6 +128,14 @@ class SerialWire(RtuWire):
     def _patience_s(self, exchange: Exchange, query: Query) -> float:
         on_line = (1 + bool(self._echo)) * len(query.frame) + query.reply_bytes + RTU_OVERHEAD_BYTES
         return exchange.timeout_s + on_line * self._serial.character_s
+
+    def _next(self) -> Exchange | None:
+        """What came before the request went out does not answer it."""
+        if isinstance(self._transport, SerialTransport) and self._transport.waiting():
+            self._drain()
+            self._send_at(self._free_s)
+            return None
+        return super()._next()
 
     def _distrust(self, sent: Sent) -> None:
         self._owe(sent)
