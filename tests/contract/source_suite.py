@@ -196,7 +196,6 @@ class SourceSuite:
 
     async def test_close_is_idempotent_and_leaves_nothing_running(self, fixture: Fixture) -> None:
         """close() before connect, twice, and after reading: no task, no socket; read() afterwards says NotConnected."""
-        server = fixture.machine.server
         tasks, sockets = len(asyncio.all_tasks()), fixture.machine.open_connections()
         await within(fixture.source.close())
         await fixture.connect()

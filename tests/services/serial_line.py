@@ -1,32 +1,27 @@
 """A serial line of two pseudo terminals: a port for the gateway, a port for the machine, and a thread between them.
 
-The thread copies bytes at once, or gives each piece to `wire(towards_gateway, data)`, which says what the other side
-hears. A pseudo terminal takes any baud rate (and no parity) and hands bytes over at once: what a real line does to them is
-for `wire`.
+A pseudo terminal takes any baud rate (and no parity) and hands bytes over at once: what a real line does to them is in
+`serial_bus`.
 """
 
 import os
 import select
 import threading
 import tty
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 from tests.services.process import Service
 
-Wire = Callable[[bool, bytes], bytes]
-"""True and what comes from the machine, False and what comes from the gateway -> what the other side hears."""
 _PIECE_BYTES = 4096
 
 
 class SerialLine:
     """`plug()` makes both ports, with names in `folder` that stay the same; `pull()` takes them away."""
 
-    def __init__(self, folder: Path, wire: Wire = lambda _towards_gateway, data: data) -> None:
+    def __init__(self, folder: Path) -> None:
         self.gateway_port = folder / "gateway-port"
         self.machine_port = folder / "machine-port"
-        self._wire = wire
         self._fds: list[int] = []
         self._stop = -1
         self._thread: threading.Thread | None = None
@@ -70,8 +65,7 @@ class SerialLine:
             if ended in readable:
                 return
             for fd in readable:
-                if heard := self._wire(fd == machine, os.read(fd, _PIECE_BYTES)):
-                    os.write(other[fd], heard)
+                os.write(other[fd], os.read(fd, _PIECE_BYTES))
 
 
 class SerialService(Service):
