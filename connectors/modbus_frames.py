@@ -15,7 +15,7 @@ A reply counts when unit, function and byte count are those of the request, and 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pymodbus.framer import FramerRTU, FramerSocket
@@ -65,6 +65,7 @@ LENGTH_MIN, LENGTH_MAX = 3, 254
 EXCEPTION_FRAME_BYTES = 5
 RTU_OVERHEAD_BYTES = 5
 """Of a read reply: unit, function, byte count, CRC."""
+RTU_DATA_BYTES_MAX = 251
 
 
 class Query(NamedTuple):
@@ -75,6 +76,9 @@ class Query(NamedTuple):
     reply_bytes: int
     frame: bytes
     """TCP: everything behind the transaction id. RTU: everything, with the CRC."""
+    sized: Callable[[bytes], int] | None = None
+    """Of a reply that says its own length: the PDU as far as it has come -> its bytes in all, 0 while that is unknown.
+    The reply's data is then all of the PDU behind the function code."""
 
 
 class Reply(NamedTuple):
@@ -105,6 +109,13 @@ def query(url: ModbusUrl, block: Block) -> Query:
     return Query(url.unit, block.table.function, block.reply_bytes, frame if url.rtu else frame[2:])
 
 
+def request(url: ModbusUrl, pdu: bytes, sized: Callable[[bytes], int]) -> Query:
+    """Any other request; for `sized` see Query."""
+    body = bytes([url.unit]) + pdu
+    frame = body + FramerRTU.compute_CRC(body).to_bytes(2, "big") if url.rtu else bytes([0, 0, 0, len(body)]) + body
+    return Query(url.unit, pdu[0], 0, frame, sized)
+
+
 def tcp_reply(query: Query, unit: int, function: int, first: int, data: bytes) -> bytes | RequestFailed:
     """The data of one whole frame, or why it has none; `first` is the PDU's second byte: byte count or exception."""
     if unit != query.unit:
@@ -113,6 +124,8 @@ def tcp_reply(query: Query, unit: int, function: int, first: int, data: bytes) -
         return _exception(first)
     if function != query.function:
         return _unlike("function", function, query.function)
+    if query.sized:
+        return bytes([first]) + data
     if not first == len(data) == query.reply_bytes:
         return _unlike("byte count", first if first != query.reply_bytes else len(data), query.reply_bytes)
     return data
@@ -143,6 +156,10 @@ def rtu_reply(query: Query, came: bytes) -> RtuReply | None:
         return _checked(came, EXCEPTION_FRAME_BYTES, _exception(first))
     if function != query.function:
         return RtuReply(0, _unlike("function", function, query.function))
+    if query.sized:
+        pdu_bytes = query.sized(came[1:])
+        size = 1 + pdu_bytes + 2 if pdu_bytes else len(came) + 1
+        return _checked(came, size, came[2 : size - 2])
     if first != query.reply_bytes:
         return RtuReply(0, _unlike("byte count", first, query.reply_bytes))
     size = first + RTU_OVERHEAD_BYTES
@@ -152,11 +169,11 @@ def rtu_reply(query: Query, came: bytes) -> RtuReply | None:
 def rtu_reply_at_end(query: Query, burst: bytes) -> bytes | RequestFailed | None:
     """What lies between two silences may begin with noise, an echo or another unit's reply: the reply at its end, whole
     and with its CRC. None where there is none."""
-    for size in (query.reply_bytes + RTU_OVERHEAD_BYTES, EXCEPTION_FRAME_BYTES):
-        if len(burst) >= size and whole(tail := burst[-size:]):
-            found = rtu_reply(query, tail)
-            if found and found.size == size:
-                return found.outcome
+    at = -1
+    while (at := burst.find(query.unit, at + 1)) >= 0:
+        found = rtu_reply(query, burst[at:])
+        if found and found.size == len(burst) - at and not found.damaged:
+            return found.outcome
     return None
 
 

@@ -17,6 +17,9 @@ from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Permanent
 
 ALONE = Manners()
+_GREETED = ("rtu", "udp", "tls")
+"""A port opens and a datagram is sent whoever is there; with TLS 1.3 a certificate is refused after the handshake."""
+_NO_CERTIFICATE = "; most devices want a certificate of the gateway that they know: set tls: {cert: FILE, key: FILE}"
 
 
 class ModbusLink:
@@ -38,15 +41,15 @@ class ModbusLink:
     async def connect(self, first: Sequence[Query] = ()) -> None:
         """Dials once, or joins the line that others have. Raises NotConnected, Permanent.
 
-        Where that says nothing of the device (serial port, UDP) it is sent `first`, one read of its own. Cancelled in
-        the middle it leaves nothing open.
+        Where that says nothing of the device it is sent `first`, one read of its own. Cancelled in the middle it leaves
+        nothing open.
         """
         await self.close()
         try:
             line = self._line = self._line or line_for(self._url, self._manners)
             await line.join(self, self._url, self._manners, self._timeout_s, self._clock, self._counters)
             self.lost = ""
-            if first and (self._url.serial or self._url.scheme == "udp"):
+            if first and self._url.scheme in _GREETED:
                 await self._greet(first[:1])
         except NotConnected as error:
             raise NotConnected(await self._give_back(str(error))) from error
@@ -88,7 +91,8 @@ class ModbusLink:
     async def _greet(self, first: Sequence[Query]) -> None:
         [reply] = await self.read(first)
         if self.lost:
-            raise NotConnected(self.lost.removeprefix(f"modbus {self._url}: "))
+            hint = _NO_CERTIFICATE if self._url.scheme == "tls" else ""
+            raise NotConnected(self.lost.removeprefix(f"modbus {self._url}: ") + hint)
         if reply.failure and not reply.failure.exception_code:
             raise NotConnected(reply.failure.reason)
 

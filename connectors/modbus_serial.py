@@ -58,7 +58,7 @@ class SerialTransport(asyncio.Transport):
     def waiting(self) -> bool:
         """Bytes have come that `data_received` was not given yet."""
         try:
-            return self._port.in_waiting > 0
+            return bool(self._port.in_waiting)
         except OSError:
             return False
 

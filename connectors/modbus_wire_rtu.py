@@ -18,6 +18,7 @@ from typing import Final
 
 from connectors.modbus_frames import (
     BAD_COMMUNICATION_ERROR,
+    RTU_DATA_BYTES_MAX,
     RTU_OVERHEAD_BYTES,
     Query,
     RequestFailed,
@@ -126,7 +127,8 @@ class SerialWire(RtuWire):
         super().connection_lost(error)
 
     def _patience_s(self, exchange: Exchange, query: Query) -> float:
-        on_line = (1 + bool(self._echo)) * len(query.frame) + query.reply_bytes + RTU_OVERHEAD_BYTES
+        reply_bytes = RTU_DATA_BYTES_MAX if query.sized else query.reply_bytes
+        on_line = (1 + self._echoes) * len(query.frame) + reply_bytes + RTU_OVERHEAD_BYTES
         return exchange.timeout_s + on_line * self._serial.character_s
 
     def _next(self) -> Exchange | None:

@@ -15,11 +15,12 @@ from connectors.modbus import ModbusSource
 from connectors.modbus_settings import ModbusDevice
 from pipelines.batch import BAD_TIMEOUT, GOOD
 from pipelines.clock import SystemClock
-from pipelines.errors import NotConnected
+from pipelines.errors import NotConnected, Permanent
 from pipelines.tags import TagTable
 from tests.services import libmodbus
 from tests.services.libmodbus import LibmodbusRtuServer, LibmodbusServer
 from tests.services.pymodbus_server import Image, PymodbusServer
+from tests.services.tls import Certificates
 
 StartPymodbus = Callable[..., PymodbusServer]
 Framer = Literal["socket", "rtu"]
@@ -228,3 +229,22 @@ async def test_a_half_open_device_is_given_up(pymodbus_server: StartPymodbus) ->
             assert await setup.rows() == {"a": (None, BAD_TIMEOUT)}
         with pytest.raises(NotConnected, match="no reply in 3 poll cycles"):
             await setup.rows()
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"ca": "ca"}, "most devices want a certificate of the gateway"),
+        ({"cert": "client", "key": "client_key"}, "the device's certificate is not trusted"),
+    ],
+)
+async def test_certificates_that_do_not_fit_are_one_clear_line(
+    pymodbus_server: StartPymodbus, certificates: Certificates, files: dict[str, str], reason: str
+) -> None:
+    """Modbus/TCP Security: both sides show one. With TLS 1.3 the client finds out when it reads."""
+    server = pymodbus_server(transport="tls", tls=certificates)
+    tls = {key: str(getattr(certificates, name)) for key, name in files.items()}
+    setup = Setup(server.url, {"a": "holding 1 uint16"}, tls=tls)
+    with pytest.raises((Permanent, NotConnected), match=reason):
+        await setup.source.connect([])
+    await setup.source.close()
