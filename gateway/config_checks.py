@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Final
 
+from connectors.modbus_url import parse_url
 from gateway.config_errors import Place, hint, nearest
 from gateway.config_yaml import Item
 from pipelines.selector import matches, may_match
@@ -18,9 +20,13 @@ LEARNING: Final = frozenset({"profile", "select"})
 
 
 def mistakes(root: Item, broken: Collection[str]) -> Iterator[tuple[Place, str]]:
-    """Routes to nowhere and selectors of nothing. `broken`: the devices that have mistakes of their own."""
+    """Routes to nowhere, selectors of nothing, devices that cannot share a port.
+
+    `broken`: the devices that have mistakes of their own.
+    """
     devices = _devices(root, broken)
     targets = _names(root, "to")
+    yield from _disagreeing_ports(root)
     for route in _routes(root):
         target = route.child("to")
         if target and targets and _is_text(target) and target.value not in targets:
@@ -28,6 +34,22 @@ def mistakes(root: Item, broken: Collection[str]) -> Iterator[tuple[Place, str]]
         for selector in _selectors(route) if devices else ():
             if _is_text(selector) and not _chooses(selector.value, devices):
                 yield selector.place, _nothing(selector.value, devices)
+
+
+def _disagreeing_ports(root: Item) -> Iterator[tuple[Place, str]]:
+    """Devices on one serial port with different formats: they share the port."""
+    formats: dict[str, tuple[str, str]] = {}
+    item = root.child("devices")
+    for name, device in item.value.items() if item and isinstance(item.value, dict) else ():
+        address = device.child("modbus")
+        if address is None or not _is_text(address):
+            continue
+        with suppress(ValueError):  # the device's own mistake
+            url = parse_url(address.value)
+            if url.serial:
+                other, format_ = formats.setdefault(url.host, (name, str(url.serial)))
+                if format_ != str(url.serial):
+                    yield address.place, f"`{other}` has {url.host} at {format_}: devices on one port share its format"
 
 
 def warnings(root: Item) -> Iterator[tuple[Place, str]]:

@@ -88,7 +88,7 @@ async def test_a_shared_connection_stays_until_the_last_one_leaves() -> None:
         await one.link.connect()
         assert (await one.read(8), device.connections) == ([registers(8)], 1)
         await asyncio.gather(one.link.close(), two.link.close())
-        await until(lambda: device.writers[0].is_closing())
+        await until(device.writers[0].is_closing)
 
 
 async def test_closing_ends_ones_own_read_and_nobody_elses() -> None:
