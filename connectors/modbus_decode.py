@@ -79,8 +79,8 @@ class _Placed(NamedTuple):
     at: int
 
     @property
-    def index(self) -> npt.NDArray[np.intp]:
-        """Places of its bytes."""
+    def places(self) -> npt.NDArray[np.intp]:
+        """Of its bytes."""
         return self.byte + _byte_order(self.point, self.block)
 
 
@@ -114,8 +114,7 @@ class _Bits:
 
     def column(self, data: bytes) -> npt.NDArray[np.uint8]:
         """0 or 1."""
-        bits: npt.NDArray[np.uint8] = (np.frombuffer(data, _BYTE)[self.index] >> self.shift) & 1
-        return bits
+        return (np.frombuffer(data, _BYTE)[self.index] >> self.shift) & np.uint8(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +192,13 @@ class Layout:
         elif point.type in NUMBERS:
             self._numbers.append(_column(row, placed))
         else:
-            self._singles += [_Single(row + at, one.point, one.index) for at, one in enumerate(placed)]
+            self._singles += [_Single(row + at, one.point, one.places) for at, one in enumerate(placed)]
 
     def rows_without(self, at: int) -> npt.NDArray[np.bool_]:
         """The rows that need block number `at`, for their value or for its scale."""
-        return (self.block == at) | self._scaling.needs(at, len(self.points))
+        rows = self._scaling.needs(at, len(self.points))
+        rows[self.block == at] = True
+        return rows
 
     def decode(self, replies: Sequence[bytes]) -> Rows:
         """Data bytes of each block's reply, in the order of the blocks, each `reply_bytes` long -> the rows' values."""
@@ -301,9 +302,9 @@ def _only_in_extra(raw: float | str) -> bool:
 
 def _as_read(kind: DataType, raw: float) -> float:
     """As the registers hold it: a text `3.4028235e38` means the nearest of the type."""
-    narrow = {DataType.FLOAT16: np.float16, DataType.FLOAT32: np.float32}.get(kind, float)
+    narrow = {DataType.FLOAT16: np.float16, DataType.FLOAT32: np.float32}.get(kind, np.float64)
     with np.errstate(over="ignore"):
-        return float(narrow(raw))
+        return float(np.array(raw, dtype=narrow))
 
 
 def _runs(placed: Sequence[_Placed], row: int) -> list[tuple[int, Sequence[_Placed]]]:
@@ -323,7 +324,7 @@ def _shape(one: _Placed) -> tuple[DataType, bool]:
 
 def _column(row: int, placed: Sequence[_Placed]) -> _Numbers:
     kind = placed[0].point.type
-    index, dtype = np.concatenate([one.index for one in placed]), np.dtype(_NUMBERS[kind][1])
+    index, dtype = np.concatenate([one.places for one in placed]), np.dtype(_NUMBERS[kind][1])
     return _Numbers(row, row + len(placed), index, dtype, kind in _BCD, _run(index, dtype))
 
 

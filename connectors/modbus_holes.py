@@ -13,8 +13,8 @@ sent again; a read that holds a part of it may be tried, once, and makes the hol
 plan becomes the best one that the device allows, and no refusal comes twice.
 
 A device that is not itself (starting up, in stop, with another program) refuses as well. So a hole is kept only when
-the device answered another read in the same cycle, and what was once read is no hole: it is tried again after
-`AGAIN_NS`. All is forgotten when the address, the tags or the device's identity change.
+the device answered another read in the same cycle, and what was once read is no hole: it is tried again
+after a back-off. All is forgotten when the address, the tags or the device's identity change.
 
 `data_dir/modbus/<device>.json`: one JSON object behind its CRC-32, written anew as a whole. A damaged one counts as none.
 """
@@ -37,7 +37,8 @@ from pipelines.files import RealFiles, replace_file
 FORMAT: Final = 1
 FOLDER: Final = "modbus"
 AGAIN_NS: Final = 60 * 10**9
-"""What was read before and is refused now is left out for so long."""
+"""Longest time for which something is left out that may only be refused for now; at first it is `AGAIN_FIRST_NS`."""
+AGAIN_FIRST_NS: Final = 10**9
 _TABLES: Mapping[str, Table] = {table.word: table for table in Table}
 
 
@@ -51,6 +52,8 @@ class Holes:
         """Another one means that another plan is needed."""
         self._passing: dict[Range, int] = {}
         """Refused, and when it may be tried again (monotonic ns)."""
+        self._waits_ns: dict[Range, int] = {}
+        """How long the last wait was."""
         self._longest: dict[Table, int] = {}
 
     @property
@@ -63,6 +66,7 @@ class Holes:
         """What was kept on disk; all else is forgotten."""
         self.kept = kept
         self._passing.clear()
+        self._waits_ns.clear()
         self._longest.clear()
         self.version += 1
 
@@ -71,11 +75,13 @@ class Holes:
         self._longest[span.table] = max(self._longest.get(span.table, 0), span.stop - span.start)
 
     def refused_single(self, span: Range, keep: bool, now_ns: int) -> None:
-        """A read of one value was refused. Not kept: tried again after `AGAIN_NS`."""
+        """A read of one value was refused. Not kept: tried again after a back-off."""
         if keep:
             self._keep(span)
         else:
-            self._passing[span] = now_ns + AGAIN_NS
+            wait_ns = min(2 * self._waits_ns.get(span, AGAIN_FIRST_NS // 2), AGAIN_NS)
+            self._waits_ns[span] = wait_ns
+            self._passing[span] = now_ns + wait_ns
             self.version += 1
 
     def refused_between(self, whole: Range, left: Range, right: Range) -> None:
@@ -91,7 +97,7 @@ class Holes:
 
     def forget_passing(self, now_ns: int) -> None:
         """What may be tried again is no longer known."""
-        if over := [span for span, due_ns in self._passing.items() if now_ns >= due_ns]:
+        if self._passing and (over := [span for span, due_ns in self._passing.items() if now_ns >= due_ns]):
             for span in over:
                 del self._passing[span]
             self.version += 1

@@ -95,8 +95,9 @@ def _read_s7(data: bytes) -> int | None:
     digits = _digits(data[:7])
     if digits is None or data[7] >> 4 > 9:
         return None
-    year, *rest, hundredths = digits
-    return _ns(year + (1900 if year >= 90 else 2000), *rest, 10 * hundredths + (data[7] >> 4))
+    year, month, day, hour, minute, second, hundredths = digits
+    century = 1900 if year >= 90 else 2000
+    return _ns(century + year, month, day, hour, minute, second, 10 * hundredths + (data[7] >> 4))
 
 
 def _write_s7(ns: int) -> bytes:
@@ -106,14 +107,21 @@ def _write_s7(ns: int) -> bytes:
 
 
 def _read_bcd(data: bytes) -> int | None:
-    digits = _digits(data)
-    return None if digits is None else _ns(2000 + digits[0], *digits[1:])
+    if (digits := _digits(data)) is None:
+        return None
+    year, month, day, hour, minute, second = digits
+    return _ns(2000 + year, month, day, hour, minute, second)
 
 
 def _write_bcd(ns: int) -> bytes:
     moment, _ = _parts(ns)
     _in_century(moment, 2000, 100)
     return bytes.fromhex(f"{moment:%y%m%d%H%M%S}")
+
+
+def _read_datetime6(data: bytes) -> int | None:
+    year, month, day, hour, minute, second = struct.unpack(">6H", data)
+    return _ns(year, month, day, hour, minute, second)
 
 
 def _write_datetime6(ns: int) -> bytes:
@@ -129,7 +137,7 @@ _READ: Mapping[DataType, Callable[[bytes], int | None]] = {
     DataType.POWERLOGIC: _read_powerlogic,
     DataType.S7_DATETIME: _read_s7,
     DataType.BCD_DATETIME: _read_bcd,
-    DataType.DATETIME6: lambda data: _ns(*struct.unpack(">6H", data)),
+    DataType.DATETIME6: _read_datetime6,
 }
 _WRITE: Mapping[DataType, Callable[[int], bytes]] = {
     DataType.UNIX32: lambda ns: (ns // SECOND_NS).to_bytes(4, "big"),
