@@ -34,7 +34,7 @@ from connectors.modbus_link import (
     Query,
     Reply,
 )
-from connectors.modbus_plan import NOTHING_KNOWN, Block, Known, Point, describe, halves, plan
+from connectors.modbus_plan import NOTHING_KNOWN, Block, Known, Point, Range, describe, halves, plan
 from connectors.modbus_poll import ABSENT, Poll
 from connectors.modbus_rest import Rests, is_silence
 from connectors.modbus_schedule import Schedule
@@ -267,8 +267,9 @@ class ModbusSource:
             return list(replies)
         kept = self._holes.kept
         found: list[tuple[Block, Reply]] = []
+        refused: list[Range] = []
         for block, reply in zip(poll.blocks, replies, strict=True):
-            found += await self._cut(poll, block, reply)
+            found += await self._cut(poll, block, reply, refused)
         alive = any(reply.failure is None for _, reply in found)
         for block, reply in found:
             if _is_refused(reply):
@@ -280,17 +281,25 @@ class ModbusSource:
         poll.version = -1
         return [reply for _, reply in found]
 
-    async def _cut(self, poll: Poll, block: Block, reply: Reply) -> list[tuple[Block, Reply]]:
-        """The block itself; or when it was refused, its halves, and theirs, with the replies that they get."""
-        parts = halves(block) if _is_refused(reply) else None
-        if parts is None:
+    async def _cut(self, poll: Poll, block: Block, reply: Reply, refused: list[Range]) -> list[tuple[Block, Reply]]:
+        """The block itself; or when it was refused, its halves, and theirs, with the replies that they get.
+
+        `refused` gathers what was asked for in vain: a part that holds such a read is not asked for.
+        """
+        if not _is_refused(reply):
+            return [(block, reply)]
+        refused.append(block.span)
+        if (parts := halves(block)) is None:
             return [(block, reply)]
         found: list[tuple[Block, Reply]] = []
         whole = True
         for part in parts:
-            [answer] = await self._link.read([poll.query(part)])
+            if any(part.span.holds(span) for span in refused):
+                answer = reply._replace(data=bytes(part.reply_bytes))
+            else:
+                [answer] = await self._link.read([poll.query(part)])
             whole = whole and answer.failure is None
-            found += await self._cut(poll, part, answer)
+            found += await self._cut(poll, part, answer, refused)
         if whole:
             self._holes.refused_between(block.span, parts[0].span, parts[1].span)
         return found
