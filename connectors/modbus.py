@@ -122,6 +122,8 @@ class ModbusSource:
         self._silent_cycles = 0
         self._unanswered = 0
         """Probes since the device was given up."""
+        self._answering: Range | None = None
+        """What the last of them read."""
 
     @property
     def faults(self) -> Mapping[str, str]:
@@ -149,10 +151,10 @@ class ModbusSource:
         poll, missed = self._schedule.take(now_ns)
         if missed:
             self.counters.add("overruns", missed)
-        replies = await (self._ask_awake(poll) if self._rests else self._ask(poll.queries))
-        if failed := any([reply.failure for reply in replies]):
+        replies = await (self._ask_awake(poll) if self._rests else self._ask(poll.blocks, poll.queries))
+        if failed := _any_failed(replies):
             replies = await self._explore(poll, await self._ask_busy(poll, replies))
-            failed = any([reply.failure for reply in replies])
+            failed = _any_failed(replies)
         if not poll.proven:
             self._prove(poll, replies)
         if failed or self._faults:
@@ -219,30 +221,47 @@ class ModbusSource:
         [reply] = await self._link.read([query])
         if reply.failure and (is_silence(reply) or self._link.lost):
             raise NotConnected(self._link.lost or self._link.give_up(f"the unit is silent: {reply.failure.reason}"))
+        self._answering = point.span
 
-    async def _ask(self, queries: Sequence[Query]) -> list[Reply]:
-        """A reply to each. Of a device that answers nothing the first ones only are asked."""
-        if not queries:
-            return []
-        first = 1 if self._silent_cycles else SILENT_REQUESTS_MAX
-        if len(queries) <= first:
+    async def _ask(self, blocks: Sequence[Block], queries: Sequence[Query]) -> list[Reply]:
+        """A reply to each. Of a device that answers nothing only a few are asked."""
+        first = self._first(blocks)
+        if len(first) == len(queries):
             replies = await self._link.read(queries)
         else:
-            replies = await self._link.read(queries[:first])
+            replies = await self._link.read([queries[at] for at in first])
+            others = [at for at in range(len(queries)) if at not in first]
             if all(map(is_silence, replies)):
-                failure = replies[-1].failure
-                replies += [Reply(bytes(one.reply_bytes), replies[-1].received_ns, failure) for one in queries[first:]]
+                last = replies[-1]
+                answers = [last._replace(data=bytes(queries[at].reply_bytes)) for at in others]
             else:
-                replies += await self._link.read(queries[first:])
+                answers = await self._link.read([queries[at] for at in others])
+            placed = dict(zip([*first, *others], [*replies, *answers], strict=True))
+            replies = [placed[at] for at in range(len(queries))]
         self._judge(replies)
+        failed = [reply.failure is not None for reply in replies]
+        if (self._rests or self._answering or any(failed)) and not all(failed):
+            self._answering = None
+            self._rests.note(blocks, replies, self._clock.mono_ns())
+            self.counters.set("resting_blocks", self._rests.resting)
         return replies
+
+    def _first(self, blocks: Sequence[Block]) -> Sequence[int]:
+        """The blocks to ask first, and alone when they are not answered; another one in each cycle of a silence."""
+        if self._silent_cycles and blocks:
+            return [(SILENT_REQUESTS_MAX - 1 + self._silent_cycles) % len(blocks)]
+        if self._answering and blocks:
+            answering = self._answering
+            return [next((at for at, block in enumerate(blocks) if block.span.holds(answering)), 0)]
+        answering_before = [at for at, block in enumerate(blocks) if block not in self._rests] if self._rests else ()
+        return answering_before[:SILENT_REQUESTS_MAX] or range(min(len(blocks), SILENT_REQUESTS_MAX))
 
     async def _ask_awake(self, poll: Poll) -> list[Reply]:
         """As `_ask`, but for the blocks that rest."""
         now_ns, wall_ns = self._clock.mono_ns(), self._clock.wall_ns()
         rests = [self._rests.of(block, now_ns) for block in poll.blocks]
-        awake = [query for query, rest in zip(poll.queries, rests, strict=True) if rest is None]
-        answers = iter(await self._ask(awake) if awake else [])
+        awake = [at for at, rest in enumerate(rests) if rest is None]
+        answers = iter(await self._ask([poll.blocks[at] for at in awake], [poll.queries[at] for at in awake]))
         return [
             next(answers) if rest is None else Reply(bytes(query.reply_bytes), wall_ns, rest)
             for query, rest in zip(poll.queries, rests, strict=True)
@@ -260,9 +279,6 @@ class ModbusSource:
 
     async def _explore(self, poll: Poll, replies: Sequence[Reply]) -> list[Reply]:
         """The replies to `poll.blocks`, which are cut where the device refuses one, and planned anew thereafter."""
-        if any(reply.failure is None for reply in replies):
-            self._rests.note(poll.blocks, replies, self._clock.mono_ns())
-            self.counters.set("resting_blocks", self._rests.resting)
         if not any(map(_is_refused, replies)):
             return list(replies)
         kept = self._holes.kept
@@ -313,7 +329,7 @@ class ModbusSource:
 
     def _judge(self, replies: Sequence[Reply]) -> None:
         """Whether the connection is still worth something. Raises NotConnected when it broke before any reply."""
-        if replies[-1].failure is None:
+        if not replies or replies[-1].failure is None:
             self._silent_cycles = 0
             return
         if all(reply.failure and reply.failure.status == BAD_CONNECTION_CLOSED for reply in replies):
@@ -328,7 +344,7 @@ class ModbusSource:
             if reply.failure is None:
                 self._holes.answered(block.span)
                 self._once_read.update(point.name for point in block.points if point.name)
-        poll.proven = not any(reply.failure for reply in replies)
+        poll.proven = not _any_failed(replies)
 
     def _note(self, poll: Poll, replies: Sequence[Reply]) -> None:
         """Keeps `faults`; one line in the log for each block whose state changed."""
@@ -366,6 +382,13 @@ def _tag_ids(device: str, settings: ModbusDevice, tags: TagTable) -> dict[str, i
         )
         for name, tag in settings.tags.items()
     }
+
+
+def _any_failed(replies: Sequence[Reply]) -> bool:
+    for reply in replies:  # noqa: SIM110 (in every cycle: a generator costs more than the loop)
+        if reply.failure is not None:
+            return True
+    return False
 
 
 def _is_refused(reply: Reply) -> bool:

@@ -339,9 +339,7 @@ def _elements(one: _Placed) -> _Numbers | _Bits:
     return _bits(0, placed) if one.point.type is DataType.BOOL else _column(0, placed)
 
 
-def _numbers(
-    part: _Numbers, data: bytes, value: npt.NDArray[np.float64], extra: Extra, bad: dict[int, int]
-) -> None:
+def _numbers(part: _Numbers, data: bytes, value: npt.NDArray[np.float64], extra: Extra, bad: dict[int, int]) -> None:
     column = part.column(data)
     rows = value[part.start : part.stop]
     if part.bcd:

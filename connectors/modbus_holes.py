@@ -16,7 +16,8 @@ A device that is not itself (starting up, in stop, with another program) refuses
 the device answered another read in the same cycle, and what was once read is no hole: it is tried again
 after a back-off. All is forgotten when the address, the tags or the device's identity change.
 
-`data_dir/modbus/<device>.json`: one JSON object behind its CRC-32, written anew as a whole. A damaged one counts as none.
+`data_dir/modbus/<device>.json`: one JSON object behind its CRC-32, written anew as a whole; a damaged one is as good as
+none.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,8 +123,7 @@ def _smallest(spans: Iterable[Range]) -> list[Range]:
 
 def fingerprint(url: str, points: Iterable[Point]) -> str:
     """Equal where the same points are read at the same address."""
-    packed = orjson.dumps([url, [asdict(point) for point in points]], default=lambda kind: kind.value)
-    return hashlib.sha256(packed).hexdigest()
+    return hashlib.sha256(repr((url, list(points))).encode()).hexdigest()
 
 
 class HoleFile:
@@ -187,5 +186,3 @@ def describe_known(known: Known, points: Iterable[Point], path: Path) -> list[st
         lines.append(f"hole: {hole}" + (f", no value for {', '.join(names)}" if names else ""))
     lines += [f"at most {limit} addresses in one read of {table.word}" for table, limit in known.limits.items()]
     return [*lines, f"learnt from the device; to forget it, stop the gateway and remove {path}"] if lines else []
-
-

@@ -4,8 +4,8 @@ A request costs far more than the registers in it: about 70 us of this gateway's
 some 20 bytes of frame and silence. So points that lie near each other are read together, and the registers between them
 are read and thrown away. Limits are those of the Modbus Application Protocol V1.1b3, sections 6.1-6.4: 125 registers or
 2000 bits a request; a device may allow fewer (`max_block`) and may refuse a read that touches an address which it does
-not have, which is why a gap is only bridged up to `max_gap`, never across a `forbidden` range, and never again as far as a read
-that the device has refused (`Known`).
+not have, which is why a gap is only bridged up to `max_gap`, never across a `forbidden` range, and never again where
+the device has refused such a read (`Known`).
 
 The sweep takes as many points into a read as fit, in order of address. No plan has fewer reads: whether points fit
 together only depends on where they begin and end, and points between two that fit together fit as well; so what a read

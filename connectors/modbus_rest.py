@@ -36,6 +36,10 @@ class Rests:
         """Blocks with at least one time-out behind them."""
         return len(self._rests)
 
+    def __contains__(self, block: Block) -> bool:
+        """It was not answered when it was asked last."""
+        return block.span in self._rests
+
     @property
     def resting(self) -> int:
         """Blocks that are asked again only after a back-off."""

@@ -6,7 +6,7 @@ as UTC. What is no date (month 13, a digit above 9) is None.
     unix32, unix64      seconds since 1970, unsigned 32 and signed 64 bits
     unix64-ms           milliseconds since 1970
     iec870              four registers: year - 2000 | month, weekday 3 bits + day 5 bits | hour, invalid bit + minute |
-                        ms in the minute. IEC 60870-5-4 (CP56Time2a) in words: Schneider's TI081 / DATETIME, Acti9, PM5000
+                        ms in the minute. IEC 60870-5-4 (CP56Time2a) in words: Schneider's TI081 / DATETIME
     powerlogic          three registers: month, day | year - 1900, hour | minute, second. Schneider PM800, CM4000
     s7-datetime         four registers, BCD: year, month | day, hour | minute, second | ms in 3 digits, weekday.
                         Siemens DATE_AND_TIME

@@ -183,9 +183,7 @@ def decoded(points: list[Point], registers: list[int]) -> dict[str, Any]:
     data = struct.pack(f">{len(registers)}H", *registers)
     value, extra, bad = layout.decode([data[2 * block.start : 2 * (block.start + block.count)] for block in blocks])
     rows = {row: (extra or {}).get(row, number) for row, number in enumerate(value.tolist())}
-    return {
-        point.name: ("bad", bad[row]) if row in bad else rows[row] for row, point in enumerate(layout.points)
-    }
+    return {point.name: ("bad", bad[row]) if row in bad else rows[row] for row, point in enumerate(layout.points)}
 
 
 def sunspec(name: str, register: str, scale: str, *invalid: int) -> Point:

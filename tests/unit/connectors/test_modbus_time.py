@@ -50,9 +50,10 @@ def test_what_is_no_date_is_none(kind: DataType, data: str) -> None:
     assert to_ns(kind, bytes.fromhex(data)) is None
 
 
-@given(st.sampled_from(sorted(DATE_TIMES, key=str)), st.datetimes(datetime(2000, 1, 1), datetime(2089, 12, 31)))
-def test_there_and_back(kind: DataType, moment: datetime) -> None:
-    ns = int(moment.replace(microsecond=0, tzinfo=UTC).timestamp()) * 10**9
+@given(st.sampled_from(sorted(DATE_TIMES, key=str)), st.integers(946_684_800, 3_786_911_999))
+def test_there_and_back(kind: DataType, second: int) -> None:
+    """The years 2000 to 2089."""
+    ns = second * 10**9
     data = from_ns(kind, ns)
     assert len(data) == 2 * REGISTERS[kind]
     assert to_ns(kind, data) == ns
