@@ -34,7 +34,7 @@ BAD_NO_DATA = 0x809B_0000
 SCALE_MAX = 10
 """A power of ten beyond this, either way, is no scale (SunSpec: 0x8000 where there is none)."""
 
-_NUMBERS: Mapping[DataType, tuple[int, Any]] = {
+NUMBER_TYPES: Mapping[DataType, tuple[int, Any]] = {
     DataType.INT8: (Kind.SBYTE, np.int8),
     DataType.UINT8: (Kind.BYTE, np.uint8),
     DataType.INT16: (Kind.INT16, np.int16),
@@ -49,8 +49,8 @@ _NUMBERS: Mapping[DataType, tuple[int, Any]] = {
     DataType.BCD16: (Kind.UINT16, np.uint16),
     DataType.BCD32: (Kind.UINT32, np.uint32),
 }
-NUMBERS = frozenset(_NUMBERS)
-"""The types of single numbers."""
+"""Types of numbers: their kind, and what numpy calls them (BCD: the bytes that it comes in)."""
+NUMBERS = frozenset(NUMBER_TYPES)
 _ROW_ORDER = {kind: at for at, kind in enumerate(sorted(DataType, key=lambda kind: kind not in NUMBERS))}
 _BYTE, _FLOAT16, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float16), np.dtype(np.float32)
 _INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
@@ -324,7 +324,7 @@ def _shape(one: _Placed) -> tuple[DataType, bool]:
 
 def _column(row: int, placed: Sequence[_Placed]) -> _Numbers:
     kind = placed[0].point.type
-    index, dtype = np.concatenate([one.places for one in placed]), np.dtype(_NUMBERS[kind][1])
+    index, dtype = np.concatenate([one.places for one in placed]), np.dtype(NUMBER_TYPES[kind][1])
     return _Numbers(row, row + len(placed), index, dtype, kind in _BCD, _run(index, dtype))
 
 
@@ -386,7 +386,7 @@ def _kind(point: Point) -> int:
     if point.type.is_time:
         return Kind.DATETIME
     others = {DataType.BOOL: Kind.BOOLEAN, DataType.STRING: Kind.STRING}
-    kind = others[point.type] if point.type in others else _NUMBERS[point.type][0]
+    kind = others[point.type] if point.type in others else NUMBER_TYPES[point.type][0]
     return kind + ARRAY if point.items else kind
 
 
