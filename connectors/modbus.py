@@ -225,26 +225,32 @@ class ModbusSource:
 
     async def _ask(self, blocks: Sequence[Block], queries: Sequence[Query]) -> list[Reply]:
         """A reply to each. Of a device that answers nothing only a few are asked."""
-        first = self._first(blocks)
-        if len(first) == len(queries):
-            replies = await self._link.read(queries)
+        if self._silent_cycles or self._answering or self._rests:
+            replies = await self._ask_first(self._first(blocks), queries)
         else:
-            replies = await self._link.read([queries[at] for at in first])
-            others = [at for at in range(len(queries)) if at not in first]
-            if all(map(is_silence, replies)):
-                last = replies[-1]
-                answers = [last._replace(data=bytes(queries[at].reply_bytes)) for at in others]
-            else:
-                answers = await self._link.read([queries[at] for at in others])
-            placed = dict(zip([*first, *others], [*replies, *answers], strict=True))
-            replies = [placed[at] for at in range(len(queries))]
+            replies = await self._link.read(queries[:SILENT_REQUESTS_MAX])
+            if others := queries[SILENT_REQUESTS_MAX:]:
+                silent = all(map(is_silence, replies))
+                replies += _unasked(others, replies[-1]) if silent else await self._link.read(others)
+            if not _any_failed(replies):
+                return replies
         self._judge(replies)
-        failed = [reply.failure is not None for reply in replies]
-        if (self._rests or self._answering or any(failed)) and not all(failed):
+        if any(reply.failure is None for reply in replies):
             self._answering = None
             self._rests.note(blocks, replies, self._clock.mono_ns())
             self.counters.set("resting_blocks", self._rests.resting)
         return replies
+
+    async def _ask_first(self, first: Sequence[int], queries: Sequence[Query]) -> list[Reply]:
+        """The `first` ones; the others when one of those is answered."""
+        others = [at for at in range(len(queries)) if at not in first]
+        replies = await self._link.read([queries[at] for at in first])
+        if others:
+            asked = [queries[at] for at in others]
+            silent = all(map(is_silence, replies))
+            replies += _unasked(asked, replies[-1]) if silent else await self._link.read(asked)
+        placed = dict(zip([*first, *others], replies, strict=True))
+        return [placed[at] for at in range(len(queries))]
 
     def _first(self, blocks: Sequence[Block]) -> Sequence[int]:
         """The blocks to ask first, and alone when they are not answered; another one in each cycle of a silence."""
@@ -253,8 +259,8 @@ class ModbusSource:
         if self._answering and blocks:
             answering = self._answering
             return [next((at for at, block in enumerate(blocks) if block.span.holds(answering)), 0)]
-        answering_before = [at for at, block in enumerate(blocks) if block not in self._rests] if self._rests else ()
-        return answering_before[:SILENT_REQUESTS_MAX] or range(min(len(blocks), SILENT_REQUESTS_MAX))
+        answered = [at for at, block in enumerate(blocks) if block not in self._rests]
+        return answered[:SILENT_REQUESTS_MAX] or range(min(len(blocks), SILENT_REQUESTS_MAX))
 
     async def _ask_awake(self, poll: Poll) -> list[Reply]:
         """As `_ask`, but for the blocks that rest."""
@@ -382,6 +388,11 @@ def _tag_ids(device: str, settings: ModbusDevice, tags: TagTable) -> dict[str, i
         )
         for name, tag in settings.tags.items()
     }
+
+
+def _unasked(queries: Sequence[Query], like: Reply) -> list[Reply]:
+    """In place of replies to requests that were not sent."""
+    return [like._replace(data=bytes(query.reply_bytes)) for query in queries]
 
 
 def _any_failed(replies: Sequence[Reply]) -> bool:

@@ -51,19 +51,21 @@ class Schedule:
 
     def take(self, now_ns: int) -> tuple[Poll, int]:
         """What is to be read now, planned; and how many periods went by entirely without being read."""
-        if len(self.polls) == 1:
-            chosen = self.polls[:1]
-        else:
-            first_ns = max(now_ns, self.due_ns)
-            first, *others = [poll for poll in self.polls if poll.due_ns <= first_ns]
-            chosen = [first]
-            for poll in others:
-                if self._saves(tuple(chosen), poll):
-                    chosen.append(poll)
+        chosen = self.polls if len(self.polls) == 1 else self._due(now_ns)
         missed = sum([poll.advance(now_ns) for poll in chosen])
         poll = chosen[0] if len(chosen) == 1 else self._together(tuple(chosen))
         self._plan(poll)
         return poll, missed
+
+    def _due(self, now_ns: int) -> list[Poll]:
+        """The class of the shortest period that is due, and those that save a request when they come along."""
+        first_ns = max(now_ns, self.due_ns)
+        first, *others = [poll for poll in self.polls if poll.due_ns <= first_ns]
+        chosen = [first]
+        for poll in others:
+            if self._saves(tuple(chosen), poll):
+                chosen.append(poll)
+        return chosen
 
     def _saves(self, polls: tuple[Poll, ...], other: Poll) -> bool:
         """Read together with `polls` it takes fewer requests."""
