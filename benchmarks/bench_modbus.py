@@ -83,7 +83,7 @@ async def _requests(settings: ModbusDevice, seconds: float) -> float:
     done, cpu_s, deadline_s = 0, time.process_time(), time.monotonic() + seconds
     while time.monotonic() < deadline_s:
         [reply] = await link.read(requests)
-        values, _ = layout.decode([reply.data])
+        values = layout.decode([reply.data]).value
         assert len(values) == REGISTERS
         done += 1
     cpu_s = time.process_time() - cpu_s

@@ -1,4 +1,4 @@
-"""The command line: run, check, plan, schema, demo, browse, buffer, gaps, version.
+"""The command line: run, check, plan, schema, demo, browse, modbus, buffer, gaps, version.
 
 Exit codes: 0 done or stopped, 1 a command that could not do its work, 2 bad configuration or wrong use, 3 storage
 failed. What a command needs is imported inside it, so that `gateway version` answers at once.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gateway import cli_modbus
 from gateway.command import (
     BAD_CONFIGURATION,
     STOPPED,
@@ -36,6 +37,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(cli_modbus.app, name="modbus")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pytest
@@ -28,12 +29,12 @@ FRAMERS: tuple[Framer, ...] = ("socket", "rtu")
 
 
 class Setup:
-    def __init__(self, url: str, tags: dict[str, Any], **settings: Any) -> None:
+    def __init__(self, url: str, tags: dict[str, Any], folder: Path, **settings: Any) -> None:
         self.tags = TagTable()
         model = ModbusDevice.model_validate(
             {"modbus": url, "tags": tags, "every": "20ms", "timeout": "60s", **settings}
         )
-        self.source = ModbusSource("m", 0, model, self.tags, SystemClock(), Path())
+        self.source = ModbusSource("m", 0, model, self.tags, SystemClock(), folder)
 
     async def rows(self) -> dict[str, tuple[Any, int]]:
         """One cycle: tag name -> value, status."""
@@ -51,12 +52,13 @@ class Setup:
 
 @asynccontextmanager
 async def connected(url: str, tags: dict[str, Any], **settings: Any) -> AsyncIterator[Setup]:
-    setup = Setup(url, tags, **settings)
-    await setup.source.connect([])
-    try:
-        yield setup
-    finally:
-        await setup.source.close()
+    with TemporaryDirectory() as folder:
+        setup = Setup(url, tags, Path(folder), **settings)
+        await setup.source.connect([])
+        try:
+            yield setup
+        finally:
+            await setup.source.close()
 
 
 ADDRESSES = [*range(0, 300, 3), *range(1000, 1100), 1999]
