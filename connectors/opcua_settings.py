@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from connectors.opcua_event_settings import OpcUaEvents, events_from_text
+from connectors.opcua_node_id import checked_node_id
 from pipelines.quantities import Duration, Settings, duration_ns
-
-_NODE_ID = re.compile(r"(ns=\d+;)?(i=\d+|s=.+|b=[A-Za-z0-9+/]+=*|g=[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})")
 
 QUEUE_NS: Final = 10 * 10**9
 """A gateway that is restarted is back by then."""
@@ -37,9 +36,7 @@ class OpcUaTag(Settings):
     @field_validator("node")
     @classmethod
     def _node_id(cls, text: str) -> str:
-        if not _NODE_ID.fullmatch(text):
-            raise ValueError(f"{text!r} is not a node id: write ns=2;s=Name or ns=2;i=1234")
-        return text
+        return checked_node_id(text)
 
 
 class OpcUaAuth(Settings):
@@ -89,6 +86,9 @@ class OpcUaDevice(Settings):
         dict[str, Annotated[OpcUaTag, BeforeValidator(_tag_from_text)]],
         Field(min_length=1, description="Tag name -> node id, or a mapping with `node:` and options."),
     ]
+    events: dict[str, Annotated[OpcUaEvents, BeforeValidator(events_from_text)]] = Field(
+        {}, description="Events and alarms: name -> notifier's node id, or a mapping; `{}` has all of the server's."
+    )
 
     @field_validator("opcua")
     @classmethod
@@ -98,6 +98,13 @@ class OpcUaDevice(Settings):
         if "@" in url:
             raise ValueError("user and password do not belong into the URL: use `auth: {user: ..., password: ...}`")
         return url
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> OpcUaDevice:
+        for name in self.events:
+            if name in self.tags:
+                raise ValueError(f"`{name}` is a tag and a stream of events: give them different names")
+        return self
 
     @property
     def learns_tags(self) -> bool:
