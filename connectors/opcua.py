@@ -52,8 +52,8 @@ DISPROVED_MAX: Final = 3
 
 TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
 
-Rows = tuple[npt.NDArray[np.uint32], Columns, int]
-"""Tags and rows of one part, and their newest source time (0: they do not say)."""
+Rows = tuple[npt.NDArray[np.uint32], Columns, int, int]
+"""Tags and rows of one part, their newest source time (0: they do not say), and how many records were read for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class OpcUaSource:
             self._backfill.missed(lost, before_ns)
             if any(one.events for one in opened.created):
                 self._note(Reason.DISCONNECTED, self._events.names, before_ns)
-        self._events.begin()
+        self._events.begin(self._link.items.events.unfiltered)
         self._batches = iter(self._bad_rows())
         self._to_arm = max(OUTSTANDING_MIN, 2 * len(subscriptions))
         if not self._due:
@@ -279,8 +279,8 @@ class OpcUaSource:
         left = response.rows
         part = 0
         try:
-            for tag, columns, newest_ns in self._rows_of(body, response, arrival_ns):
-                left -= len(columns.handle)
+            for tag, columns, newest_ns, read in self._rows_of(body, response, arrival_ns):
+                left -= read
                 batch = self._batch(tag, columns, newest_ns, arrival_ns, response, part if left else LAST_PART)
                 part += 1
                 if not left:
@@ -289,6 +289,10 @@ class OpcUaSource:
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
+        if left and not part:  # events that nobody wants
+            self._streams.acknowledge(response.subscription_id, response.sequence_number)
+        elif left:
+            self._streams.delivered(self._number, response.subscription_id, response.sequence_number)
         self._arrival_ns = arrival_ns
 
     def _rows_of(self, body: bytes, response: PublishResponse, arrival_ns: int) -> Iterator[Rows]:
@@ -302,12 +306,12 @@ class OpcUaSource:
                 self._overflown([self._names[item] for item in handle[overflown].tolist()])
             self._backfill.live(handle, ts_ns)
             # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
-            yield self._tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns)
+            yield self._tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), len(handle)
         if response.events:
-            for tag, columns, ran_over in self._events.parts(body, response, arrival_ns):
-                if ran_over:
-                    self._overflown([self._events.names[index] for index in ran_over])
-                yield tag, columns, 0  # their times say nothing of how far the values are
+            for tag, columns, read in self._events.parts(body, response, arrival_ns):
+                yield tag, columns, 0, read  # their times say nothing of how far the values are
+            if overflown_events := self._events.take_overflown():
+                self._overflown(overflown_events)
 
     def _batch(
         self,

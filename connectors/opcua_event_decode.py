@@ -7,9 +7,9 @@ An event has as many fields as were asked for, else it is refused. Events are ra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from connectors.opcua_binary import EPOCH_TICKS, Cursor, DecodeError
 from connectors.opcua_decode import TICKS_MAX, TICKS_MIN, Columns, PublishResponse
@@ -18,55 +18,78 @@ from pipelines.batch import ARRAY, Flag, Kind
 EVENTS_MAX: Final = 50
 """Events of one part: about a millisecond."""
 
-_NO_NODE: Final = "i=0"
+_NOTHING: Final = ((Kind.NODE_ID, "i=0"), (Kind.DATETIME, -EPOCH_TICKS * 100))
+"""Null as a NodeId and as a DateTime (Part 6, 5.2.2.5 and 5.2.2.9)."""
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 -- formatted below, always with Z
 _TIME_MIN, _TIME_MAX = (TICKS_MIN - EPOCH_TICKS) * 100, (TICKS_MAX - EPOCH_TICKS) * 100
 
 
-def decode_events(
-    body: bytes, response: PublishResponse, fields: Sequence[Sequence[str]], arrival_ns: int
-) -> Iterator[Columns]:
-    """The events in order, in parts of at most `EVENTS_MAX`; `fields` by client handle. A row's value is a structure.
+class Event(NamedTuple):
+    """One event, by the client handle of its monitored item."""
 
-    Fields that an event does not have are left out. A DateTime is RFC 3339 text. Raises DecodeError; the parts before
-    have been yielded.
+    handle: int
+    ts_ns: int
+    flags: int
+    fields: dict[str, Any]
+
+
+def decode_events(
+    body: bytes,
+    response: PublishResponse,
+    names: Sequence[Sequence[str]],
+    arrival_ns: int,
+    wanted: Callable[[Event], bool] = lambda _: True,
+) -> Iterator[tuple[Columns, int]]:
+    """The wanted events in order, in parts of 1 to `EVENTS_MAX`, with the number of events read for each.
+
+    `names` are the fields' by client handle. A row's value is a structure: fields that an event does not have are left
+    out, a DateTime is RFC 3339 text. Raises DecodeError; the parts before have been yielded.
     """
+    found: list[Event] = []
+    read = 0
     for events in response.events:
         cursor = Cursor(body, events.start, events.end)
-        left = events.count
-        while left:
-            columns = Columns.empty(min(left, EVENTS_MAX))
-            for row in range(len(columns.handle)):
-                handle, event, time_ns = _event(cursor, fields)
-                columns.handle[row] = handle
-                columns.ts_ns[row] = arrival_ns if time_ns is None else time_ns
-                columns.flags[row] = Flag.ARRIVAL_TIME if time_ns is None else 0
-                columns.extra[row] = event
-            columns.kind[:] = Kind.EXTENSION_OBJECT
-            columns.value[:] = math.nan
-            left -= len(columns.handle)
-            if not left and cursor.at != cursor.end:
-                raise DecodeError(f"{cursor.end - cursor.at} bytes are left over behind the events at {cursor.at}")
-            yield columns
+        for _ in range(events.count):
+            event = _event(cursor, names, arrival_ns)
+            if wanted(event):
+                if len(found) == EVENTS_MAX:
+                    yield _columns(found), read
+                    found, read = [], 0
+                found.append(event)
+            read += 1
+        if cursor.at != cursor.end:
+            raise DecodeError(f"{cursor.end - cursor.at} bytes are left over behind the events at {cursor.at}")
+    if found:
+        yield _columns(found), read
 
 
-def _event(cursor: Cursor, fields: Sequence[Sequence[str]]) -> tuple[int, dict[str, Any], int | None]:
-    """(client handle, field -> value, its Time where it has a usable one)."""
+def _columns(events: Sequence[Event]) -> Columns:
+    columns = Columns.empty(len(events))
+    columns.handle[:] = [event.handle for event in events]
+    columns.ts_ns[:] = [event.ts_ns for event in events]
+    columns.flags[:] = [event.flags for event in events]
+    columns.kind[:] = Kind.EXTENSION_OBJECT
+    columns.value[:] = math.nan
+    columns.extra.update(enumerate(event.fields for event in events))
+    return columns
+
+
+def _event(cursor: Cursor, names: Sequence[Sequence[str]], arrival_ns: int) -> Event:
     handle = cursor.uint32()
-    if handle >= len(fields):
+    if handle >= len(names):
         raise DecodeError(f"event handle {handle} was never given to the server")
     count = cursor.count()
-    if count != len(fields[handle]):
-        raise DecodeError(f"{count} fields in an event that has {len(fields[handle])}")
-    event: dict[str, Any] = {}
-    time_ns = None
-    for name in fields[handle]:
+    if count != len(names[handle]):
+        raise DecodeError(f"{count} fields in an event that has {len(names[handle])}")
+    fields: dict[str, Any] = {}
+    ts_ns, flags = arrival_ns, Flag.ARRIVAL_TIME
+    for name in names[handle]:
         kind, value = cursor.variant()
         if name == "Time" and kind == Kind.DATETIME and _TIME_MIN <= value <= _TIME_MAX:
-            time_ns = value
-        if value is not None and (kind != Kind.NODE_ID or value != _NO_NODE):
-            event[name] = _shown(value) if kind & ~ARRAY == Kind.DATETIME else value
-    return handle, event, time_ns
+            ts_ns, flags = value, 0
+        if value is not None and (kind, value) not in _NOTHING:
+            fields[name] = _shown(value) if kind & ~ARRAY == Kind.DATETIME else value
+    return Event(handle, ts_ns, flags, fields)
 
 
 def _shown(value: Any) -> Any:

@@ -25,12 +25,12 @@ TYPES: Final = {
 }
 """Event types of the standard that have a name here (Part 5 and Part 9; identifiers in namespace 0)."""
 
-ALWAYS: Final = ("EventId", "EventType", "Time")
-"""Fields of every event, asked for or not: what it is, and when."""
+ALWAYS: Final = ("EventId", "EventType", "Time", "Severity")
+"""Fields of every event, asked for or not: what it is, when, and how grave."""
 
 FIELDS: Final = (
     *ALWAYS,
-    *("SourceNode", "SourceName", "ReceiveTime", "Message", "Severity"),
+    *("SourceNode", "SourceName", "ReceiveTime", "Message"),
     *("ConditionId", "ConditionName", "BranchId", "Retain", "EnabledState/Id", "Comment", "Quality"),
     *("AckedState/Id", "ConfirmedState/Id", "ActiveState/Id"),
 )

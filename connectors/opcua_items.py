@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from asyncua import Client, ua
 
 from connectors import opcua_requests
-from connectors.opcua_events import EventItems
+from connectors.opcua_event_items import EVENTS_PER_MESSAGE, EventItems
 from connectors.opcua_plan import PlannedItem, PlannedSubscription, plan_subscriptions
 from connectors.opcua_requests import ATTRIBUTE_DATA_TYPE, ATTRIBUTE_VALUE_RANK, Item, ItemResult, status_name
 from connectors.opcua_session import PublishSession
@@ -68,7 +68,7 @@ class MonitoredItems:
             if subscription is not None:
                 self._adopt(subscription, planned.items)
                 if planned.events:
-                    self.events.adopt(subscription, planned.events)
+                    await self.events.adopt(subscription, planned.events)
                 continue
             made = await self._subscribe(planned)
             created.append(made)
@@ -129,7 +129,7 @@ class MonitoredItems:
                 RequestedPublishingInterval=planned.publishing_ns / 1e6,
                 RequestedLifetimeCount=planned.lifetime_count,
                 RequestedMaxKeepAliveCount=planned.keep_alive_count,
-                MaxNotificationsPerPublish=NOTIFICATIONS_MAX,
+                MaxNotificationsPerPublish=EVENTS_PER_MESSAGE if planned.events else NOTIFICATIONS_MAX,
                 PublishingEnabled=True,
             ),
             lambda _: None,

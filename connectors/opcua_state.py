@@ -50,6 +50,8 @@ class Subscription:
     items: list[MonitoredItem]
     events: list[MonitoredItem] = field(default_factory=list)
     """Likewise, by their place in the device's `events:`."""
+    unfiltered: list[int] = field(default_factory=list)
+    """Handles of events that the gateway filters: the server does not take their where clause."""
 
     @property
     def keep_alive_s(self) -> float:

@@ -15,7 +15,7 @@ _SCRIPT = Path(__file__).parent / "node_opcua" / "plant.js"
 
 
 class NodePlant(Service):
-    """The server, security None; anonymous, or the user "operator" with the password "secret"."""
+    """The server, security None or SignAndEncrypt; anonymous, or the user "operator" with the password "secret"."""
 
     ready_s = 90.0
 
