@@ -7,7 +7,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from connectors.opcua_event_settings import OpcUaEvents, events_from_text
-from connectors.opcua_node_id import checked_node_id
+from connectors.opcua_node_id import NodeIdText, checked_node_id
+from pipelines.commands import CallRule, Writing
 from pipelines.quantities import Duration, Settings, duration_ns
 
 QUEUE_NS: Final = 10 * 10**9
@@ -32,6 +33,7 @@ class OpcUaTag(Settings):
     every: Duration | None = Field(None, description="Publishing interval of this tag; default: the device's.")
     sampling: Duration | None = Field(None, description="Sampling interval of this tag; default: the device's.")
     queue: int | None = Field(None, ge=1, le=100_000, description="Server-side queue in values; default: the device's.")
+    write: Writing = None
 
     @field_validator("node")
     @classmethod
@@ -44,6 +46,13 @@ class OpcUaAuth(Settings):
 
     user: str = Field(description="User name.")
     password: SecretStr = Field(SecretStr(""), description="Password; write `${file:...}` or `${env:...}`.")
+
+
+class OpcUaMethod(CallRule):
+    """`reset: {object: ns=2;s=Press4, method: ns=2;s=Press4.Reset}`: that it is there allows calling it."""
+
+    object: NodeIdText = Field(description="The object whose method it is.")
+    method: NodeIdText = Field(description="The method.")
 
 
 class OpcUaDevice(Settings):
@@ -88,6 +97,10 @@ class OpcUaDevice(Settings):
     ]
     events: dict[str, Annotated[OpcUaEvents, BeforeValidator(events_from_text)]] = Field(
         {}, description="Events and alarms: name -> notifier's node id, or a mapping; `{}` has all of the server's."
+    )
+
+    methods: dict[str, OpcUaMethod] = Field(
+        {}, description="Methods that may be called (`gateway call`): name -> object and method. No other one may."
     )
 
     @field_validator("opcua")
