@@ -8,6 +8,7 @@ long as the session lasts.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -185,9 +186,11 @@ async def _type_of(node: Node, settings: OpcUaTag) -> ValueType:
             raise Refused(BAD_TYPE_MISMATCH, "the server does not say what type it takes, and there is no value yet")
         kind = values[3].Value.VariantType
     is_array = rank >= 0 if isinstance(rank, int) and rank != -2 and rank != -3 else isinstance(present, list)
-    rule = settings.write
-    own = rule is not None and (rule.min is not None or rule.max is not None)
-    low, high = (-float("inf"), float("inf")) if own else await _range_of(node)
+    low, high = await _range_of(node)
+    if settings.write and settings.write.min is not None:  # checked already
+        low = -math.inf
+    if settings.write and settings.write.max is not None:
+        high = math.inf
     return ValueType(kind, is_array, names, low, high)
 
 
@@ -223,7 +226,7 @@ async def _range_of(node: Node) -> tuple[float, float]:
         limits = await found[name].read_value() if name in found else None
         if isinstance(limits, ua.Range) and limits.Low < limits.High:
             return limits.Low, limits.High
-    return -float("inf"), float("inf")
+    return -math.inf, math.inf
 
 
 async def _arguments_of(method: Node) -> Sequence[tuple[str, ValueType]]:

@@ -75,8 +75,8 @@ class CallRule(Settings):
 class WriteRule(CallRule):
     """`write: {min: 0, max: 100}`: that it is there allows writing; all limits are in engineering units."""
 
-    min: float | None = Field(None, description="Least value; with `max`, in place of the machine's own range.")
-    max: float | None = Field(None, description="Largest value.")
+    min: float | None = Field(None, description="Least value; in place of the machine's own, where that says one.")
+    max: float | None = Field(None, description="Largest value; likewise.")
     only: tuple[bool | int | float | str, ...] = Field(
         (), description="Nothing but these values.", examples=[["Off", "Auto"]]
     )

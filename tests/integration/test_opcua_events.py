@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from asyncua import Client, Server, ua
 
 from connectors import opcua_items
 from connectors.opcua_settings import OpcUaDevice
-from tests.conftest import made
 from tests.integration.opcua_rig import DEVICE, Rig
 from tests.services.milo_plant import MiloPlant
 from tests.services.node_opcua_plant import NodePlant
@@ -22,18 +21,6 @@ from tests.services.ports import HOST, free_port
 Plant = NodePlant | MiloPlant
 Make = Callable[..., Rig]
 OPERATOR = {"auth": {"user": "operator", "password": "secret"}}
-
-
-@pytest.fixture(scope="module")
-def node_plant() -> Iterator[NodePlant]:
-    with made(NodePlant) as plant:
-        yield plant
-
-
-@pytest.fixture(scope="module")
-def milo_plant() -> Iterator[MiloPlant]:
-    with made(MiloPlant) as plant:
-        yield plant
 
 
 @pytest.fixture(params=["node_plant", "milo_plant"])
