@@ -100,7 +100,7 @@ def rule_from_setting(value: Any) -> Any:
 
 Writing = Annotated[
     WriteRule | None,
-    BeforeValidator(rule_from_setting, json_schema_input_type=bool | WriteRule | None),
+    BeforeValidator(rule_from_setting, json_schema_input_type=bool | WriteRule),
     Field(description="Allows writing this tag (`gateway write`): `true`, or a mapping with limits. Default: not."),
 ]
 """The field `write` of a tag's settings."""
