@@ -200,8 +200,7 @@ class OpcUaSource:
             self._due.popleft()  # only now: a cancelled read loses nothing
             return batches
         self._arm()
-        if self._events.refresh_due:
-            self._events.refresh_due = False
+        if self._events.take_refresh(self._clock.mono_ns()):
             await link.items.events.refresh()
         retry_s = link.items.retry_in_s()
         wait_s = self._patience_s(link.session, link.items.keep_alive_s)

@@ -84,7 +84,8 @@ class PublishResponse:
     @property
     def rows(self) -> int:
         """Data changes and events in all parts; 0 for a keep-alive."""
-        return sum(part.count for part in (*self.changes, *self.events))
+        changes = sum(change.count for change in self.changes)
+        return changes + sum(events.count for events in self.events) if self.events else changes
 
     @property
     def numbered(self) -> bool:

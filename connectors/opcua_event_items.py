@@ -78,12 +78,16 @@ class EventItems:
         return changed
 
     async def refresh(self) -> None:
-        """Asks for the alarms that the server retains. One that has none, or no such method, is left alone."""
+        """Asks for the alarms that the server retains, if it has a method for that. Raises NotConnected."""
         if self._subscription is None:
             return
         condition_type, method = (ua.NodeId(ua.Int32(one)) for one in CONDITION_REFRESH)
         subscription = ua.Variant(self._subscription.id, ua.VariantType.UInt32)
-        status, _ = await _asked(self._session.call([ua.CallMethodRequest(condition_type, method, [subscription])]))
+        call = self._session.call([ua.CallMethodRequest(condition_type, method, [subscription])])
+        try:
+            status, _ = await _asked(call)
+        except TimeoutError:  # a method that is not there at all, at some servers
+            status = ua.StatusCodes.BadTimeout
         if status & BAD:
             self._log.info("the server repeats no retained alarms (ConditionRefresh: %s)", status_name(status))
 

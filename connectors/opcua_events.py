@@ -38,15 +38,26 @@ class EventReader:
         self._unfiltered: Mapping[int, frozenset[str]] = {}
         self._refreshing: dict[int, int] = {}  # client handle -> when it is over at the latest
         self._overflown: list[str] = []
-        self.refresh_due = False
-        """The server was not asked yet, has lost track, or says that it is due: ask it, then false."""
+        self._refresh_due = False
+        self._refreshed_ns: int | None = None
 
     def begin(self, unfiltered: Mapping[int, frozenset[str]]) -> None:
         """A session begins; `unfiltered`: `EventItems`."""
         self._unfiltered = unfiltered
         self._refreshing.clear()
         self._overflown.clear()
-        self.refresh_due = bool(self.names)
+        self._refresh_due, self._refreshed_ns = bool(self.names), None
+
+    def take_refresh(self, now_ns: int) -> bool:
+        """Whether the server is to be asked for its retained alarms now: it was not yet, has lost some, or says so.
+
+        Not more often than every `REFRESH_MAX_NS`: one that retains more than its queue takes would never be done.
+        """
+        asked_ns = self._refreshed_ns
+        if not self._refresh_due or (asked_ns is not None and now_ns - asked_ns < REFRESH_MAX_NS):
+            return False
+        self._refresh_due, self._refreshed_ns = False, now_ns
+        return True
 
     def parts(
         self, body: bytes, response: PublishResponse, arrival_ns: int
@@ -76,7 +87,7 @@ class EventReader:
             self._refreshing.pop(event.handle, None)
         if kind == _OVERFLOW:
             self._overflown.append(self.names[event.handle])
-        self.refresh_due |= kind in (_OVERFLOW, _REQUIRED)
+        self._refresh_due |= kind in (_OVERFLOW, _REQUIRED)
 
     def _passes(self, event: Event) -> bool:
         """What the where clause would have said."""

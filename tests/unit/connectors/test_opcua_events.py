@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from asyncua.server.monitored_item_service import WhereClauseEvaluator
 from asyncua.ua.ua_binary import struct_from_binary, struct_to_binary
 from pydantic import ValidationError
 
+from connectors.opcua import OpcUaSource
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import parse_response
 from connectors.opcua_event_decode import EVENTS_MAX, Event, decode_events
@@ -22,8 +24,12 @@ from connectors.opcua_event_settings import FIELDS
 from connectors.opcua_events import REFRESH_MAX_NS, EventReader
 from connectors.opcua_plan import describe_plan, plan_events, plan_subscriptions
 from connectors.opcua_settings import OpcUaDevice
-from pipelines.batch import Flag, Kind
-from pipelines.tags import TagTable
+from connectors.opcua_state import Subscription
+from pipelines.batch import BatchBuilder, Flag, Kind
+from pipelines.clock import SystemClock
+from pipelines.stage_deadband import DeadbandStage
+from pipelines.stage_scale import ScaleStage, TagScaleStage
+from pipelines.tags import Tag, TagTable
 
 ARRIVAL_NS = 1_700_000_000_000_000_000
 TIME = datetime(2026, 11, 23, 10, 0, 0, 123456, tzinfo=UTC)
@@ -203,7 +209,6 @@ def read(reader: EventReader, *type_ids: int, at_ns: int = ARRIVAL_NS, severity:
 def test_what_comes_within_a_refresh_is_marked() -> None:
     """From its start to its end, over notifications; one whose end is not heard of is over after a while."""
     events = reader()
-    assert events.refresh_due
     assert read(events, 2915, 2787, 2915) == [False, True, True]
     assert read(events, 2915, 2788, 2915) == [True, True, False]
     assert read(events, 2787) == [True]
@@ -213,12 +218,13 @@ def test_what_comes_within_a_refresh_is_marked() -> None:
 
 
 def test_an_overflow_is_told_and_asks_for_a_refresh() -> None:
-    """So does the server that says that one is required."""
+    """So does the server that says that one is required; at most one a minute, however often it runs over."""
     events = reader()
-    for type_id, overflown in ((3035, ["alarms"]), (2789, [])):
-        events.refresh_due = False
+    assert events.take_refresh(0) and not events.take_refresh(REFRESH_MAX_NS)
+    for number, (type_id, overflown) in enumerate(((3035, ["alarms"]), (2789, [])), 1):
         assert read(events, 2041, type_id) == [False, False]
-        assert events.refresh_due and events.take_overflown() == overflown
+        assert not events.take_refresh(number * REFRESH_MAX_NS - 1) and events.take_refresh(number * REFRESH_MAX_NS)
+        assert events.take_overflown() == overflown
         assert not events.take_overflown()
 
 
@@ -230,6 +236,18 @@ def test_the_gateway_filters_where_the_server_does_not() -> None:
     assert len(read(events, 2915, 2955, 2788, severity=399)) == 1
     events.begin({0: frozenset()})
     assert len(read(events, 2041)) == 1 and not read(events, 2041, severity=399)
+
+
+def test_stages_let_events_pass_untouched() -> None:
+    """Scale and deadband, of a route and of tags: the same event twice goes on twice."""
+    tags = TagTable()
+    alarms = tags.add(Tag("press", "alarms", event=True))
+    builder = BatchBuilder()
+    for _ in range(40):
+        builder.add(alarms, TIME_NS, {"Severity": 500}, Kind.EXTENSION_OBJECT)
+    batch = builder.build(0, 1, TIME_NS)
+    for stage in (ScaleStage(2.0, 1.0), TagScaleStage(tags), DeadbandStage(tags, absolute=5.0, percent=50.0)):
+        assert stage.process(batch) is batch and stage.process(batch.take(slice(0, 2))) is not None
 
 
 def test_settings_plan_and_tags() -> None:
@@ -259,3 +277,34 @@ def test_a_stream_of_events_has_a_name_of_its_own() -> None:
     """Routes tell tags and streams apart by name."""
     with pytest.raises(ValidationError, match="different names"):
         device(x={})
+
+
+@pytest.mark.parametrize("severity", [0, 500])
+def test_a_notification_is_acknowledged_as_a_whole(severity: int, tmp_path: Path) -> None:
+    """Values and events in one message: the last batch ends it; events that nobody wants are acknowledged at once,
+    behind values with them."""
+    settings = device(alarms={"severity": 400, "fields": ["Message"]})
+    source = OpcUaSource("press", 0, settings, TagTable(), SystemClock(), tmp_path)
+    source._streams.begin([Subscription(3, 1, 100.0, 50, 1200, [])], [])
+    source._events.begin({0: frozenset()})
+    order = [0, 1, 2, 4, 3]
+    fields = [[event(severity=severity)[place] for place in order] for _ in range(60)]
+    value = ua.MonitoredItemNotification(0, ua.DataValue(ua.Variant(1.5, VT.Double)))
+
+    def read(*data: Any) -> list[int]:
+        message = ua.PublishResponse()
+        message.Parameters = ua.PublishResult(
+            SubscriptionId=3, NotificationMessage=ua.NotificationMessage(7, TIME, list(data))
+        )
+        body = bytes(struct_to_binary(message))
+        return [len(batch) for batch in source._parts(body, parse_response(body))]
+
+    events = ua.EventNotificationList([ua.EventFieldList(0, one) for one in fields])
+    values = ua.DataChangeNotification([value])
+    assert read(values, events) == ([1] if severity < 400 else [1, 50, 10])
+    assert source._streams.take_acks() == []
+    source.commit(source._number)
+    assert source._streams.take_acks() == [(3, 7)]
+    assert read(events) == ([] if severity < 400 else [50, 10])
+    source.commit(source._number)
+    assert source._streams.take_acks() == [(3, 7)]
