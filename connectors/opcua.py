@@ -168,7 +168,8 @@ class OpcUaSource:
         self._how = f"{opened.how}, {asked} notifications are sent again" if asked else opened.how
         if opened.created and before_ns:
             lost = [item.handle for one in opened.created for item in one.items]
-            self._backfill.missed(lost, before_ns)
+            if lost:
+                self._backfill.missed(lost, before_ns)
             if any(one.events for one in opened.created):
                 self._note(Reason.DISCONNECTED, self._events.names, before_ns)
         self._events.begin(self._link.items.events.unfiltered)

@@ -7,7 +7,7 @@ An event has as many fields as were asked for, else it is refused. Events are ra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -36,7 +36,7 @@ class Event(NamedTuple):
 def decode_events(
     body: bytes,
     response: PublishResponse,
-    names: Sequence[Sequence[str]],
+    names: Mapping[int, Sequence[str]],
     arrival_ns: int,
     wanted: Callable[[Event], bool] = lambda _: True,
 ) -> Iterator[tuple[Columns, int]]:
@@ -74,16 +74,17 @@ def _columns(events: Sequence[Event]) -> Columns:
     return columns
 
 
-def _event(cursor: Cursor, names: Sequence[Sequence[str]], arrival_ns: int) -> Event:
+def _event(cursor: Cursor, names: Mapping[int, Sequence[str]], arrival_ns: int) -> Event:
     handle = cursor.uint32()
-    if handle >= len(names):
+    wanted = names.get(handle)
+    if wanted is None:
         raise DecodeError(f"event handle {handle} was never given to the server")
     count = cursor.count()
-    if count != len(names[handle]):
-        raise DecodeError(f"{count} fields in an event that has {len(names[handle])}")
+    if count != len(wanted):
+        raise DecodeError(f"{count} fields in an event that has {len(wanted)}")
     fields: dict[str, Any] = {}
     ts_ns, flags = arrival_ns, Flag.ARRIVAL_TIME
-    for name in names[handle]:
+    for name in wanted:
         kind, value = cursor.variant()
         if name == "Time" and kind == Kind.DATETIME and _TIME_MIN <= value <= _TIME_MAX:
             ts_ns, flags = value, 0

@@ -34,7 +34,7 @@ class EventReader:
         self.names = tuple(events.name for events in planned)
         self.tag_ids = np.array([tags.add(Tag(device, name, event=True)) for name in self.names], dtype=np.uint32)
         self._planned = planned
-        self._fields = [events.fields for events in planned]
+        self._fields = {events.index: events.fields for events in planned}
         self._unfiltered: Mapping[int, frozenset[str]] = {}
         self._refreshing: dict[int, int] = {}  # client handle -> when it is over at the latest
         self._overflown: list[str] = []
