@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from connectors.opcua_binary import EPOCH_TICKS, Cursor, DecodeError
 from connectors.opcua_decode import TICKS_MAX, TICKS_MIN, Columns, PublishResponse
 from pipelines.batch import ARRAY, Flag, Kind
+from pipelines.rfc3339 import rfc3339
 
 EVENTS_MAX: Final = 50
 """Events of one part: about a millisecond."""
 
 _NOTHING: Final = ((Kind.NODE_ID, "i=0"), (Kind.DATETIME, -EPOCH_TICKS * 100))
 """Null as a NodeId and as a DateTime (Part 6, 5.2.2.5 and 5.2.2.9)."""
-_EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 -- formatted below, always with Z
 _TIME_MIN, _TIME_MAX = (TICKS_MIN - EPOCH_TICKS) * 100, (TICKS_MAX - EPOCH_TICKS) * 100
 
 
@@ -95,11 +94,4 @@ def _event(cursor: Cursor, names: Mapping[int, Sequence[str]], arrival_ns: int) 
 
 def _shown(value: Any) -> Any:
     """A DateTime (UTC ns) as text, in a structure, where nothing else says what the number is."""
-    if isinstance(value, list):
-        return [_shown(one) for one in value]
-    seconds, fraction_ns = divmod(value, 10**9)
-    try:
-        text = (_EPOCH + timedelta(seconds=seconds)).isoformat()
-    except OverflowError:
-        return None
-    return f"{text}.{fraction_ns:09d}".rstrip("0") + "Z" if fraction_ns else text + "Z"
+    return [_shown(one) for one in value] if isinstance(value, list) else rfc3339(value)

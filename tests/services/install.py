@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tests.services import kafka, libmodbus, milo, milo_plant, mosquitto, node_opcua
 from tests.services.process import ServiceMissing
 
-SERVICES: dict[str, Callable[[], None]] = {
+SERVICES: dict[str, Callable[[], object]] = {
     "Mosquitto": mosquitto.install,
     "libmodbus server": libmodbus.install,
     "Apache Kafka": kafka.install,

@@ -15,9 +15,9 @@ _PACKAGE = _FILES / "package.json"
 Json = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
 
 
-def install() -> None:
-    """Installs node-opcua into the cache when it is absent. ServiceMissing when that cannot be."""
-    node_opcua_folder()
+def install() -> Path:
+    """Installs node-opcua into the cache when it is absent; the folder. ServiceMissing when that cannot be."""
+    return _install()
 
 
 class NodeOpcua(Service):
@@ -30,7 +30,7 @@ class NodeOpcua(Service):
     ready_s = 90.0
 
     def __init__(self, *, user: str | None = None, password: str | None = None) -> None:
-        folder = node_opcua_folder()
+        folder = _install()
         super().__init__("node-opcua", free_port())
         credentials = [user, password or ""] if user is not None else []
         argv: list[str | Path] = [node(), _FILES / "server.js", str(self.port), self.folder / "pki", *credentials]
@@ -59,9 +59,7 @@ class NodeOpcua(Service):
         self.process.wait_line(f"^set {name}$", self.ready_s, mark)
 
 
-def node_opcua_folder() -> Path:
-    """Where node-opcua is installed."""
-
+def _install() -> Path:
     def build(folder: Path) -> None:
         shutil.copy(_PACKAGE, folder)
         options = ["--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.services.node_opcua import node_opcua_folder
+from tests.services.node_opcua import install
 from tests.services.packages import node
 from tests.services.ports import HOST, free_port
 from tests.services.process import Service
@@ -20,7 +20,7 @@ class NodePlant(Service):
     ready_s = 90.0
 
     def __init__(self) -> None:
-        folder = node_opcua_folder()
+        folder = install()
         super().__init__("node-opcua-plant", free_port())
         self.run_as([node(), _SCRIPT, str(self.port), self.folder / "pki"], env={"NODE_OPCUA_FOLDER": str(folder)})
 
