@@ -13,6 +13,7 @@ from connectors.modbus_plan import DATE_TIMES, REGISTERS_MAX, DataType, Point, R
 from connectors.modbus_register import parse_encoding, parse_range, parse_register
 from connectors.modbus_url import Manners, ModbusUrl, parse_url
 from connectors.tls_settings import TlsSettings
+from pipelines.commands import Writing
 from pipelines.quantities import Duration, Settings, duration_ns
 
 WordOrderName: TypeAlias = Literal["big", "little", "big-byte-swapped", "little-byte-swapped"]
@@ -69,6 +70,7 @@ class ModbusTag(Settings):
         0.0, ge=0.0, description="Absolute, in engineering units: smaller changes are not sent. 0 sends every poll."
     )
     every: Duration | None = Field(None, gt=0, description="Poll period of this tag; default: the device's.")
+    write: Writing = None
 
     @field_validator("place")
     @classmethod

@@ -9,15 +9,16 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.services import kafka, libmodbus, milo, mosquitto, node_modbus, node_opcua
+from tests.services import kafka, libmodbus, milo, milo_plant, mosquitto, node_modbus, node_opcua
 from tests.services.process import ServiceMissing
 
-SERVICES: dict[str, Callable[[], None]] = {
+SERVICES: dict[str, Callable[[], object]] = {
     "Mosquitto": mosquitto.install,
     "libmodbus server, mbpoll": libmodbus.install,
     "modbus-serial server": node_modbus.install,
     "Apache Kafka": kafka.install,
     "Eclipse Milo server": milo.install,
+    "Eclipse Milo plant": milo_plant.install,
     "node-opcua server": node_opcua.install,
 }
 

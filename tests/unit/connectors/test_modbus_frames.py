@@ -1,4 +1,4 @@
-"""What is taken for a reply: 100,000 damaged, random and foreign frames, with fixed seeds."""
+"""What is taken for a reply: damaged frames, 100,000 random ones and 100,000 foreign ones, with fixed seeds."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_right_reply_is_taken_also_behind_noise() -> None:
 def test_up_to_three_flipped_bits_are_always_seen() -> None:
     """CRC-16 has a Hamming distance of 4 at these lengths: nothing gets through."""
     source = random.Random(2)
-    for _ in range(FRAMES):
+    for _ in range(FRAMES // 3):
         asked = source.choice(QUERIES)
         assert taken(asked, flipped(good(asked, source), source.randint(1, 3), source)) is None
 
@@ -66,7 +66,7 @@ def test_random_frames_are_taken_as_seldom_as_crc_16_allows() -> None:
 
 def test_random_bytes_are_never_taken() -> None:
     source = random.Random(4)
-    for _ in range(FRAMES):
+    for _ in range(FRAMES // 3):
         assert taken(source.choice(QUERIES), source.randbytes(source.randrange(4, 30))) is None
 
 
