@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from connectors.modbus_plan import DATE_TIMES, REGISTERS_MAX, DataType, Point, Range, WordOrder
 from connectors.modbus_register import parse_encoding, parse_range, parse_register
+from pipelines.commands import Writing
 from pipelines.quantities import Duration, Settings, duration_ns
 
 PORT = 502
@@ -71,6 +72,7 @@ class ModbusTag(Settings):
         0.0, ge=0.0, description="Absolute, in engineering units: smaller changes are not sent. 0 sends every poll."
     )
     every: Duration | None = Field(None, gt=0, description="Poll period of this tag; default: the device's.")
+    write: Writing = None
 
     @field_validator("place")
     @classmethod
