@@ -96,7 +96,7 @@ class ModbusSource:
         ledger: Ledger | None = None,
     ) -> None:
         self.name = name
-        self.identity = ""
+        self.known_as = ""
         """What the device says it is, where it was asked: another one, and what was learnt is forgotten."""
         self.counters = Counters("source", name)
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
@@ -194,7 +194,7 @@ class ModbusSource:
     async def _recall(self) -> None:
         """What was learnt before; nothing when the device is another one."""
         try:
-            known = await asyncio.to_thread(self._file.load, self._fingerprint, self.identity)
+            known = await asyncio.to_thread(self._file.load, self._fingerprint, self.known_as)
         except (Corrupt, OSError) as error:
             self._log.warning("what was learnt of the device is lost: %s", error)
             known = NOTHING_KNOWN
@@ -325,7 +325,7 @@ class ModbusSource:
     async def _keep(self) -> None:
         self.counters.set("holes", len(self._holes.kept.refused))
         try:
-            await asyncio.to_thread(self._file.save, self._fingerprint, self.identity, self._holes.kept)
+            await asyncio.to_thread(self._file.save, self._fingerprint, self.known_as, self._holes.kept)
         except OSError as error:
             self._log.warning("what was learnt of the device cannot be kept: %s", error)
 

@@ -16,8 +16,8 @@ A device that is not itself (starting up, in stop, with another program) refuses
 the device answered another read in the same cycle, and what was once read is no hole: it is tried again
 after a back-off. All is forgotten when the address, the tags or the device's identity change.
 
-`data_dir/modbus/<device>.json`: one JSON object behind its CRC-32, written anew as a whole; a damaged one is as good as
-none.
+`data_dir/modbus-holes/<device>.json`: one JSON object behind its CRC-32, written anew as a whole; a damaged one is as
+good as none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipelines.errors import Corrupt
 from pipelines.files import RealFiles, replace_file
 
 FORMAT: Final = 1
-FOLDER: Final = "modbus"
+FOLDER: Final = "modbus-holes"
 AGAIN_NS: Final = 60 * 10**9
 """Longest time for which something is left out that may only be refused for now; at first it is `AGAIN_FIRST_NS`."""
 AGAIN_FIRST_NS: Final = 10**9

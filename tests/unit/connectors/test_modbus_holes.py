@@ -231,7 +231,7 @@ async def test_a_hole_is_kept_and_shown(tmp_path: Path) -> None:
         "every 1s: holding 22 (1 register, 1 tag)",
         "hole: holding 6, no value for h6",
         "hole: holding 21",
-        f"learnt from the device; to forget it, stop the gateway and remove {tmp_path / 'modbus' / 'm.json'}",
+        f"learnt from the device; to forget it, stop the gateway and remove {tmp_path / 'modbus-holes' / 'm.json'}",
     ]
     other = settings.model_copy(update={"max_gap": 0})
     assert len(describe_plan(other, tmp_path, "m")) == len(lines), "still the same registers of the same device"
@@ -247,7 +247,7 @@ async def test_another_identity_is_another_device(tmp_path: Path) -> None:
         await setup.source.connect([])
         assert setup.rows(await setup.source.read())["h6"] == (None, ABSENT[0])
         assert setup.source.faults["h6"] == f"holding 6: {ABSENT[1]}"
-        setup.source.identity = "Acme Meter 2, firmware 2.0"
+        setup.source.known_as = "Acme Meter 2, firmware 2.0"
         await setup.source.connect([])
         assert setup.rows(await setup.source.read())["h6"] == (6, GOOD)
         assert not setup.source.faults
@@ -265,7 +265,7 @@ async def test_what_was_read_before_is_no_hole(tmp_path: Path) -> None:
         while setup.rows(await setup.source.read())["h6"] != (6, GOOD):
             assert setup.clock.now_ns < deadline_ns
         assert not setup.source.faults
-        assert not (tmp_path / "modbus").exists()
+        assert not (tmp_path / "modbus-holes").exists()
 
 
 async def test_a_device_that_refuses_everything_is_believed_to_be_away(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ async def test_a_device_that_refuses_everything_is_believed_to_be_away(tmp_path:
         image.holes.clear()
         while (rows := setup.rows(await setup.source.read())) != {f"h{at}": (at, GOOD) for at in (1, 2, 8)}:
             assert setup.clock.now_ns < (1_000 + 50 + 130) * SECOND
-        assert not (tmp_path / "modbus").exists()
+        assert not (tmp_path / "modbus-holes").exists()
 
 
 async def test_a_device_that_gives_less_at_once_is_asked_for_less() -> None:
