@@ -1,4 +1,4 @@
-"""What a device has of its line: `connect`, then `read` one after the other, then `close`.
+"""What a device has of its line: `connect`, then `read`, also several at a time, then `close`.
 
 There is no reconnect loop: a wire that is spent is dialled anew once, by the line; what cannot be repaired so is
 NotConnected, and the supervisor's business.
@@ -36,7 +36,8 @@ class ModbusLink:
         self._counters = counters
         self._manners = manners
         self._line: Line | None = None
-        self._exchange: Exchange | None = None
+        self._exchanges: set[Exchange] = set()
+        """Under way: a write may come in between the requests of a poll cycle."""
 
     async def connect(self, first: Sequence[Query] = ()) -> None:
         """Dials once, or joins the line that others have. Raises NotConnected, Permanent.
@@ -59,12 +60,15 @@ class ModbusLink:
     async def read(self, queries: Sequence[Query], before_ns: int = 0) -> list[Reply]:
         """A reply to each. What has no values has a `failure`: BAD_CONNECTION_CLOSED, with `lost` as its reason, where
         the connection was lost. `before_ns`, on the monotonic clock: on a shared line the earliest goes first."""
-        exchange = self._exchange = Exchange(queries, self._timeout_s, before_ns, self._counters)
+        exchange = Exchange(queries, self._timeout_s, before_ns, self._counters)
         if not self.lost and self._line:
+            self._exchanges.add(exchange)
             try:
                 await self._line.run(exchange, self._clock)
             except (NotConnected, Permanent) as error:
                 self.give_up(str(error))
+            finally:
+                self._exchanges.discard(exchange)
         replies = exchange.replies
         if exchange.missing:
             failure = RequestFailed(BAD_CONNECTION_CLOSED, self.lost)
@@ -83,8 +87,8 @@ class ModbusLink:
         """Idempotent; returns when the connection is gone, or only others use it. A `read` that is under way ends as
         when it is lost."""
         self.lost = self.lost or "not connected"
-        if self._exchange:
-            self._exchange.drop()
+        for exchange in self._exchanges:
+            exchange.drop()
         if self._line:
             await self._line.leave(self)
 

@@ -55,8 +55,8 @@ def within(link: ModbusLink, seconds: float) -> Iterator[None]:
 def set_timeout(link: ModbusLink, seconds: float) -> None:
     """Of requests from now on."""
     link._timeout_s = seconds
-    if link._exchange:
-        link._exchange.timeout_s = seconds
+    for exchange in link._exchanges:
+        exchange.timeout_s = seconds
 
 
 class Device:

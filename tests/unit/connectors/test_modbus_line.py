@@ -132,6 +132,19 @@ async def test_who_is_due_first_has_the_next_request() -> None:
         assert [address(request) for request in device.requests] == [1, 5, 3, 4, 2]
 
 
+async def test_a_device_may_write_while_its_cycle_is_under_way() -> None:
+    async with users(nothing, Manners()) as (device, [user]):
+        reading = [asyncio.create_task(user.read(1, 2, before_ns=9))]
+        await until(lambda: len(device.requests) == 1)
+        reading.append(asyncio.create_task(user.read(5)))
+        await until(lambda: len(user.link._exchanges) == 2)
+        for answered in range(3):
+            await until(lambda asked=answered: len(device.requests) > asked)  # type: ignore[misc]
+            device.send(right(device.requests[answered]))
+        assert await asyncio.gather(*reading) == [[registers(1), registers(2)], [registers(5)]]
+        assert [address(request) for request in device.requests] == [1, 5, 2]
+
+
 async def test_several_requests_are_outstanding_and_replies_find_theirs() -> None:
     async with users(nothing, Manners(pipeline=3)) as (device, [user]):
         reading = asyncio.create_task(user.read(*range(10, 15)))
