@@ -25,6 +25,7 @@ SINKS: Mapping[str, str] = {
 }
 WRITERS: Mapping[str, str] = {
     "opcua": "connectors.opcua_write:OpcUaWriter",
+    "modbus": "connectors.modbus_writer:ModbusWriter",
 }
 """For commands (`pipelines.commands.Writer`); a protocol that is not here cannot be written to."""
 

@@ -81,6 +81,12 @@ async def write(
     return Written(_engineered(read_back, scale, offset, power), same)
 
 
+async def read(link: ModbusLink, url: ModbusUrl, point: Point) -> Any:
+    """The present value, before `scale` and `offset`; None where there is none. Raises ValueError, RequestFailed."""
+    power = await _power(link, url, point.scale_from) if point.scale_from else 0
+    return _engineered(_decoded(point, (await _read(link, url, _block(point))).data), 1.0, 0.0, power)
+
+
 def raw_of(point: Point, value: Any, scale: float = 1.0, offset: float = 0.0, power: int = 0) -> Any:
     """The value before `scale`, `offset` and a power of ten; whole where the type is. Raises ValueError."""
     if scale == 1.0 and offset == 0.0 and power == 0:

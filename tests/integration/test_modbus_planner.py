@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from connectors.modbus_link import ModbusLink
 from connectors.modbus_register import parse_register
+from connectors.modbus_settings import ModbusDevice
 from connectors.modbus_url import parse_url
 from connectors.modbus_write import Written, write
+from connectors.modbus_writer import ModbusWriter
 from gateway.cli import main
 from pipelines.batch import GOOD
 from pipelines.clock import SystemClock
+from pipelines.commands import Outcome, Refused
 from pipelines.counters import Counters
 from tests.integration.test_modbus import FRAMERS, ORDERS, Framer, connected
 from tests.services import libmodbus
@@ -124,6 +128,26 @@ async def test_a_foreign_server_is_written() -> None:
             assert await write(link, url, point, 77, function=23) == Written(77, True)
         finally:
             await link.close()
+
+
+async def test_commands_reach_a_foreign_server(tmp_path: Path) -> None:
+    with LibmodbusServer() as server:
+        tags = {"speed": "holding 3 int16", "far": "holding 5000 int16", "run": "coil 9", "seen": "input 3 int16"}
+        settings = ModbusDevice.model_validate({"modbus": server.url, "timeout": "60s", "tags": tags})
+        writer = ModbusWriter(settings, tmp_path)
+        try:
+            assert await writer.read("speed") == libmodbus.holding(3)
+            assert await writer.write("speed", -7) == Outcome(0, value=-7)
+            assert await writer.read("speed") == -7
+            assert (await writer.write("run", True)).good
+            for tag, value, status in [("far", 1, ILLEGAL), ("speed", 70_000, 0x803C_0000), ("seen", 1, 0x803C_0000)]:
+                with pytest.raises(Refused) as caught:
+                    await writer.write(tag, value)
+                assert caught.value.status == status
+            with pytest.raises(Refused, match="no methods"):
+                await writer.call("start", [])
+        finally:
+            await writer.close()
 
 
 def test_scan_and_try(libmodbus_server: LibmodbusServer, capsys: pytest.CaptureFixture[str]) -> None:
