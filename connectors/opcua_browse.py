@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from asyncua import Client, ua
 
-from connectors.opcua_security import secure
-from connectors.opcua_settings import OpcUaAuth
+from connectors.opcua_client import SecureClient
+from connectors.opcua_security import Access, refusal, secure
+from connectors.opcua_settings import OpcUaAuth, OpcUaSecurity
 from pipelines.errors import NotConnected
 
 NODES_PER_CALL: Final = 100
@@ -33,14 +34,13 @@ class Variable:
 @asynccontextmanager
 async def session(url: str, *, insecure: bool, auth: OpcUaAuth | None, data_dir: Path) -> AsyncIterator[Client]:
     """A session for looking around. Raises NotConnected (or Permanent from `secure`) with one clear line."""
-    client = Client(url, timeout=10)
-    if auth:
-        client.set_user(auth.user)
-        client.set_password(auth.password.get_secret_value())
+    client = SecureClient(url, timeout=10)
     try:
-        if not insecure:
-            await secure(client, data_dir)
+        await secure(client, data_dir, Access(None if insecure else OpcUaSecurity(), auth))
         await client.connect()
+    except ua.UaStatusCodeError as error:
+        client.disconnect_socket()
+        raise NotConnected(f"{url}: {refusal(error) or error}") from error
     except (OSError, TimeoutError, ua.UaError) as error:
         client.disconnect_socket()
         raise NotConnected(f"{url}: {str(error) or 'no answer within 10 s'}") from error

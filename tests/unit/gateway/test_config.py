@@ -167,7 +167,11 @@ ONE_MISTAKE = [
     ("ns=2;s=Press4.Temp", "{node: i=1, unit: 5}", "5:38: `unit`: has to be text, not 5: put it in quotes"),
     ("    tags:", "    modbus: tcp://h/1\n    tags:", "4:5: a device has one address: `press4` has"),
     ("    tags:", "    timeout: 0\n    tags:", "4:14: `timeout`: has to be more than 0"),
-    ("    tags:", "    security: non\n    tags:", "4:15: `security`: 'non' is not one of best, none: did you"),
+    (
+        "    tags:",
+        "    security: non\n    tags:",
+        "4:15: `security`: 'non' is not one of best, sign, none, Aes256_Sha256_RsaPss,",
+    ),
     ('from: "*"', "frm: '*'", "7:11: unknown key `frm`: did you mean `from`?"),
     ('"*"', "press5", "7:17: there is no device `press5` below `devices:`: did you mean `press4`?"),
     ('"*"', "press4/temprature", "7:17: device `press4` has no tag `temprature`: did you mean `press4/temperature`?"),
