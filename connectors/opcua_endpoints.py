@@ -94,10 +94,8 @@ def _essence(endpoints: Iterable[ua.EndpointDescription]) -> set[tuple[ua.Messag
 
 
 def _offered(endpoints: Sequence[ua.EndpointDescription]) -> str:
-    names = sorted(
-        {f"{policy_name(each.SecurityPolicyUri)} {each.SecurityMode.name.rstrip('_')}" for each in endpoints}
-    )
-    return ", ".join(names) or "nothing"
+    names = {f"{policy_name(each.SecurityPolicyUri)} {each.SecurityMode.name.rstrip('_')}" for each in endpoints}
+    return ", ".join(sorted(name.replace("None None", "None") for name in names)) or "nothing"
 
 
 def _way_out(endpoints: Sequence[ua.EndpointDescription], mode: ua.MessageSecurityMode) -> str:

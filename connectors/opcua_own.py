@@ -33,6 +33,7 @@ from pipelines.errors import Permanent
 from pipelines.files import RealFiles
 
 NEXT: Final = "own.next"
+ASIDE: Final = "own.aside"
 YEARS: Final = 5
 CERTIFICATE: Final = "certificate.der"
 KEY: Final = "key.pem"
@@ -66,14 +67,15 @@ def default_uri() -> str:
 def own_pair(pki: Path) -> OwnPair:
     """The pair in use, made where there is none. Waits for the disk. Raises Permanent, OSError."""
     with _MAKING:
-        own, following = pki / OWN, pki / NEXT
+        own, aside = pki / OWN, pki / ASIDE
+        if not own.exists() and aside.exists():  # the power failed in `use_next`
+            aside.rename(own)
         if not own.exists():
             _make(pki, OWN)
         pair = _read(own)
-        if pair.certificate.not_valid_after_utc > datetime.datetime.now(datetime.UTC):
+        if not _ended(pair):
             return pair
-        if not following.exists():
-            _make(pki, NEXT)
+        _make_next(pki)
         use_next(pki)
         ended, fresh = day(pair.certificate.not_valid_after_utc), _read(own)
         note = f"the gateway's own certificate expired on {ended}: {fresh.path} is used now, accept it at the servers"
@@ -83,17 +85,30 @@ def own_pair(pki: Path) -> OwnPair:
 def next_pair(pki: Path, fresh: bool) -> OwnPair | None:
     """The one that waits beside; None where there is none and none is to be made. Raises Permanent, OSError."""
     with _MAKING:
-        if fresh and not (pki / NEXT).exists():
-            _make(pki, NEXT)
+        if fresh:
+            _make_next(pki)
         return _read(pki / NEXT) if (pki / NEXT).exists() else None
 
 
 def use_next(pki: Path) -> None:
     """Exchanges the pair in use and the one beside it; a second time exchanges them back. Raises OSError."""
-    aside = pki / "own.aside"
+    aside = pki / ASIDE
+    shutil.rmtree(aside, ignore_errors=True)
     (pki / OWN).rename(aside)
     (pki / NEXT).rename(pki / OWN)
     aside.rename(pki / NEXT)
+
+
+def _make_next(pki: Path) -> None:
+    """Where there is none that can be used."""
+    if (pki / NEXT).exists() and _ended(_read(pki / NEXT)):
+        shutil.rmtree(pki / NEXT)
+    if not (pki / NEXT).exists():
+        _make(pki, NEXT)
+
+
+def _ended(pair: OwnPair) -> bool:
+    return pair.certificate.not_valid_after_utc <= datetime.datetime.now(datetime.UTC)
 
 
 def _read(folder: Path) -> OwnPair:
