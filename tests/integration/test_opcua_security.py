@@ -1,4 +1,4 @@
-"""Security against real servers: every policy and mode, every kind of user, certificates that are not right, who sits in
+"""Security against real servers: every policy and mode, every kind of user, certificates that are wrong, somebody in
 between, and what an operator does while it runs."""
 
 from __future__ import annotations
@@ -128,11 +128,14 @@ async def in_between(port: int, edit: Edit) -> AsyncIterator[str]:
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, edit: Edit | None) -> None:
     """Message by message (Part 6, 7.1.2)."""
+    protected = False
     try:
         while True:
             head = await reader.readexactly(8)
             message = head + await reader.readexactly(struct.unpack("<I", head[4:])[0] - 8)
-            writer.write(_edited(message, edit) if edit and head[:3] == b"MSG" else message)
+            if head[:3] == b"OPN":
+                protected = b"SecurityPolicy#None" not in message
+            writer.write(_edited(message, edit) if edit and head[:3] == b"MSG" and not protected else message)
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()
 
