@@ -2,7 +2,7 @@
 
 Who is trusted: a certificate that an operator has approved (`trusted/`), one that the file pins (`trust:`), or one that
 an authority in `issuers/` has signed. An approval speaks of this very certificate, so the host name and the key usage,
-which tell certificates of one authority apart, are then warnings; a pin takes an expired one and another ApplicationUri
+which tell certificates of one authority apart, are then mere notes; a pin takes an expired one and another ApplicationUri
 as well. Nothing takes one that is damaged, weak, rejected or revoked.
 """
 
@@ -64,9 +64,12 @@ class Examination:
     pins: Sequence[str] = ()
     now: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
     warnings: list[str] = field(default_factory=list)
+    """What was let pass and should be put right."""
+    notes: list[str] = field(default_factory=list)
+    """What was let pass because this very certificate was approved."""
 
     def run(self) -> By:
-        """What it is trusted by; `warnings` says what was let pass. Raises UnknownCertificate, Permanent."""
+        """What it is trusted by. Raises UnknownCertificate, Permanent."""
         own = self.chain[0]
         path = _path(self.chain, self.trust.issuers)
         self._signature(own)
@@ -83,10 +86,16 @@ class Examination:
         self._revocation(path)
         return by
 
-    def _let_pass(self, text: str, suppressed: bool) -> None:
+    def _warn(self, text: str, suppressed: bool, otherwise: str = "") -> None:
+        """`otherwise`: what else could be done, where it is refused."""
         if not suppressed:
-            raise Permanent(text)
+            raise Permanent(text + otherwise)
         self.warnings.append(text)
+
+    def _note(self, text: str, suppressed: bool, otherwise: str = "") -> None:
+        if not suppressed:
+            raise Permanent(text + otherwise)
+        self.notes.append(text)
 
     def _signature(self, own: x509.Certificate) -> None:
         """Of a self-signed one: of others `_path` takes only what holds."""
@@ -118,7 +127,7 @@ class Examination:
         if certificate.issuer != certificate.subject and (used is None or used.name in _WEAK):
             how = used.name if used else "no known hash"
             text = f"the certificate {name_of(certificate)} is signed with {how}, which can be forged: renew it"
-            self._let_pass(text, suppressed)
+            self._warn(text, suppressed)
 
     def _trusted(self, own: x509.Certificate, path: Sequence[x509.Certificate]) -> By:
         name, mark = name_of(own), thumbprint(own)
@@ -149,37 +158,38 @@ class Examination:
             text = f"{whose} is valid from {day(certificate.not_valid_before_utc)} only: are the clocks right?"
         else:
             return
-        also = "" if suppressed or not own else f", or write `trust: {thumbprint(certificate)}` to use it nevertheless"
-        self._let_pass(text + also, suppressed)
+        otherwise = f", or write `trust: {thumbprint(certificate)}` to use it nevertheless" if own else ""
+        self._warn(text, suppressed, otherwise)
 
     def _host_name(self, own: x509.Certificate, suppressed: bool) -> None:
         names = _host_names(own)
         if _normal_host(self.host) not in names:
             shown = ", ".join(sorted(names)) or "no host"
-            self._let_pass(
-                f"the server's certificate is for {shown}, not for {self.host}: connect by that name, or have the "
-                f"server's certificate approved by itself (`gateway trust approve {thumbprint(own)[:12]}`)",
+            mark = thumbprint(own)[:12]
+            self._note(
+                f"the server's certificate is for {shown}, not for {self.host}",
                 suppressed,
+                f": connect by that name, or approve this very certificate (`gateway trust approve {mark}`)",
             )
 
     def _uri(self, own: x509.Certificate, suppressed: bool) -> None:
         uris = application_uris(own)
         if self.application_uri not in uris:
             shown = ", ".join(uris) or "none"
-            also = "" if suppressed else f", or write `trust: {thumbprint(own)}`"
-            self._let_pass(
+            self._warn(
                 f"the server calls itself {self.application_uri or 'nothing'} while its certificate's ApplicationUri "
-                f"is {shown}: have the server make a new certificate{also}",
+                f"is {shown}: have the server make a new certificate",
                 suppressed,
+                f", or write `trust: {thumbprint(own)}`",
             )
 
     def _usage(self, own: x509.Certificate, suppressed: bool) -> None:
         usage = extension(own, x509.KeyUsage)
         if usage and not (usage.digital_signature and usage.key_encipherment and usage.data_encipherment):
-            self._let_pass("the key usage of the server's certificate does not allow OPC UA: renew it", suppressed)
+            self._note("the key usage of the server's certificate does not allow OPC UA: renew it", suppressed)
         extended = extension(own, x509.ExtendedKeyUsage)
         if extended and not {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & {*extended}:
-            self._let_pass("the server's certificate is not one for servers (extended key usage): renew it", suppressed)
+            self._note("the server's certificate is not one for servers (extended key usage): renew it", suppressed)
 
     def _revocation(self, path: Sequence[x509.Certificate]) -> None:
         """Every certificate against the lists of its authority, as far as both are there."""

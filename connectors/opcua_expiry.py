@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -42,10 +43,11 @@ class CertificateWatch:
     def begin(self, secured: Secured, lose: Callable[[str], None]) -> None:
         """Says what has to be said now, and goes on looking."""
         self._secured = secured
-        for warning in secured.warnings:
-            if warning not in self._said:
-                self._log.warning("%s", warning)
-        self._said.update(secured.warnings)
+        for level, lines in ((logging.WARNING, secured.warnings), (logging.INFO, secured.notes)):
+            for line in lines:
+                if line not in self._said:
+                    self._log.log(level, "%s", line)
+            self._said.update(lines)
         self._measure()
         if secured.ends:
             self._task = asyncio.create_task(self._look(secured, lose))

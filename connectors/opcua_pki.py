@@ -113,12 +113,13 @@ def keep_pending(pki: Path, device: str, der: bytes) -> Path:
 
 
 def move(pki: Path, which: str, state: str) -> list[Kept]:
-    """Moves every file of one certificate to `state`; the files that were moved, as they are now.
+    """Moves every file of one certificate to `state`, whatever device saw it; the files as they are now.
 
     `which`: a device's name, for what waits of it (of any state where nothing waits), or the first hex digits of a
     thumbprint. Raises GatewayError where that is none or several certificates, OSError.
     """
-    found = _found(pki, which)
+    kept = list(certificates(pki, []))
+    found = _found(kept, which)
     marks = {thumbprint(one.certificate) for one in found}
     if not found:
         raise GatewayError(f"no certificate is known as {which!r}: `gateway trust ls` shows those there are")
@@ -126,11 +127,10 @@ def move(pki: Path, which: str, state: str) -> list[Kept]:
         shown = "; ".join(f"{thumbprint(one.certificate)} {name_of(one.certificate)}" for one in found)
         raise GatewayError(f"{which!r} stands for {len(marks)} certificates, say which by its thumbprint: {shown}")
     (pki / state).mkdir(parents=True, exist_ok=True)
-    return [_moved(one, pki / state, state) for one in found]
+    return [_moved(one, pki / state, state) for one in kept if thumbprint(one.certificate) in marks]
 
 
-def _found(pki: Path, which: str) -> list[Kept]:
-    kept = list(certificates(pki, []))
+def _found(kept: Sequence[Kept], which: str) -> list[Kept]:
     of_device = [one for one in kept if one.device == which]
     waiting = [one for one in of_device if one.state == PENDING]
     mark = which.replace(":", "").replace(" ", "").lower()

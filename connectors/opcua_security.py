@@ -62,7 +62,9 @@ class Secured:
     ends: Mapping[str, datetime.datetime] = field(default_factory=dict)
     """OWN, SERVER, USER -> when that certificate ends."""
     warnings: Sequence[str] = ()
-    """What was let pass."""
+    """What was let pass and should be put right."""
+    notes: Sequence[str] = ()
+    """What was let pass by the operator's will."""
     recheck: Callable[[], object] | None = None
     """Looks at the server's certificate again, in a thread. Raises Permanent, OSError."""
 
@@ -135,7 +137,7 @@ def _secured(client: SecureClient, pki: Path, chosen: Chosen, access: Access, lo
     client.uaclient.set_security(policy)
     warnings = [*found.warnings, *([pair.note] if pair.note else [])]
     ends = _ends({OWN: pair, SERVER: chain[0], USER: login})
-    return Secured(str(chosen), ends, warnings, look)
+    return Secured(str(chosen), ends, warnings, found.notes, look)
 
 
 def _ends(whose: Mapping[str, OwnPair | UserCertificate | x509.Certificate | None]) -> dict[str, datetime.datetime]:

@@ -300,8 +300,8 @@ def _trust_as_told(gateway: Gateway, names: list[str]) -> None:
         shown = gateway.wait_state(name, "faulted")
     assert re.search(rf"`gateway trust approve {names[-1]}`", shown["reason"])
     assert gateway.end() == 0
-    for kept in move(gateway.data_dir / "pki", names[-1], TRUSTED):
-        assert kept.device == names[-1]
+    kept = move(gateway.data_dir / "pki", names[-1], TRUSTED)
+    assert {one.device for one in kept} == {*names}
 
 
 def _devices(machine: AsyncuaServer) -> dict[str, Any]:
