@@ -2,8 +2,8 @@
 
 Who is trusted: a certificate that an operator has approved (`trusted/`), one that the file pins (`trust:`), or one that
 an authority in `issuers/` has signed. An approval speaks of this very certificate, so the host name and the key usage,
-which tell certificates of one authority apart, are then mere notes; a pin takes an expired one and another ApplicationUri
-as well. Nothing takes one that is damaged, weak, rejected or revoked.
+which tell certificates of one authority apart, are then mere notes; a pin takes an expired one and another
+ApplicationUri as well. Nothing takes one that is damaged, weak, rejected or revoked.
 """
 
 from __future__ import annotations
