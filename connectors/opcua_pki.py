@@ -162,5 +162,5 @@ def _files(folder: Path) -> list[Path]:
 def _changed_ns(path: Path) -> int:
     try:
         return path.stat().st_mtime_ns
-    except FileNotFoundError:
+    except OSError:
         return 0

@@ -1,7 +1,7 @@
 """The one way to a secured connection: `secure` prepares a client, for the source, `gateway browse` and all others.
 
-    GetEndpoints -> choose (opcua_endpoints) -> examine the certificate (opcua_certificates, opcua_pki)
-    -> the gateway's own pair (opcua_own) -> the user (opcua_client)
+    the user and the gateway's own pair (opcua_own) -> GetEndpoints -> choose (opcua_endpoints)
+    -> examine the certificate (opcua_certificates, opcua_pki) -> a client (opcua_client) that may connect
 
 Nothing falls back to insecure by itself.
 """
@@ -72,18 +72,21 @@ class Secured:
 async def secure(client: SecureClient, data_dir: Path, access: Access = Access()) -> Secured:
     """Prepares `client`, before its `connect`. Raises Permanent with what to do, and whatever the connection raises."""
     pki = folder_of(data_dir)
-    await asyncio.to_thread(make_folders, pki)
-    before = stamp(pki)
+    before: tuple[int, ...] = ()
     try:
+        await asyncio.to_thread(make_folders, pki)
+        before = stamp(pki)
         login = await asyncio.to_thread(_log_in, client, access.auth) if access.auth else None
         if access.security is None:
             client.application_uri = default_uri()
             if access.auth:
                 client.check_certificate = _Unprotected(pki, access.pins)
             return Secured("None", _ends({USER: login}))
+        pair = await asyncio.to_thread(own_pair, pki)
         client.discovered = await client.connect_and_get_server_endpoints()
         chosen = choose(client.discovered, access.security)
-        return await asyncio.to_thread(_secured, client, pki, chosen, access, login)
+        server = await asyncio.to_thread(_examined, client, pki, chosen, access)
+        return _secured(client, chosen, pair, login, server)
     except Permanent as error:
         error.cured = error.cured or _Changed(pki, before)
         raise
@@ -117,27 +120,40 @@ def refusal(error: ua.UaStatusCodeError) -> str | None:
     return None
 
 
-def _secured(client: SecureClient, pki: Path, chosen: Chosen, access: Access, login: UserCertificate | None) -> Secured:
-    """Whom to trust and who we are; runs in a thread."""
-    pair = own_pair(pki)
+@dataclass(frozen=True)
+class _Server:
+    """A server that was found trustworthy."""
+
+    certificate: x509.Certificate
+    examination: Examination
+    recheck: Callable[[], object]
+
+
+def _examined(client: SecureClient, pki: Path, chosen: Chosen, access: Access) -> _Server:
+    """Whom to trust; one that is unknown waits for an operator. Runs in a thread."""
     server = chosen.endpoint.Server
     chain = parse_chain(chosen.endpoint.ServerCertificate or b"")
     look = partial(examine, chain, client.server_url.hostname or "", server.ApplicationUri or "", pki, access.pins)
     try:
-        found = look()
+        return _Server(chain[0], look(), look)
     except UnknownCertificate as error:
         device = access.device or client.server_url.netloc.replace(":", "_")
         waiting = keep_pending(pki, device, der(chain[0]))
         raise UnknownCertificate(
             f"{error}; compare this with the server's, then `gateway trust approve {access.device or waiting.stem}`"
         ) from error
+
+
+def _secured(
+    client: SecureClient, chosen: Chosen, pair: OwnPair, login: UserCertificate | None, server: _Server
+) -> Secured:
     client.application_uri = pair.application_uri
-    policy = chosen.policy(chain[0], pair.certificate, pair.key, chosen.mode)
+    policy = chosen.policy(server.certificate, pair.certificate, pair.key, chosen.mode)
     client.security_policy = policy  # type: ignore[assignment]  # asyncua does the same
     client.uaclient.set_security(policy)
-    warnings = [*found.warnings, *([pair.note] if pair.note else [])]
-    ends = _ends({OWN: pair, SERVER: chain[0], USER: login})
-    return Secured(str(chosen), ends, warnings, found.notes, look)
+    warnings = [*server.examination.warnings, *([pair.note] if pair.note else [])]
+    ends = _ends({OWN: pair, SERVER: server.certificate, USER: login})
+    return Secured(str(chosen), ends, warnings, server.examination.notes, server.recheck)
 
 
 def _ends(whose: Mapping[str, OwnPair | UserCertificate | x509.Certificate | None]) -> dict[str, datetime.datetime]:

@@ -30,7 +30,12 @@ def trust_ls(
     """List the certificates: state, device that saw it, end, thumbprints, subject, ApplicationUri."""
     import json
 
-    for shown in _done(lambda: list(listing(_pki(file, data_dir)))):
+    from connectors.opcua_settings import OpcUaDevice
+
+    pki, devices = _pki(file, data_dir), load_file(file)[0].devices.values() if file else ()
+    if any(device.secured for device in devices if isinstance(device, OpcUaDevice)):
+        _done(lambda: _make_own(pki))  # to be had before a machine is there
+    for shown in _done(lambda: list(listing(pki))):
         if as_json:
             print(json.dumps(shown))
             continue
@@ -65,12 +70,10 @@ def trust_renew(
 ) -> None:
     """Make the gateway's next certificate beside the one in use; with --use exchange the two."""
     from connectors.opcua_own import next_pair, own_pair, use_next
-    from connectors.opcua_pki import make_folders
 
     pki = _pki(file, data_dir)
     if not use:
-        _done(lambda: make_folders(pki))
-        _done(lambda: own_pair(pki))
+        _done(lambda: _make_own(pki))
         fresh = _done(lambda: next_pair(pki, fresh=True))
         assert fresh is not None
         print(f"{fresh.path}: {_valid(fresh.certificate)}")
@@ -135,6 +138,14 @@ def _pki(file: Path | None, data_dir: Path) -> Path:
     from connectors.opcua_pki import folder_of
 
     return folder_of(load_file(file)[0].gateway.data_dir if file else data_dir)
+
+
+def _make_own(pki: Path) -> None:
+    from connectors.opcua_own import own_pair
+    from connectors.opcua_pki import make_folders
+
+    make_folders(pki)
+    own_pair(pki)
 
 
 def _move(which: str, pki: Path, state: str, word: str) -> None:

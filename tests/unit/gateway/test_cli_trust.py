@@ -57,7 +57,7 @@ def test_approve_and_revoke(data_dir: Path, capsys: pytest.CaptureFixture[str]) 
     assert (where(data_dir, PRESS), where(data_dir, OLD)) == ([REJECTED], [PENDING])
 
 
-def test_the_file_names_the_data_folder(data_dir: Path, tmp_path: Path) -> None:
+def test_the_file_names_the_data_folder(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As with `gateway gaps`."""
     file = tmp_path / "gateway.yaml"
     file.write_text(
@@ -70,6 +70,8 @@ to: {{b: {{mqtt: "mqtts://h"}}}}
     )
     assert main(["trust", "approve", "press4", str(file)]) == 0
     assert where(data_dir, PRESS) == [TRUSTED]
+    assert main(["trust", "ls", str(file)]) == 0
+    assert "own: CN=mec-gateway@" in capsys.readouterr().out  # to be had before a machine is there
 
 
 def test_what_cannot_be_done_is_one_line(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
