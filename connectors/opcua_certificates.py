@@ -27,6 +27,16 @@ KEY_BITS: Final = (2048, 4096)
 """Of RSA keys, in every policy that is current (Part 7)."""
 CHAIN_MAX: Final = 8
 _WEAK: Final = ("md5", "sha1")
+_MALFORMED: Final = (
+    ValueError,
+    TypeError,
+    IndexError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for bytes that are no certificate, or no usable one."""
 
 Extension = TypeVar("Extension", bound=x509.ExtensionType)
 By = Literal["pin", "approval", "issuer"]
@@ -216,11 +226,11 @@ def parse_chain(der: bytes) -> list[x509.Certificate]:
     try:
         while rest and len(chain) < CHAIN_MAX:
             size = _der_size(rest)
-            chain.append(x509.load_der_x509_certificate(rest[:size]))
-            _ = chain[-1].extensions, chain[-1].public_key()  # parsed when they are asked for
+            chain.append(_parsed(x509.load_der_x509_certificate(rest[:size])))
             rest = rest[size:]
-    except (ValueError, IndexError, x509.DuplicateExtension, TypeError) as error:
-        raise Permanent(f"the server's certificate is damaged ({error}): give the server another one") from error
+    except _MALFORMED as error:
+        why = "".join(sign for sign in str(error) if sign.isprintable())
+        raise Permanent(f"the server's certificate is damaged ({why}): give the server another one") from error
     if not chain:
         raise Permanent("the server shows no certificate: give it one")
     return chain
@@ -228,14 +238,22 @@ def parse_chain(der: bytes) -> list[x509.Certificate]:
 
 def load(data: bytes) -> list[x509.Certificate]:
     """A file's certificates, PEM or DER. Raises ValueError."""
-    if b"-----BEGIN" in data:
-        return x509.load_pem_x509_certificates(data)
-    return [x509.load_der_x509_certificate(data)]
+    try:
+        if b"-----BEGIN" in data:
+            return [_parsed(one) for one in x509.load_pem_x509_certificates(data)]
+        return [_parsed(x509.load_der_x509_certificate(data))]
+    except _MALFORMED as error:
+        raise ValueError(str(error)) from error
 
 
 def load_crl(data: bytes) -> x509.CertificateRevocationList:
     """A file's revocation list, PEM or DER. Raises ValueError."""
-    return x509.load_pem_x509_crl(data) if b"-----BEGIN" in data else x509.load_der_x509_crl(data)
+    try:
+        crl = x509.load_pem_x509_crl(data) if b"-----BEGIN" in data else x509.load_der_x509_crl(data)
+        _ = crl.issuer, crl.next_update_utc, crl.signature_hash_algorithm, crl.extensions
+        return crl
+    except _MALFORMED as error:
+        raise ValueError(str(error)) from error
 
 
 def der(certificate: x509.Certificate) -> bytes:
@@ -271,6 +289,14 @@ def extension(certificate: x509.Certificate, kind: type[Extension]) -> Extension
 def day(when: datetime.datetime) -> str:
     """For people."""
     return f"{when:%Y-%m-%d}"
+
+
+def _parsed(certificate: x509.Certificate) -> x509.Certificate:
+    """The library reads most of it when it is asked for: here, so that no later step can fail by it."""
+    _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
+    _ = certificate.signature_hash_algorithm, certificate.signature_algorithm_parameters
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.serial_number
+    return certificate
 
 
 def _path(sent: Sequence[x509.Certificate], known: Sequence[x509.Certificate]) -> list[x509.Certificate]:

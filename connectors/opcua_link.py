@@ -166,7 +166,7 @@ class Link:
             notice_dead_peer(protocol.transport.get_extra_info("socket"), MACHINE_PATIENCE * settings.timeout)
         # A server may answer 0; asyncua's watchdog would then give its probe no time at all.
         client.session_timeout = max(client.session_timeout, SESSION_TIMEOUT_MIN_MS)
-        self._watch.begin(secured, session.lose)
+        self._watch.begin(secured, lambda reason: session.lose(f"{settings.opcua}: {reason}"))
         return client
 
     def _remember_session(self, client: ResumingClient) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from connectors.opcua_certificates import Examination, TrustList, UnknownCertificate, load, load_crl, parse_chain
 from pipelines.errors import Permanent
@@ -151,6 +154,25 @@ def test_damaged_certificates_are_one_line() -> None:
     broken[-9] ^= 1
     with pytest.raises(Permanent, match="is damaged, its signature is wrong"):
         Examination(parse_chain(bytes(broken)), HOST, URI, trust()).run()
+
+
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@given(data=st.data())
+@settings(max_examples=300)
+def test_a_hostile_certificate_is_one_line(data: st.DataObject) -> None:
+    """Bytes changed anywhere in it, or in what it brings along: refused by a line, or what is trusted is whole."""
+    changed = bytearray(data.draw(st.sampled_from([GOOD.der, BY_ROOT.der + ROOT.der])))
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        chain = parse_chain(bytes(changed))
+        Examination(chain, HOST, URI, trust(GOOD, issuers=[ROOT])).run()
+    except Permanent as refused:
+        assert str(refused).isprintable()
+    else:
+        assert chain[0] in (GOOD.certificate, BY_ROOT.certificate)
+    with suppress(ValueError):
+        load(bytes(changed))
 
 
 def test_names_of_strangers_break_no_line() -> None:
