@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -37,14 +38,14 @@ class SecureClient(Client):
     """What GetEndpoints said, without protection; None where it was not asked."""
     login: UserCertificate | None = None
     check_certificate: Callable[[bytes], None] | None = None
-    """Of the server, where no secured channel has proven it and a user is to be told to it."""
+    """Of the server, where no secured channel has proven it and a user is to be told to it. Runs in a thread."""
 
     async def create_session(self) -> ua.CreateSessionResult:
         response = await super().create_session()
         if self.discovered is not None:
             check_unchanged(self.discovered, response.ServerEndpoints)
         if self.check_certificate and self.security_policy.peer_certificate:
-            self.check_certificate(self.security_policy.peer_certificate)
+            await asyncio.to_thread(self.check_certificate, self.security_policy.peer_certificate)
         return response
 
     def server_policy(self, token_type: ua.UserTokenType) -> ua.UserTokenPolicy:
