@@ -39,6 +39,7 @@ class CertificateWatch:
         self._task: asyncio.Task[None] | None = None
         self._secured: Secured | None = None
         self._said: set[str] = set()
+        self._warned_on = ""
 
     def begin(self, secured: Secured, lose: Callable[[str], None]) -> None:
         """Says what has to be said now, and goes on looking."""
@@ -71,11 +72,9 @@ class CertificateWatch:
         ]
 
     async def _look(self, secured: Secured, lose: Callable[[str], None]) -> None:
-        before, today = stamp(self._pki), ""
+        before = stamp(self._pki)
         while True:
-            if today != (today := day(datetime.datetime.now(datetime.UTC))):
-                for alarm in self.alarms:
-                    self._log.warning("%s", alarm)
+            self._warn_daily()
             self._measure()
             await asyncio.sleep(LOOK_EVERY_S)
             if secured.recheck and before != (before := stamp(self._pki)):
@@ -84,6 +83,13 @@ class CertificateWatch:
                 except (Permanent, OSError) as error:
                     lose(str(error))
                     return
+
+    def _warn_daily(self) -> None:
+        today = day(datetime.datetime.now(datetime.UTC))
+        if today != self._warned_on:
+            self._warned_on = today
+            for alarm in self.alarms:
+                self._log.warning("%s", alarm)
 
     def _measure(self) -> None:
         for who, end in self._secured.ends.items() if self._secured else ():

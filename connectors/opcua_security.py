@@ -72,17 +72,17 @@ class Secured:
 async def secure(client: SecureClient, data_dir: Path, access: Access = Access()) -> Secured:
     """Prepares `client`, before its `connect`. Raises Permanent with what to do, and whatever the connection raises."""
     pki = folder_of(data_dir)
-    before: tuple[int, ...] = ()
+    before = stamp(pki)
     try:
-        await asyncio.to_thread(make_folders, pki)
-        before = stamp(pki)
         login = await asyncio.to_thread(_log_in, client, access.auth) if access.auth else None
         if access.security is None:
             client.application_uri = default_uri()
             if access.auth:
                 client.check_certificate = _Unprotected(pki, access.pins)
             return Secured("None", _ends({USER: login}))
+        await asyncio.to_thread(make_folders, pki)
         pair = await asyncio.to_thread(own_pair, pki)
+        before = stamp(pki)
         client.discovered = await client.connect_and_get_server_endpoints()
         chosen = choose(client.discovered, access.security)
         server = await asyncio.to_thread(_examined, client, pki, chosen, access)

@@ -427,6 +427,14 @@ async def test_the_alarm_before_a_certificate_ends(
     assert "ends on" not in press.info
 
 
+async def test_without_security_nothing_is_written(with_users: AsyncuaServer, tmp_path: Path) -> None:
+    """`gateway browse --insecure` needs no data folder."""
+    auth = OpcUaAuth.model_validate({"user": "operator", "password": "secret"})
+    folder = tmp_path / "none"
+    assert await browse(with_users.url, root=None, limit=5, insecure=True, auth=auth, data_dir=folder)
+    assert not folder.exists()
+
+
 async def test_browse_goes_the_same_way(with_users: AsyncuaServer, tmp_path: Path) -> None:
     """Unknown: pending under the server's address; approved: the tags."""
 
