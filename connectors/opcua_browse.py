@@ -32,11 +32,11 @@ class Variable:
 
 
 @asynccontextmanager
-async def session(url: str, *, insecure: bool, auth: OpcUaAuth | None, data_dir: Path) -> AsyncIterator[Client]:
-    """A session for looking around. Raises NotConnected (or Permanent from `secure`) with one clear line."""
+async def session(url: str, access: Access, data_dir: Path) -> AsyncIterator[Client]:
+    """A session for looking around, or for a command. Raises NotConnected (or Permanent from `secure`) with one clear line."""
     client = SecureClient(url, timeout=10)
     try:
-        await secure(client, data_dir, Access(None if insecure else OpcUaSecurity(), auth))
+        await secure(client, data_dir, access)
         await client.connect()
     except ua.UaStatusCodeError as error:
         client.disconnect_socket()
@@ -54,7 +54,8 @@ async def browse(
     url: str, *, root: str | None, limit: int, insecure: bool, auth: OpcUaAuth | None, data_dir: Path
 ) -> str:
     """What `gateway browse` prints. Raises NotConnected, Permanent."""
-    async with session(url, insecure=insecure, auth=auth, data_dir=data_dir) as client:
+    access = Access(None if insecure else OpcUaSecurity(), auth)
+    async with session(url, access, data_dir) as client:
         return tags_block(await variables(client, root, limit))
 
 

@@ -71,7 +71,7 @@ class Link:
         self._saving = asyncio.Lock()
         self._loaded = False
         self._durable = False
-        self._access = Access(settings.secured, settings.auth, settings.trust, name)
+        self._access = Access.of(settings, name)
         self._watch = CertificateWatch(data_dir, counters, log)
         self._is_anonymous = settings.security == "none" and settings.auth is None
         self._stale: list[Subscription] = []  # of another plan

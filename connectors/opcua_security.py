@@ -33,7 +33,7 @@ from connectors.opcua_endpoints import Chosen, choose
 from connectors.opcua_own import OwnPair, default_uri, own_pair
 from connectors.opcua_pki import folder_of, keep_pending, make_folders, stamp, trust_list
 from connectors.opcua_requests import status_name
-from connectors.opcua_settings import OpcUaAuth, OpcUaSecurity
+from connectors.opcua_settings import OpcUaAuth, OpcUaDevice, OpcUaSecurity
 from pipelines.errors import Permanent
 
 OWN, SERVER, USER = "own", "server", "user"
@@ -51,6 +51,11 @@ class Access:
     pins: Sequence[str] = ()
     device: str = ""
     """Under whose name an unknown certificate waits; default: the server's address."""
+
+    @classmethod
+    def of(cls, settings: OpcUaDevice, device: str = "") -> Access:
+        """As the file says."""
+        return cls(settings.secured, settings.auth, settings.trust, device)
 
 
 @dataclass(frozen=True)
