@@ -33,7 +33,7 @@ class Variable:
 
 @asynccontextmanager
 async def session(url: str, access: Access, data_dir: Path) -> AsyncIterator[Client]:
-    """A session to look around in, or for commands. Raises NotConnected (Permanent from `secure`) with one clear line."""
+    """A session to look around in, or for commands. Raises NotConnected, Permanent with one clear line."""
     client = SecureClient(url, timeout=10)
     try:
         await secure(client, data_dir, access)
