@@ -1,4 +1,4 @@
-"""The command line: run, check, plan, schema, demo, browse, write, call, audit, buffer, gaps, version.
+"""The command line: run, check, plan, schema, demo, browse, write, call, audit, buffer, gaps, trust, version.
 
 Exit codes: 0 done or stopped, 1 a command that could not do its work, 2 bad configuration or wrong use, 3 storage
 failed. What a command needs is imported inside it, so that `gateway version` answers at once.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.cli_command import commands
+from gateway.cli_trust import trust
 from gateway.command import (
     BAD_CONFIGURATION,
     STOPPED,
@@ -197,6 +198,9 @@ def gaps(
         raise typer.Exit(BAD_CONFIGURATION) from error
     for line in lines:
         print(line)
+
+
+app.add_typer(trust, name="trust")
 
 
 @app.command()
