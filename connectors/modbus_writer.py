@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from connectors.modbus_link import ModbusLink, RequestFailed
+from connectors.modbus_frames import RequestFailed
+from connectors.modbus_link import ModbusLink
 from connectors.modbus_plan import Point, WordOrder
 from connectors.modbus_settings import ModbusDevice
 from connectors.modbus_write import read, write

@@ -91,7 +91,7 @@ class OpcUaSource:
         self._names = list(settings.tags)
         self._tag_ids = np.array([tags.add(tag) for tag in _tags(name, settings)], dtype=np.uint32)
         self._events = EventReader(name, plan_events(settings), tags)
-        self._link = Link(name, settings, clock, data_dir, self._log)
+        self._link = Link(name, settings, clock, data_dir, self.counters, self._log)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
         self._number = 0
@@ -110,8 +110,8 @@ class OpcUaSource:
 
     @property
     def info(self) -> str:
-        """How the present session came about, and what is read from history."""
-        return "; ".join(filter(None, (self._how, self._backfill.info)))
+        """How the present session came about, what is read from history, which certificate is about to end."""
+        return "; ".join(filter(None, (self._how, self._backfill.info, *self._link.alarms)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:

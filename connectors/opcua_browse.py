@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from asyncua import Client, ua
 
-from connectors.opcua_security import secure
-from connectors.opcua_settings import OpcUaAuth
+from connectors.opcua_client import SecureClient
+from connectors.opcua_security import Access, refusal, secure
+from connectors.opcua_settings import OpcUaAuth, OpcUaSecurity
 from pipelines.errors import NotConnected
 
 NODES_PER_CALL: Final = 100
@@ -31,16 +32,15 @@ class Variable:
 
 
 @asynccontextmanager
-async def session(url: str, *, insecure: bool, auth: OpcUaAuth | None, data_dir: Path) -> AsyncIterator[Client]:
-    """A session for looking around. Raises NotConnected (or Permanent from `secure`) with one clear line."""
-    client = Client(url, timeout=10)
-    if auth:
-        client.set_user(auth.user)
-        client.set_password(auth.password.get_secret_value())
+async def session(url: str, access: Access, data_dir: Path) -> AsyncIterator[Client]:
+    """A session to look around in, or for commands. Raises NotConnected, Permanent with one clear line."""
+    client = SecureClient(url, timeout=10)
     try:
-        if not insecure:
-            await secure(client, data_dir)
+        await secure(client, data_dir, access)
         await client.connect()
+    except ua.UaStatusCodeError as error:
+        client.disconnect_socket()
+        raise NotConnected(f"{url}: {refusal(error) or error}") from error
     except (OSError, TimeoutError, ua.UaError) as error:
         client.disconnect_socket()
         raise NotConnected(f"{url}: {str(error) or 'no answer within 10 s'}") from error
@@ -54,7 +54,8 @@ async def browse(
     url: str, *, root: str | None, limit: int, insecure: bool, auth: OpcUaAuth | None, data_dir: Path
 ) -> str:
     """What `gateway browse` prints. Raises NotConnected, Permanent."""
-    async with session(url, insecure=insecure, auth=auth, data_dir=data_dir) as client:
+    access = Access(None if insecure else OpcUaSecurity(), auth)
+    async with session(url, access, data_dir) as client:
         return tags_block(await variables(client, root, limit))
 
 

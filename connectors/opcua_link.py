@@ -16,6 +16,7 @@ from typing import Final
 from asyncua import ua
 
 from connectors.opcua_binary import DecodeError
+from connectors.opcua_expiry import CertificateWatch
 from connectors.opcua_items import MonitoredItems
 from connectors.opcua_plan import plan_subscriptions
 from connectors.opcua_requests import ServiceError, status_name
@@ -28,27 +29,16 @@ from connectors.opcua_resume import (
     server_start,
     transfer,
 )
-from connectors.opcua_security import secure
+from connectors.opcua_security import Access, refusal, secure
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_state import DeviceState, StateFile, Subscription, fingerprint, pack
 from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.clock import Clock
+from pipelines.counters import Counters
 from pipelines.errors import Corrupt, NotConnected, Permanent
 
 CLOSE_S: Final = 1.0
-
-_REFUSED: Final = (
-    ua.StatusCodes.BadUserAccessDenied,
-    ua.StatusCodes.BadIdentityTokenInvalid,
-    ua.StatusCodes.BadIdentityTokenRejected,
-    ua.StatusCodes.BadSecurityChecksFailed,
-    ua.StatusCodes.BadSecurityModeRejected,
-    ua.StatusCodes.BadSecurityPolicyRejected,
-    ua.StatusCodes.BadCertificateUntrusted,
-    ua.StatusCodes.BadCertificateInvalid,
-    ua.StatusCodes.BadApplicationSignatureInvalid,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +57,9 @@ class Opened:
 class Link:
     """`open` may be called again after `close`; what lies between is bridged as well as the server can."""
 
-    def __init__(self, name: str, settings: OpcUaDevice, clock: Clock, data_dir: Path, log: Log) -> None:
+    def __init__(
+        self, name: str, settings: OpcUaDevice, clock: Clock, data_dir: Path, counters: Counters, log: Log
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._data_dir = data_dir
@@ -79,6 +71,8 @@ class Link:
         self._saving = asyncio.Lock()
         self._loaded = False
         self._durable = False
+        self._access = Access.of(settings, name)
+        self._watch = CertificateWatch(data_dir, counters, log)
         self._is_anonymous = settings.security == "none" and settings.auth is None
         self._stale: list[Subscription] = []  # of another plan
         self._kept: KeptSession | None = None
@@ -113,6 +107,11 @@ class Link:
         self.session.keep_session = durable and self._is_anonymous
         return self._opened(client.resumed, available, created, bool(live))
 
+    @property
+    def alarms(self) -> Sequence[str]:
+        """Lines about certificates that are about to end."""
+        return self._watch.alarms
+
     async def save(self) -> None:
         """Keeps the state on disk; the file goes where nothing is to outlive this process. A full disk is one line."""
         try:
@@ -135,6 +134,7 @@ class Link:
         """Idempotent. A session whose connection is lost is kept in mind for the next `open`."""
         client, self._client = self._client, None
         session, self.session = self.session, None
+        self._watch.stop()
         if client is None or session is None:
             return
         was_lost = session.lost or session.keep_session
@@ -159,17 +159,14 @@ class Link:
         client.session_timeout = max(settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
         session = self.session = PublishSession(client.uaclient, self._clock, self._timeout_s)
         client.uaclient.session = session
-        if settings.auth:
-            client.set_user(settings.auth.user)
-            client.set_password(settings.auth.password.get_secret_value())
-        if settings.security == "best":
-            await secure(client, self._data_dir)
+        secured = await secure(client, self._data_dir, self._access)
         client.connection_lost_callback = self._connection_lost
         await client.connect()
         if (protocol := client.uaclient.protocol) and protocol.transport:
             notice_dead_peer(protocol.transport.get_extra_info("socket"), MACHINE_PATIENCE * settings.timeout)
         # A server may answer 0; asyncua's watchdog would then give its probe no time at all.
         client.session_timeout = max(client.session_timeout, SESSION_TIMEOUT_MIN_MS)
+        self._watch.begin(secured, lambda reason: session.lose(f"{settings.opcua}: {reason}"))
         return client
 
     def _remember_session(self, client: ResumingClient) -> bool:
@@ -239,13 +236,13 @@ class Link:
 def mapped(error: BaseException, settings: OpcUaDevice) -> BaseException:
     """What connecting or reading raised, as the contract names it."""
     url = settings.opcua
-    if isinstance(error, Permanent | NotConnected):
-        return type(error)(f"{url}: {error}")
+    if isinstance(error, Permanent):
+        return Permanent(f"{url}: {error}", error.cured)
+    if isinstance(error, NotConnected):
+        return NotConnected(f"{url}: {error}")
     if isinstance(error, ua.UaStatusCodeError):
-        name = status_name(error.code)
-        if error.code in _REFUSED:
-            return Permanent(f"{url}: the server refuses this gateway: {name}; check auth and security")
-        return NotConnected(f"{url}: {name}")
+        refused = refusal(error)
+        return Permanent(f"{url}: {refused}") if refused else NotConnected(f"{url}: {status_name(error.code)}")
     if isinstance(error, TimeoutError):
         return NotConnected(f"{url}: no answer within {settings.timeout / 1e9:g} s")
     if isinstance(error, OSError):

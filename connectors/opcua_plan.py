@@ -91,7 +91,9 @@ def plan_events(settings: OpcUaDevice) -> list[PlannedEvents]:
 
 def describe_plan(settings: OpcUaDevice) -> list[str]:
     """The lines that `gateway plan` prints for this device."""
-    lines = [f"{settings.opcua}, security {settings.security}, {len(settings.tags)} tags"]
+    wanted = settings.secured
+    security = f"{wanted.policy} {wanted.mode}" if wanted else "none"
+    lines = [f"{settings.opcua}, security {security}, {len(settings.tags)} tags"]
     for subscription in plan_subscriptions(settings):
         interval = format_duration(subscription.publishing_ns)
         items = len(subscription.items) + len(subscription.events)

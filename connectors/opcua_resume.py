@@ -16,6 +16,7 @@ from asyncua import Client, ua
 from asyncua.common.shortcuts import Shortcuts
 
 from connectors.opcua_channel import ChannelClient
+from connectors.opcua_client import SecureClient
 from connectors.opcua_requests import status_name
 from connectors.opcua_state import DeviceState, Subscription
 
@@ -33,6 +34,8 @@ class KeptSession:
     policies: Any
     certificate: Any
     timeout_ms: int
+    channel: tuple[str, int] | None = None
+    """Security policy and mode; a session goes on in a channel of the same ones only."""
 
     @classmethod
     def of(cls, client: Client) -> KeptSession | None:
@@ -41,7 +44,14 @@ class KeptSession:
         if token.is_null():
             return None
         certificate = client.security_policy.peer_certificate
-        return cls(token, client._server_nonce, client._policy_ids, certificate, int(client.session_timeout))
+        return cls(
+            token,
+            client._server_nonce,
+            client._policy_ids,
+            certificate,
+            int(client.session_timeout),
+            channel_of(client),
+        )
 
     @classmethod
     def anonymous(cls, session: tuple[str, str], timeout_ms: int) -> KeptSession:
@@ -56,7 +66,7 @@ class KeptSession:
         return self.token.to_string(), policy.PolicyId if policy is not None else ""
 
 
-class ResumingClient(Client):
+class ResumingClient(SecureClient):
     """A client whose `connect` first tries to go on with a session that the server may still have."""
 
     def __init__(self, url: str, timeout_s: float, kept: KeptSession | None, log: Log) -> None:
@@ -81,6 +91,8 @@ class ResumingClient(Client):
         own = self.security_policy.peer_certificate
         if kept.certificate and own and kept.certificate != own:
             return False
+        if kept.channel not in (None, channel_of(self)):  # whoever lists weaker endpoints gains nothing
+            return False
         self._server_nonce, self._policy_ids, self.session_timeout = kept.nonce, kept.policies, kept.timeout_ms
         self.security_policy.peer_certificate = kept.certificate
         self.uaclient.session.restore_authentication_token(kept.token)
@@ -93,6 +105,11 @@ class ResumingClient(Client):
             self._server_nonce = None
             return False
         return True
+
+
+def channel_of(client: Client) -> tuple[str, int]:
+    """Its security policy and mode."""
+    return client.security_policy.URI, int(client.security_policy.Mode)
 
 
 async def server_start(client: Client) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, WithJsonSchema, field_validator, model_validator
 
 from connectors.opcua_event_settings import OpcUaEvents, events_from_text
 from connectors.opcua_node_id import NodeIdText, checked_node_id
@@ -42,10 +44,62 @@ class OpcUaTag(Settings):
 
 
 class OpcUaAuth(Settings):
-    """`auth: {user: collector, password: ${file:/run/secrets/press4}}`."""
+    """`auth: {user: collector, password: ${file:/run/secrets/press4}}`, or `auth: {certificate: ..., key: ...}`."""
 
-    user: str = Field(description="User name.")
+    user: str = Field("", description="User name.")
     password: SecretStr = Field(SecretStr(""), description="Password; write `${file:...}` or `${env:...}`.")
+    certificate: Path | None = Field(
+        None,
+        description="In place of user and password: file with the user's X.509 certificate, PEM or DER; needs `key`.",
+    )
+    key: Path | None = Field(None, description="File with the private key of `certificate`, PEM or DER.")
+    key_password: SecretStr | None = Field(None, description="Password of `key`, if it has one.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> OpcUaAuth:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both or neither")
+        if bool(self.user) == bool(self.certificate):
+            raise ValueError("write user and password, or certificate and key")
+        return self
+
+
+Policy = Literal["best", "Aes256_Sha256_RsaPss", "Aes128_Sha256_RsaOaep", "Basic256Sha256"]
+
+
+class OpcUaSecurity(Settings):
+    """`security: {policy: Basic256Sha256, mode: sign}`; the short words for it are below `security`."""
+
+    policy: Policy = Field("best", description="Security policy; `best`: the best that the server offers.")
+    mode: Literal["encrypt", "sign"] = Field(
+        "encrypt", description="`encrypt`: signature and encryption; `sign`: signature only, everyone can read along."
+    )
+
+
+def _known_policy(value: Any) -> Any:
+    named = value.get("policy") if isinstance(value, dict) else value
+    if named in ("Basic256", "Basic128Rsa15"):
+        raise ValueError(f"{named} can be broken and is not supported: write Basic256Sha256, or best")
+    return value
+
+
+_TEXT_OR_LIST: Final = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
+
+
+def _thumbprints(value: Any) -> Any:
+    """One or several, as people copy them: `AB:CD:...`, with spaces, in capitals."""
+    marks = [value] if isinstance(value, str) else value
+    if not isinstance(marks, list) or not all(isinstance(mark, str) for mark in marks):
+        return value
+    plain = [re.sub(r"[:\s]", "", mark).lower() for mark in marks]
+    for mark, text in zip(plain, marks, strict=True):
+        if re.fullmatch(r"[0-9a-f]{40}", mark):
+            raise ValueError(
+                f"{text!r} is a SHA-1 thumbprint, which can be forged: write the SHA-256 one, 64 hex digits"
+            )
+        if not re.fullmatch(r"[0-9a-f]{64}", mark):
+            raise ValueError(f"{text!r} is not a SHA-256 thumbprint: 64 hex digits, `gateway trust ls` shows them")
+    return plain
 
 
 class OpcUaMethod(CallRule):
@@ -59,12 +113,24 @@ class OpcUaDevice(Settings):
     """A machine with an OPC UA server."""
 
     opcua: str = Field(description="Endpoint URL, `opc.tcp://host:4840`.")
-    security: Literal["best", "none"] = Field(
+    security: Annotated[
+        Literal["best", "sign", "none", "Aes256_Sha256_RsaPss", "Aes128_Sha256_RsaOaep", "Basic256Sha256"]
+        | OpcUaSecurity,
+        BeforeValidator(_known_policy),
+    ] = Field(
         "best",
-        description="`best`: SignAndEncrypt with the best policy that the server offers, and nothing less; "
+        description="`best`: SignAndEncrypt with the best policy that the server offers, and nothing less; a policy's "
+        "name: SignAndEncrypt with this one; `sign`: signature without encryption; "
         "`none`: no signature and no encryption, insecure, has to be written out.",
+        examples=["sign"],
     )
-    auth: OpcUaAuth | None = Field(None, description="User and password; default: anonymous.")
+    trust: Annotated[list[str], BeforeValidator(_thumbprints), _TEXT_OR_LIST] = Field(
+        [],
+        description="SHA-256 thumbprint of the server's certificate, or a list of them: this one and no other is "
+        "accepted, without `gateway trust approve`.",
+        examples=["3F:0C:5A:..."],
+    )
+    auth: OpcUaAuth | None = Field(None, description="User and password, or a certificate; default: anonymous.")
     every: Duration = Field(
         duration_ns("1s"), gt=0, description="Publishing interval: how often the server sends what changed."
     )
@@ -118,6 +184,17 @@ class OpcUaDevice(Settings):
             if name in self.tags:
                 raise ValueError(f"`{name}` is a tag and a stream of events: give them different names")
         return self
+
+    @property
+    def secured(self) -> OpcUaSecurity | None:
+        """What `security` stands for; None for `none`."""
+        if isinstance(self.security, OpcUaSecurity):
+            return self.security
+        if self.security == "none":
+            return None
+        if self.security == "sign":
+            return OpcUaSecurity(mode="sign")
+        return OpcUaSecurity(policy=self.security)
 
     @property
     def learns_tags(self) -> bool:

@@ -19,6 +19,7 @@ from asyncua.common.ua_utils import data_type_to_variant_type, get_base_data_typ
 
 from connectors.opcua_browse import session
 from connectors.opcua_requests import status_name
+from connectors.opcua_security import Access
 from connectors.opcua_settings import OpcUaDevice, OpcUaTag
 from connectors.opcua_write_values import VT, ValueType, converted, shown
 from pipelines.commands import BAD_NOT_WRITABLE, BAD_TYPE_MISMATCH, Outcome, Refused
@@ -105,12 +106,7 @@ class OpcUaWriter:
         """A session to ask with: connected where it is not. What fails in it is mapped: nothing was changed."""
         if self._client is None:
             self._client = await self._stack.enter_async_context(
-                session(
-                    self._settings.opcua,
-                    insecure=self._settings.security == "none",
-                    auth=self._settings.auth,
-                    data_dir=self._data_dir,
-                )
+                session(self._settings.opcua, Access.of(self._settings), self._data_dir)
             )
         try:
             yield self._client

@@ -1,4 +1,4 @@
-"""The command line: run, check, plan, schema, demo, browse, write, call, audit, modbus, buffer, gaps, version.
+"""The command line: run, check, plan, schema, demo, browse, write, call, audit, modbus, buffer, gaps, trust, version.
 
 Exit codes: 0 done or stopped, 1 a command that could not do its work, 2 bad configuration or wrong use, 3 storage
 failed. What a command needs is imported inside it, so that `gateway version` answers at once.
@@ -15,6 +15,7 @@ import typer
 
 from gateway import cli_modbus
 from gateway.cli_command import commands
+from gateway.cli_trust import trust
 from gateway.command import (
     BAD_CONFIGURATION,
     STOPPED,
@@ -201,6 +202,9 @@ def gaps(
         raise typer.Exit(BAD_CONFIGURATION) from error
     for line in lines:
         print(line)
+
+
+app.add_typer(trust, name="trust")
 
 
 @app.command()

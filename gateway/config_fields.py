@@ -91,7 +91,8 @@ def _is_model(kind: Any) -> bool:
 
 
 def _is_a(kind: Any, base: type) -> bool:
-    return issubclass(get_origin(kind) or object, base)
+    origin = get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, base)
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
@@ -112,4 +113,7 @@ def _plain(kind: Any) -> Any:
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     members = [_plain(member) for member in _members(kind)]
-    return next((member for member in members if _is_model(member) or get_origin(member)), (members or [kind])[0])
+    return next(
+        (member for member in members if _is_model(member) or isinstance(get_origin(member), type)),
+        (members or [kind])[0],
+    )

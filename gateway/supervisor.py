@@ -3,11 +3,11 @@
     connecting -> up -> down | faulted | restarting -> up ...      stopped (cancelled)
 
 down: NotConnected or Transient; the first attempt after a good session follows at once, because another server or path
-may work. faulted: Permanent, tried again slowly. restarting: an error that no contract names,
-so a bug of ours: its traceback is logged once. A component stays in the state of its last failure while it is tried
-again, so one outage is one line in the log when it begins and one when it ends; what fails in the same way meanwhile
-is counted (`attempts`) and logged at debug. Poisoned and cancellation pass through: the first ends the process, the
-second is a stop.
+may work. faulted: Permanent, tried again slowly, or when what was wrong has been put right (`cured`). restarting: an
+error that no contract names, so a bug of ours: its traceback is logged once. A component stays in the state of its last
+failure while it is tried again, so one outage is one line in the log when it begins and one when it ends; what fails in
+the same way meanwhile is counted (`attempts`) and logged at debug. Poisoned and cancellation pass through: the first
+ends the process, the second is a stop.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.log import Log
 from pipelines.clock import Clock
 from pipelines.errors import NotConnected, Permanent, Poisoned, Transient
+
+LOOK_EVERY_S: Final = 1.0
+"""How often a component that is faulted looks whether somebody has put right what it lacks."""
 
 
 class State(StrEnum):
@@ -150,7 +153,8 @@ class Supervisor:
         """Never returns. Raises Poisoned; cancelled, it closes the session and is stopped."""
         try:
             while True:
-                await self._clock.sleep(self._after(await self._once()))
+                ended = await self._once()
+                await self._wait(self._after(ended), ended)
         except asyncio.CancelledError:
             self._enter(State.STOPPED, "")
             self._log.info("stopped")
@@ -182,6 +186,16 @@ class Supervisor:
             self._failures = 0
         self._was_good = up_since_ns is not None and not self._failures
         return ended
+
+    async def _wait(self, wait_s: float, ended: BaseException) -> None:
+        """Until the next session; less where what made this one impossible is put right meanwhile."""
+        cured = ended.cured if isinstance(ended, Permanent) else None
+        if cured is None:
+            await self._clock.sleep(wait_s)
+            return
+        until_ns = self._clock.mono_ns() + int(wait_s * 1e9)
+        while (left_s := (until_ns - self._clock.mono_ns()) / 1e9) > 0 and not cured():
+            await self._clock.sleep(min(LOOK_EVERY_S, left_s))
 
     async def _close(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class GatewayError(Exception):
@@ -34,7 +34,14 @@ class Rejected(GatewayError):
 
 
 class Permanent(GatewayError):
-    """Trying again as it is cannot help (credentials, certificate, protocol version): faulted, tried again slowly."""
+    """Trying again as it is cannot help (credentials, certificate, protocol version): faulted, tried again slowly.
+
+    `cured` is asked about once a second meanwhile and must be cheap: True, and it is tried again at once.
+    """
+
+    def __init__(self, message: str, cured: Callable[[], bool] | None = None) -> None:
+        super().__init__(message)
+        self.cured = cured
 
 
 class Corrupt(GatewayError):

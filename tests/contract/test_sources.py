@@ -1,4 +1,5 @@
-"""The source contract on every kind of machine: three OPC UA stacks, three Modbus ones on every transport."""
+"""The source contract on every kind of machine: three OPC UA stacks, each also secured, three Modbus ones on every
+transport."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from connectors.modbus_settings import ModbusDevice
 from connectors.opcua_settings import OpcUaDevice
 from tests.conftest import made
 from tests.contract.source_suite import DEADLINE_S, Machine, SourceSuite
-from tests.services.asyncua_server import AsyncuaServer
+from tests.services.asyncua_server import AsyncuaServer, Secured
 from tests.services.libmodbus import LibmodbusRtuServer, LibmodbusServer, coil, holding, input_register
 from tests.services.milo import Group, Milo
 from tests.services.node_modbus import NodeModbus, NodeModbusRtu
 from tests.services.node_opcua import NodeOpcua
+from tests.services.opcua_certificates import make
 from tests.services.process import Service
 from tests.services.pymodbus_server import PymodbusRtuServer, PymodbusServer
 from tests.services.tls import Certificates
@@ -46,10 +48,11 @@ PLANT: dict[str, Any] = {
 """What the asyncua server and node-opcua both hold; `Double` is what the tests change."""
 
 
-def opcua(server: Any, nodes: dict[str, str]) -> OpcUaDevice:
-    return OpcUaDevice.model_validate(
-        {"opcua": server.url, "security": "none", "every": "50ms", "timeout": "20s", "tags": nodes}
-    )
+def opcua(server: Any, nodes: dict[str, str], **options: Any) -> OpcUaDevice:
+    """Unsecured, but where a thumbprint is pinned: then SignAndEncrypt with the best policy."""
+    security = "best" if "trust" in options else "none"
+    settings = {"opcua": server.url, "security": security, "every": "50ms", "timeout": "20s", "tags": nodes}
+    return OpcUaDevice.model_validate(settings | options)
 
 
 def running(make: Callable[[], Service]) -> Iterator[Any]:
@@ -57,10 +60,10 @@ def running(make: Callable[[], Service]) -> Iterator[Any]:
         yield server
 
 
-def plant(server: Any, namespace: int) -> Machine:
+def plant(server: Any, namespace: int, **options: Any) -> Machine:
     counter = itertools.count(1)
     names = [*PLANT, "Double", "Missing"]
-    settings = opcua(server, {name: f"ns={namespace};s={name}" for name in names})
+    settings = opcua(server, {name: f"ns={namespace};s={name}" for name in names}, **options)
     return Machine(
         "opcua", server, settings, PLANT, "Missing", lambda: server.set_value("Double", float(next(counter)))
     )
@@ -92,10 +95,50 @@ class TestMilo(SourceSuite):
     @pytest.fixture(scope="class")
     @classmethod
     def machine(cls) -> Iterator[Machine]:
-        for server in running(lambda: Milo([Group("v", "double", 20, 50)], ticks=3)):
-            settings = opcua(server, {f"v{i}": f"ns=2;s=v{i}" for i in range(20)} | {"bad": "ns=2;s=nope"})
-            expected = _Any(f"v{i}" for i in range(20))
-            yield Machine("opcua", server, settings, expected, "bad", partial(_tick, server))
+        for server in running(milo):
+            yield load(server)
+
+
+class TestAsyncuaSecured(SourceSuite):
+    """asyncua's own server, SignAndEncrypt; the user is known by a password."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        secured = Secured(make("asyncua"), users={"operator": "secret"})
+        auth = {"user": "operator", "password": "secret"}
+        for server in running(lambda: AsyncuaServer(secured=secured)):
+            yield plant(server, 2, trust=secured.certificate.thumbprint, auth=auth)
+
+
+class TestNodeOpcuaSecured(SourceSuite):
+    """node-opcua, SignAndEncrypt."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(NodeOpcua):
+            yield plant(server, 1, trust=server.thumbprint)
+
+
+class TestMiloSecured(SourceSuite):
+    """Eclipse Milo, SignAndEncrypt."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(milo):
+            yield load(server, trust=server.certificate.thumbprint)
+
+
+def milo() -> Milo:
+    return Milo([Group("v", "double", 20, 50)], ticks=3)
+
+
+def load(server: Milo, **options: Any) -> Machine:
+    settings = opcua(server, {f"v{i}": f"ns=2;s=v{i}" for i in range(20)} | {"bad": "ns=2;s=nope"}, **options)
+    expected = _Any(f"v{i}" for i in range(20))
+    return Machine("opcua", server, settings, expected, "bad", partial(_tick, server))
 
 
 def _tick(server: Milo) -> None:

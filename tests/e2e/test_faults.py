@@ -28,7 +28,7 @@ FAULTY_TAGS: dict[str, tuple[str, ...]] = {
     "meter": ("wrong_register", f"holding {LIMIT + 5}", "illegal data address", "check the address"),
 }
 REFUSED: dict[str, tuple[str, ...]] = {
-    "stranger": ("faulted", "127.0.0.1:{port}", "certificate is not trusted", "move"),
+    "stranger": ("faulted", "127.0.0.1:{port}", "certificate is not trusted", "gateway trust approve stranger"),
     "locked": ("faulted", "127.0.0.1:{port}", "does not authorize this client", "check auth"),
     "unproven": ("faulted", "localhost:{port}", "certificate is not trusted", "set tls: {{ca: FILE}}"),
 }

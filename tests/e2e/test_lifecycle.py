@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from connectors.opcua_pki import TRUSTED, move
 from tests.e2e.consumers import Subscriber, missing_seqs, values, without_repeats
 from tests.e2e.gateway_process import COMPLAINTS, DEADLINE_S, ID, Gateway
 from tests.services.asyncua_server import AsyncuaServer
@@ -297,10 +298,10 @@ def _trust_as_told(gateway: Gateway, names: list[str]) -> None:
     """The server's certificate is not trusted at first; the operator does what the log says. The gateway is stopped."""
     for name in names:
         shown = gateway.wait_state(name, "faulted")
-    move = re.search(r"move (\S+\.der) to (\S+)", shown["reason"])
-    assert move
-    Path(move[1]).rename(Path(move[2]) / "machine.der")
+    assert re.search(rf"`gateway trust approve {names[-1]}`", shown["reason"])
     assert gateway.end() == 0
+    kept = move(gateway.data_dir / "pki", names[-1], TRUSTED)
+    assert {one.device for one in kept} == {*names}
 
 
 def _devices(machine: AsyncuaServer) -> dict[str, Any]:

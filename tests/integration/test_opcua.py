@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ruamel.yaml import YAML
 from connectors import opcua_items, opcua_plan
 from connectors.opcua import OpcUaSource
 from connectors.opcua_browse import browse
+from connectors.opcua_pki import TRUSTED, move
 from connectors.opcua_settings import OpcUaAuth, OpcUaDevice
 from pipelines.batch import Batch
 from pipelines.clock import SystemClock
@@ -151,14 +151,13 @@ async def test_ten_thousand_items_come_in_one_connect(milo: Callable[..., Milo],
 async def test_encryption_by_default_and_trust_by_an_operator(
     node_opcua: NodeOpcua, source: Make, tmp_path: Path
 ) -> None:
-    """Unknown certificate: Permanent, and the text says what to move where; done, the same source connects."""
+    """Unknown certificate: Permanent, and the text says what to do; done, the same source connects."""
     auth = {"user": "operator", "password": "secret"}
     press = source(node_opcua.url, {"x": "ns=1;s=Double"}, security="best", auth=auth)
     with pytest.raises(Permanent, match="not trusted") as refused:
         await within(press.connect([]))
-    [pending] = (tmp_path / "pki" / "pending").iterdir()
-    assert str(pending) in str(refused.value)
-    shutil.move(pending, tmp_path / "pki" / "trusted")
+    assert "gateway trust approve press" in str(refused.value)
+    move(tmp_path / "pki", "press", TRUSTED)
     await within(press.connect([]))
     [batch] = await rows(press, 1)
     assert batch.values() == [0.25]

@@ -173,6 +173,50 @@ async def test_what_was_acknowledged_is_not_sent_again(
     assert "republished_notifications" not in second.counted and second.skipped() == 0
 
 
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_subscriptions_are_handed_over_in_a_secured_channel(
+    node_opcua_plant: Plant, rig: Make, tmp_path: Path, end: str
+) -> None:
+    """SignAndEncrypt, anonymous: the next process takes them over (TransferSubscriptions), and nothing is lost."""
+    plant = node_opcua_plant
+    settings = plant.settings(security="best", trust=plant.server.thumbprint, auth=None)
+    first = rig(settings)
+    counter = await begun(first, plant)
+    await counter.reaches(10)
+    if end == "kill":
+        await first.kill(tmp_path / "second")
+    else:
+        await first.stop()
+    await counter.reaches(20)
+    second = rig(settings, "second" if end == "kill" else "first")
+    await second.start()
+    await counter.reaches(10)
+    last = await counter.stopped()
+    assert once_each(await second.has(float(last), TAG), last)
+    assert second.counted["transferred"] == 1 and not second.notes
+
+
+async def test_milo_hands_subscriptions_over_in_a_secured_channel(rig: Make, tmp_path: Path) -> None:
+    """The same with another stack: every tick, also those while nobody was there."""
+    with made(lambda: Milo([Group("v", "double", 1, 50)])) as server:
+        options = {"opcua": server.url, "every": "50ms", "sampling": 0, "queue": 1000, "tags": {TAG: "ns=2;s=v0"}}
+        settings = OpcUaDevice.model_validate({**options, "trust": server.certificate.thumbprint})
+        first = rig(settings)
+        await first.start()
+        await first.has(expected_value(0, 0, "double"), TAG)
+        await asyncio.to_thread(server.go, 5)
+        await first.has(expected_value(0, 5, "double"), TAG)
+        await asyncio.to_thread(server.wait_finished, 30.0)
+        await first.kill(tmp_path / "second")
+        await asyncio.to_thread(server.go, 5)
+        await asyncio.to_thread(server.wait_finished, 30.0)
+        second = rig(settings, "second")
+        await second.start()
+        values = await second.has(expected_value(0, 10, "double"), TAG)
+        assert values == [expected_value(0, tick, "double") for tick in range(11)]
+        assert second.counted["transferred"] == 1 and not second.notes
+
+
 async def test_a_clean_stop_loses_nothing_either(node_opcua_plant: Plant, rig: Make) -> None:
     """systemctl restart: the subscriptions stay while the gateway is away, and what they held is delivered."""
     plant = node_opcua_plant

@@ -1,8 +1,9 @@
 """An asyncua server in a process of its own: the wrapper for tests, and (run as a program) the server.
 
-    python -m tests.services.asyncua_server PORT DOUBLES
+    python -m tests.services.asyncua_server PORT DOUBLES [SECURITY]
 
-Namespace 2 is `urn:mec:asyncua`, Objects/Plant holds ns=2;s=<Type> for every entry of VARIABLES. Lines in, JSON:
+SECURITY is the JSON of `Secured`. Namespace 2 is `urn:mec:asyncua`, Objects/Plant holds ns=2;s=<Type> for every entry
+of VARIABLES. Lines in, JSON:
 `{"set": "Double", "value": 1.5, "source_ns": ..., "status": 0}` (`source_ns`, `status` optional) or
 `{"set_many": {"Double": 1.5, ...}}`. Lines out: `ready`, then `done` after each command, or `error ...`. The end of
 stdin stops it.
@@ -13,11 +14,21 @@ import json
 import sys
 import uuid
 from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from asyncua import Server, ua
+from asyncua.common.utils import ServiceError
+from asyncua.crypto.permission_rules import User, UserRole
+from asyncua.server.internal_server import InternalServer
+from asyncua.server.user_managers import UserManager
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
+from tests.services.opcua_certificates import URI, Pair
 from tests.services.ports import HOST, free_port
 from tests.services.process import Service
 
@@ -47,15 +58,62 @@ VARIABLES: dict[str, tuple[ua.VariantType, Json]] = {
 }
 
 
-class AsyncuaServer(Service):
-    """The server, anonymous, security None; variables ns=2;s=<name> for each name of VARIABLES.
+ENDPOINTS = tuple(
+    f"{policy}_{mode}"
+    for policy in ("Aes256Sha256RsaPss", "Aes128Sha256RsaOaep", "Basic256Sha256")
+    for mode in ("SignAndEncrypt", "Sign")
+)
+"""Every current policy in both modes."""
 
-    doubles: that many more variables ns=2;s=v0 ... of type Double, first value 0.0.
+
+@dataclass(frozen=True)
+class Secured:
+    """What a server shows and whom it lets in."""
+
+    certificate: Pair
+    endpoints: Sequence[str] = ENDPOINTS
+    """asyncua's names; `NoSecurity` is one more."""
+    uri: str = URI
+    users: Mapping[str, str] = field(default_factory=dict)
+    """Name -> password; none: anonymous."""
+    user_certificates: Sequence[Pair] = ()
+    clients: Sequence[str] | None = None
+    """Thumbprints (SHA-256) of the client certificates that it takes; None: all."""
+
+    def json(self, folder: Path) -> str:
+        """For the command line; the certificates are files in `folder`."""
+        certificate, key = self.certificate.save(folder, "server")
+        users = [pair.save(folder, f"user{number}")[0] for number, pair in enumerate(self.user_certificates)]
+        return json.dumps(
+            {
+                "certificate": str(certificate),
+                "key": str(key),
+                "endpoints": list(self.endpoints),
+                "uri": self.uri,
+                "users": dict(self.users),
+                "user_certificates": [str(path) for path in users],
+                "clients": None if self.clients is None else list(self.clients),
+            }
+        )
+
+
+class AsyncuaServer(Service):
+    """The server; variables ns=2;s=<name> for each name of VARIABLES.
+
+    doubles: that many more variables ns=2;s=v0 ... of type Double, first value 0.0. secured: None for security None
+    and anonymous users.
     """
 
-    def __init__(self, *, doubles: int = 0) -> None:
+    def __init__(self, *, doubles: int = 0, secured: Secured | None = None) -> None:
         super().__init__("asyncua", free_port())
-        self.run_as([sys.executable, "-m", "tests.services.asyncua_server", str(self.port), str(doubles)])
+        self._doubles = doubles
+        self.secure(secured)
+
+    def secure(self, secured: Secured | None) -> None:
+        """Stops it; from its next start on."""
+        self.stop()
+        argv = [sys.executable, "-m", "tests.services.asyncua_server", str(self.port), str(self._doubles)]
+        self.run_as([*argv, secured.json(self.folder)] if secured else argv)
 
     @property
     def url(self) -> str:
@@ -82,12 +140,14 @@ class AsyncuaServer(Service):
             raise ValueError(answer)
 
 
-async def serve(port: int, doubles: int) -> None:
+async def serve(port: int, doubles: int, security: dict[str, Any] | None) -> None:
     """Serves until stdin ends."""
-    server = Server()
+    server = Server(user_manager=_Users(security) if security else None)
     await server.init()
     server.set_endpoint(f"opc.tcp://{HOST}:{port}/")
     server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+    if security:
+        await _secure(server, security)
     index = await server.register_namespace("urn:mec:asyncua")
     plant = await server.nodes.objects.add_object(_node_id("Plant", index), f"{index}:Plant")
     more = {f"v{i}": (ua.VariantType.Double, 0.0) for i in range(doubles)}
@@ -100,6 +160,44 @@ async def serve(port: int, doubles: int) -> None:
         commands = await _stdin()
         while line := await commands.readline():
             print(await _obey(server, index, types, json.loads(line)), flush=True)
+
+
+async def _secure(server: Server, security: dict[str, Any]) -> None:
+    await server.set_application_uri(security["uri"])
+    server.set_security_policy([ua.SecurityPolicyType[name] for name in security["endpoints"]])
+    await server.load_certificate(security["certificate"])
+    await server.load_private_key(security["key"])
+    tokens: list[type] = [ua.UserNameIdentityToken] * bool(security["users"])
+    tokens += [ua.X509IdentityToken] * bool(security["user_certificates"])
+    server.set_identity_tokens(tokens or [ua.AnonymousIdentityToken])
+
+    async def known(certificate: x509.Certificate, _: ua.ApplicationDescription) -> None:
+        if certificate.fingerprint(hashes.SHA256()).hex() not in security["clients"]:
+            raise ServiceError(ua.StatusCodes.BadCertificateUntrusted)
+
+    if security["clients"] is not None:
+        server.set_certificate_validator(known)
+
+
+class _Users(UserManager):
+    """Those of `Secured`."""
+
+    def __init__(self, security: dict[str, Any]) -> None:
+        self._passwords = security["users"]
+        self._certificates = [Path(path).read_bytes() for path in security["user_certificates"]]
+
+    def get_user(
+        self,
+        iserver: InternalServer,
+        username: str | None = None,
+        password: str | bytes | None = None,
+        certificate: bytes | None = None,
+    ) -> User | None:
+        word = password.decode() if isinstance(password, bytes) else password
+        named = username is not None and self._passwords.get(username) == word
+        shown = username is None and certificate in self._certificates
+        anonymous = not self._passwords and not self._certificates
+        return User(role=UserRole.User) if named or shown or anonymous else None
 
 
 async def _obey(server: Server, index: int, types: dict[str, ua.VariantType], command: dict[str, Any]) -> str:
@@ -145,4 +243,4 @@ async def _stdin() -> asyncio.StreamReader:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]) if len(sys.argv) > 3 else None))

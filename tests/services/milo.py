@@ -15,6 +15,7 @@ from asyncua import ua
 
 from tests.services.cache import cached
 from tests.services.maven import class_path, compile_java, copy_jars
+from tests.services.opcua_certificates import make
 from tests.services.packages import java
 from tests.services.ports import HOST, free_port
 from tests.services.process import Service
@@ -111,7 +112,9 @@ def expected_value(i: int, k: int, kind: str = "mixed") -> Value:
 
 
 class Milo(Service):
-    """The server, anonymous, security None. Nothing ticks before go() or before `ns=2;s=run` is written true.
+    """The server: anonymous; endpoints None, Sign and SignAndEncrypt (three policies), every client is accepted.
+
+    Nothing ticks before go() or before `ns=2;s=run` is written true.
 
     ticks: how many ticks each group makes after a trigger that does not say it; 0: until stop_ticking().
     """
@@ -124,8 +127,11 @@ class Milo(Service):
         super().__init__("milo", free_port())
         self.groups = tuple(groups)
         self._mark = 0
+        self.certificate = make("milo", uri="urn:mec:load-server")
+        (self.folder / "server.p12").write_bytes(self.certificate.pkcs12("server"))
         specs = [f"{group.prefix}:{group.kind}:{group.count}:{group.period_ms}" for group in groups]
         jvm = [java(), f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Dfile.encoding=UTF-8"]
+        jvm.append(f"-Dcertificate={self.folder / 'server.p12'}")
         self.run_as([*jvm, "-cp", class_path(folder), "LoadServer", str(self.port), str(ticks), *specs])
 
     @property

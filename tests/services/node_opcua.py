@@ -4,6 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
 from tests.services.cache import cached, run
 from tests.services.packages import node, npm
 from tests.services.ports import HOST, free_port
@@ -21,10 +24,10 @@ def install() -> Path:
 
 
 class NodeOpcua(Service):
-    """The server: endpoints None and SignAndEncrypt (three policies), anonymous, and user/password where given.
+    """The server: endpoints None, Sign and SignAndEncrypt (three policies), anonymous, and user/password where given.
 
-    Every client certificate is accepted. Variables: ns=1;s=Double and so on, named by their type. It makes a new
-    certificate of its own at each construction, kept over restarts.
+    Every certificate, of a client or a user, is accepted. Variables: ns=1;s=Double and so on, named by their type. It
+    makes a new certificate of its own at each construction, kept over restarts.
     """
 
     ready_s = 90.0
@@ -40,6 +43,12 @@ class NodeOpcua(Service):
     def url(self) -> str:
         """opc.tcp://127.0.0.1:port"""
         return f"opc.tcp://{HOST}:{self.port}"
+
+    @property
+    def thumbprint(self) -> str:
+        """SHA-256 of its certificate, hex; once it was started."""
+        pem = (self.folder / "pki" / "own" / "certs" / "certificate.pem").read_bytes()
+        return x509.load_pem_x509_certificates(pem)[0].fingerprint(hashes.SHA256()).hex()
 
     def wait_ready(self) -> None:
         """Returns when the server accepts sessions."""

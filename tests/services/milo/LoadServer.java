@@ -5,11 +5,18 @@ import static org.eclipse.milo.opcua.stack.core.types.builtin.unsigned.Unsigned.
 import static org.eclipse.milo.opcua.stack.core.types.builtin.unsigned.Unsigned.ushort;
 
 import java.io.BufferedReader;
+import java.io.FileInputStream;
 import java.io.InputStreamReader;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
+import java.security.KeyPair;
+import java.security.KeyStore;
+import java.security.PrivateKey;
+import java.security.Security;
+import java.security.cert.X509Certificate;
 import java.util.ArrayList;
 import java.util.HashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -18,6 +25,7 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.ScheduledFuture;
 import java.util.concurrent.TimeUnit;
+import org.bouncycastle.jce.provider.BouncyCastleProvider;
 import org.eclipse.milo.opcua.sdk.core.AccessLevel;
 import org.eclipse.milo.opcua.sdk.core.Reference;
 import org.eclipse.milo.opcua.sdk.core.ValueRank;
@@ -33,8 +41,14 @@ import org.eclipse.milo.opcua.sdk.server.nodes.UaVariableNode;
 import org.eclipse.milo.opcua.sdk.server.nodes.filters.AttributeFilters;
 import org.eclipse.milo.opcua.stack.core.AttributeId;
 import org.eclipse.milo.opcua.stack.core.NodeIds;
+import org.eclipse.milo.opcua.stack.core.security.CertificateGroup;
+import org.eclipse.milo.opcua.stack.core.security.CertificateValidator;
+import org.eclipse.milo.opcua.stack.core.security.DefaultApplicationGroup;
 import org.eclipse.milo.opcua.stack.core.security.DefaultCertificateManager;
 import org.eclipse.milo.opcua.stack.core.security.MemoryCertificateQuarantine;
+import org.eclipse.milo.opcua.stack.core.security.MemoryCertificateStore;
+import org.eclipse.milo.opcua.stack.core.security.MemoryTrustListManager;
+import org.eclipse.milo.opcua.stack.core.security.RsaSha256CertificateFactory;
 import org.eclipse.milo.opcua.stack.core.security.SecurityPolicy;
 import org.eclipse.milo.opcua.stack.core.transport.TransportProfile;
 import org.eclipse.milo.opcua.stack.core.types.builtin.ByteString;
@@ -71,6 +85,7 @@ import org.eclipse.milo.opcua.stack.transport.server.tcp.OpcTcpServerTransportCo
 public final class LoadServer extends ManagedNamespaceWithLifecycle {
 
   private static final String NAMESPACE = "urn:mec:load";
+  private static final String APPLICATION_URI = "urn:mec:load-server";
   private static final long UNIX_EPOCH_100NS = 116_444_736_000_000_000L;
 
   private final ScheduledExecutorService timer = Executors.newSingleThreadScheduledExecutor();
@@ -100,29 +115,76 @@ public final class LoadServer extends ManagedNamespaceWithLifecycle {
     getLifecycleManager().addStartupTask(this::addNodes);
   }
 
-  private static OpcUaServer server(int port) {
-    EndpointConfig endpoint =
+  private static OpcUaServer server(int port) throws Exception {
+    Security.addProvider(new BouncyCastleProvider()); // has the signature of Aes256_Sha256_RsaPss
+    OwnCertificate own = new OwnCertificate(System.getProperty("certificate"));
+    CertificateGroup group =
+        DefaultApplicationGroup.createAndInitialize(
+            new MemoryTrustListManager(),
+            new MemoryCertificateStore(),
+            own,
+            new CertificateValidator.InsecureCertificateValidator()); // every client is welcome
+    OpcUaServerConfig config =
+        OpcUaServerConfig.builder()
+            .setApplicationName(LocalizedText.english("Milo load generator"))
+            .setApplicationUri(APPLICATION_URI) // has namespace index 1, NAMESPACE has 2
+            .setProductUri(APPLICATION_URI)
+            .setEndpoints(endpoints(port, own.chain[0]))
+            .setCertificateManager(new DefaultCertificateManager(new MemoryCertificateQuarantine(), group))
+            .setIdentityValidator(AnonymousIdentityValidator.INSTANCE)
+            .build();
+    OpcTcpServerTransportConfig transport = OpcTcpServerTransportConfig.newBuilder().build();
+    return new OpcUaServer(config, profile -> new OpcTcpServerTransport(transport));
+  }
+
+  /** None, and every current policy in both modes. */
+  private static Set<EndpointConfig> endpoints(int port, X509Certificate certificate) {
+    Set<EndpointConfig> endpoints = new LinkedHashSet<>();
+    EndpointConfig.Builder builder =
         EndpointConfig.newBuilder()
             .setBindAddress("127.0.0.1")
             .setHostname("127.0.0.1")
             .setBindPort(port)
             .setPath("/")
             .setTransportProfile(TransportProfile.TCP_UASC_UABINARY)
-            .setSecurityPolicy(SecurityPolicy.None)
-            .setSecurityMode(MessageSecurityMode.None)
-            .addTokenPolicies(USER_TOKEN_POLICY_ANONYMOUS)
-            .build();
-    OpcUaServerConfig config =
-        OpcUaServerConfig.builder()
-            .setApplicationName(LocalizedText.english("Milo load generator"))
-            .setApplicationUri("urn:mec:load-server") // has namespace index 1, NAMESPACE has 2
-            .setProductUri("urn:mec:load-server")
-            .setEndpoints(Set.of(endpoint))
-            .setCertificateManager(new DefaultCertificateManager(new MemoryCertificateQuarantine()))
-            .setIdentityValidator(AnonymousIdentityValidator.INSTANCE)
-            .build();
-    OpcTcpServerTransportConfig transport = OpcTcpServerTransportConfig.newBuilder().build();
-    return new OpcUaServer(config, profile -> new OpcTcpServerTransport(transport));
+            .addTokenPolicies(USER_TOKEN_POLICY_ANONYMOUS);
+    endpoints.add(
+        builder.copy().setSecurityPolicy(SecurityPolicy.None).setSecurityMode(MessageSecurityMode.None).build());
+    for (SecurityPolicy policy :
+        List.of(SecurityPolicy.Aes256_Sha256_RsaPss, SecurityPolicy.Aes128_Sha256_RsaOaep, SecurityPolicy.Basic256Sha256)) {
+      for (MessageSecurityMode mode : List.of(MessageSecurityMode.Sign, MessageSecurityMode.SignAndEncrypt)) {
+        endpoints.add(
+            builder.copy().setCertificate(certificate).setSecurityPolicy(policy).setSecurityMode(mode).build());
+      }
+    }
+    return endpoints;
+  }
+
+  /** The key and certificate in a PKCS#12 file, under the password "server". */
+  private static final class OwnCertificate extends RsaSha256CertificateFactory {
+    private final KeyPair keys;
+    private final X509Certificate[] chain;
+
+    OwnCertificate(String file) throws Exception {
+      char[] password = "server".toCharArray();
+      KeyStore store = KeyStore.getInstance("PKCS12");
+      try (FileInputStream in = new FileInputStream(file)) {
+        store.load(in, password);
+      }
+      X509Certificate certificate = (X509Certificate) store.getCertificate("server");
+      keys = new KeyPair(certificate.getPublicKey(), (PrivateKey) store.getKey("server", password));
+      chain = new X509Certificate[] {certificate};
+    }
+
+    @Override
+    protected KeyPair createRsaSha256KeyPair() {
+      return keys;
+    }
+
+    @Override
+    protected X509Certificate[] createRsaSha256CertificateChain(KeyPair same) {
+      return chain;
+    }
   }
 
   // --- commands

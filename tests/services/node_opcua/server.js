@@ -1,4 +1,4 @@
-// The second foreign OPC UA server: every built-in type, endpoints None and SignAndEncrypt, users, values set by a command.
+// The second foreign OPC UA server: every built-in type, endpoints None, Sign and SignAndEncrypt, users, values set by a command.
 //
 //   node server.js PORT PKI_FOLDER [USER PASSWORD]
 //
@@ -121,7 +121,15 @@ async function main() {
       rootFolder: pkiFolder,
       automaticallyAcceptUnknownCertificate: true,
     }),
-    securityModes: [opcua.MessageSecurityMode.None, opcua.MessageSecurityMode.SignAndEncrypt],
+    userCertificateManager: new opcua.OPCUACertificateManager({
+      rootFolder: path.join(pkiFolder, "users"),
+      automaticallyAcceptUnknownCertificate: true,
+    }),
+    securityModes: [
+      opcua.MessageSecurityMode.None,
+      opcua.MessageSecurityMode.Sign,
+      opcua.MessageSecurityMode.SignAndEncrypt,
+    ],
     securityPolicies: [
       opcua.SecurityPolicy.None,
       opcua.SecurityPolicy.Basic256Sha256,

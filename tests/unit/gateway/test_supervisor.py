@@ -76,6 +76,17 @@ async def test_back_off_starts_again_after_a_good_session(patience: Patience, go
         assert clock.slept == [0.5, 1, 2, 0]
 
 
+async def test_what_is_put_right_is_tried_at_once() -> None:
+    """A refusal that somebody can cure is looked at every second; not cured, it waits as long as any other."""
+    looks = iter([False, False, True])
+    refused, clock = Permanent("its certificate is not trusted", lambda: next(looks)), FakeClock()
+    async with supervised(ScriptedSession([refused, None]), clock):
+        assert clock.slept == [1, 1]
+    clock = FakeClock()
+    async with supervised(ScriptedSession([Permanent("never", lambda: False), None]), clock):
+        assert clock.slept == [1] * 60
+
+
 async def test_a_good_session_is_followed_by_an_attempt_at_once() -> None:
     """Another server or path may work; only once, only after a session that was up, and not after a bug."""
     gone, clock = NotConnected("gone"), FakeClock()
