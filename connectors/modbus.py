@@ -7,14 +7,19 @@ A read that fails gives rows without a value and with an OPC UA StatusCode (time
 when that begins and when it ends, and one in `faults` meanwhile. A block that the device refuses (exception 2 or 3) is
 cut in two, at once and until only the points at fault fail; the cuts hold until the next `connect`. A device that
 answers nothing for `SILENT_CYCLES_MAX` cycles is NotConnected, after the rows that say so.
+
+With a `profile` the device is asked what it is at every connection, every `recheck`, and after a silence, before
+anything else is read: what another firmware's registers hold is never taken for what they held before.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from connectors.modbus_follow import Follower, limits, planned_map
 from connectors.modbus_link import (
     BAD_CONNECTION_CLOSED,
     ILLEGAL_ADDRESS,
@@ -25,12 +30,13 @@ from connectors.modbus_link import (
 )
 from connectors.modbus_plan import Block, describe, halves, plan
 from connectors.modbus_poll import Poll
+from connectors.modbus_profile import Polling, RegisterMap, parse_block
 from connectors.modbus_settings import ModbusDevice
 from pipelines.batch import BAD_TIMEOUT, Batch
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected
-from pipelines.gaps import Ledger
+from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.quantities import format_duration
 from pipelines.tags import Tag, TagTable
 
@@ -41,16 +47,26 @@ _REFUSED = (ILLEGAL_ADDRESS, ILLEGAL_VALUE)
 
 def describe_plan(settings: ModbusDevice) -> list[str]:
     """The requests of each poll period: `every 1s: holding 0-99 (100 registers, 40 tags, 2 gaps bridged)`."""
-    return [
+    found = planned_map(settings)
+    lines = [
         f"every {format_duration(every_ns)}: {line}"
-        for every_ns, blocks in _plans(settings).items()
+        for every_ns, blocks in _plans(settings, found).items()
         for line in describe(blocks)
     ]
+    return lines if found or not settings.profile else [*lines, "profile auto: what the device is says what is read"]
 
 
-def _plans(settings: ModbusDevice) -> dict[int, tuple[Block, ...]]:
+def _plans(settings: ModbusDevice, profile: RegisterMap | None) -> dict[int, tuple[Block, ...]]:
     """Poll period in ns -> its reads."""
-    return {every: plan(points, settings.max_gap, settings.max_block) for every, points in settings.points().items()}
+    poll = profile.poll if profile else Polling()
+    periods = {every: list(points) for every, points in settings.points().items()}
+    every = settings.every if poll.every is None or "every" in settings.model_fields_set else poll.every
+    for name, tag in (profile.tags if profile else {}).items():
+        if name not in settings.tags:
+            periods.setdefault(every, []).append(tag.point)
+    gap, size = limits(settings, poll)
+    holes = [parse_block(text) for text in poll.forbidden]
+    return {every: plan(points, gap, size, holes) for every, points in sorted(periods.items())}
 
 
 class ModbusSource:
@@ -74,11 +90,21 @@ class ModbusSource:
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
         self._source_id = source_id
         self._clock = clock
+        self._settings = settings
+        self._tags = tags
+        self._ledger = ledger or NoLedger()
         self._link = ModbusLink(settings.url, settings.timeout, clock, self.counters)
-        self._polls = _polls(name, settings, tags)
+        self._follower = Follower(name, settings, tags, data_dir, self._log) if settings.profile else None
+        self._map: RegisterMap | None = None
+        self._asked_ns = 0
+        self._read_ns = 0
+        self._polls: list[Poll] = []
+        self._plan()
         self._faults: dict[str, str] = {}
         self._number = 0
         self._silent_cycles = 0
+        self._doubt = False
+        """The device was silent: it may have been restarted, with another firmware."""
 
     @property
     def faults(self) -> Mapping[str, str]:
@@ -86,8 +112,10 @@ class ModbusSource:
         return self._faults
 
     async def connect(self, resume: Sequence[bytes]) -> None:
-        """Dials; every poll period is due at once. Raises NotConnected."""
+        """Dials; every poll period is due at once. Raises NotConnected, or Permanent where no profile fits."""
         await self._link.connect()
+        if self._follower:
+            await self._follow(self._follower)
         self._silent_cycles = 0
         now_ns = self._clock.mono_ns()
         for poll in self._polls:
@@ -97,6 +125,8 @@ class ModbusSource:
         """The batch of the poll cycle that is due next. Raises NotConnected."""
         if self._link.lost:
             raise NotConnected(self._link.lost)
+        if self._follower and (self._doubt or self._clock.mono_ns() - self._asked_ns >= self._settings.recheck):
+            await self._follow(self._follower)
         poll = self._polls[0] if len(self._polls) == 1 else min(self._polls, key=_due_ns)
         wait_ns = poll.due_ns - self._clock.mono_ns()
         if wait_ns > 0:
@@ -113,7 +143,8 @@ class ModbusSource:
         self._judge(failed, len(replies))
         batch = poll.batch(replies, self._source_id, self._number, self._clock.state)
         self._number += 1
-        return poll.blank(batch, replies) if failed else batch
+        self._read_ns = batch.received_ns
+        return poll.converted(poll.blank(batch, replies) if failed else batch)
 
     def commit(self, number: int) -> None:
         """Nothing to acknowledge: a Modbus device keeps nothing."""
@@ -121,6 +152,38 @@ class ModbusSource:
     async def close(self) -> None:
         """Idempotent, allowed before `connect`."""
         await self._link.close()
+
+    def _plan(self) -> None:
+        """One poll a period; adds the device's tags to the table, in the order of the file, then of the profile."""
+        self._map = self._follower.map if self._follower else None
+        ids = {
+            name: self._tags.add(
+                Tag(self.name, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband)
+            )
+            for name, tag in self._settings.tags.items()
+        }
+        known = {name: tag for name, tag in (self._map.tags if self._map else {}).items() if name not in ids}
+        if self._follower:
+            ids = {**dict.fromkeys(known, 0), **self._follower.tag_ids(), **ids}  # 0: of no tag, and never delivered
+        meanings = {name: tag.meaning for name, tag in known.items()}
+        plans = _plans(self._settings, self._map)
+        self._polls = [Poll(every, self._settings.url, blocks, ids, meanings) for every, blocks in plans.items()]
+
+    async def _follow(self, follower: Follower) -> None:
+        """Asks the device what it is; reads by another map from now on where that has changed."""
+        change = await follower.follow(self._link)
+        self._asked_ns, self._doubt, self.info = self._clock.mono_ns(), False, follower.info
+        if follower.map is self._map:
+            return
+        self._plan()
+        self._faults.clear()
+        for poll in self._polls:
+            poll.restart(self._asked_ns)
+        if change:
+            self._log.warning("the device is another than before, its tags follow: %s", change.text)
+            now_ns = self._clock.wall_ns()
+            gap = Gap(Reason.MAP_CHANGED, self.name, "", change.tags, self._read_ns or now_ns, now_ns, 0)
+            self._ledger.note(replace(gap, detail=change.text))
 
     async def _cut_refused(self, poll: Poll, replies: Sequence[Reply]) -> list[Reply]:
         """The replies to `poll.blocks`, which are cut where the device refuses one."""
@@ -144,6 +207,7 @@ class ModbusSource:
 
     def _judge(self, failed: Sequence[RequestFailed], blocks: int) -> None:
         """Whether the connection is still worth something. Raises NotConnected when it broke before any reply."""
+        self._doubt = any(failure.status == BAD_TIMEOUT for failure in failed)
         statuses = {failure.status for failure in failed} if len(failed) == blocks else set()
         if statuses == {BAD_CONNECTION_CLOSED}:
             raise NotConnected(self._link.lost)
@@ -167,17 +231,6 @@ class ModbusSource:
                 self._log.warning("%s (%s)", text, _names(changed))
             elif changed:
                 self._log.info("%s is read again (%s)", block.place, _names(changed))
-
-
-def _polls(name: str, settings: ModbusDevice, tags: TagTable) -> list[Poll]:
-    """One a period; adds the device's tags to the table, in the order of the file."""
-    ids = {
-        tag_name: tags.add(
-            Tag(name, tag_name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband)
-        )
-        for tag_name, tag in settings.tags.items()
-    }
-    return [Poll(every_ns, settings.url, blocks, ids) for every_ns, blocks in _plans(settings).items()]
 
 
 def _failures(replies: Sequence[Reply]) -> list[RequestFailed]:

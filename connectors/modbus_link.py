@@ -22,7 +22,7 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pymodbus.framer import FramerRTU, FramerSocket
@@ -84,6 +84,9 @@ class Query(NamedTuple):
     reply_bytes: int
     frame: bytes
     """TCP: everything behind the transaction id. RTU: everything, with the CRC."""
+    sized: Callable[[bytes], int] | None = None
+    """Of a reply that says its own length: the PDU as far as it has come -> its bytes in all, 0 while that is unknown.
+    The reply's data is then all of the PDU behind the function code."""
 
 
 class Reply(NamedTuple):
@@ -112,6 +115,13 @@ def query(url: ModbusUrl, block: Block) -> Query:
     framer = FramerRTU(DecodePDU(False)) if url.rtu else FramerSocket(DecodePDU(False))
     frame = framer.buildFrame(pdu)
     return Query(url.unit, block.table.function, block.reply_bytes, frame if url.rtu else frame[2:])
+
+
+def request(url: ModbusUrl, pdu: bytes, sized: Callable[[bytes], int]) -> Query:
+    """Any other request; for `sized` see Query."""
+    body = bytes([url.unit]) + pdu
+    frame = body + FramerRTU.compute_CRC(body).to_bytes(2, "big") if url.rtu else bytes([0, 0, 0, len(body)]) + body
+    return Query(url.unit, pdu[0], 0, frame, sized)
 
 
 def _exception(code: int) -> RequestFailed:
@@ -287,6 +297,8 @@ class _TcpWire(_Wire):
             self._refuse(query, _exception(first))
         elif function != query.function:
             self._refuse(query, _unlike("function", function, query.function))
+        elif query.sized:
+            self._settle(bytes([first]) + data)
         elif not first == len(data) == query.reply_bytes:
             came = first if first != query.reply_bytes else len(data)
             self._refuse(query, _unlike("byte count", came, query.reply_bytes))
@@ -321,7 +333,7 @@ class _RtuWire(_Wire):
         self._buffer = b""
         self.spent = surplus > 0 or (failure is not None and not failure.exception_code)
         if failure is None:
-            self._settle(frame[3:-2])
+            self._settle(frame[2:-2] if query.sized else frame[3:-2])
         else:
             self._refuse(query, failure)
 
@@ -334,6 +346,9 @@ class _RtuWire(_Wire):
             return _EXCEPTION_FRAME_BYTES, _exception(first)
         if function != query.function:
             return 0, _unlike("function", function, query.function)
+        if query.sized:
+            pdu_bytes = query.sized(self._buffer[1:])
+            return 1 + pdu_bytes + 2 if pdu_bytes else len(self._buffer) + 1, None
         if first != query.reply_bytes:
             return 0, _unlike("byte count", first, query.reply_bytes)
         return 3 + first + 2, None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from connectors.modbus_convert import Conversion, Meaning
 from connectors.modbus_decode import Layout
 from connectors.modbus_link import Query, Reply, query
 from connectors.modbus_plan import Block
@@ -20,12 +21,20 @@ from pipelines.clock import ClockState
 class Poll:
     """The schedule is absolute: due at `start + n * every`, whatever a cycle takes."""
 
-    def __init__(self, every_ns: int, url: ModbusUrl, blocks: Sequence[Block], tag_ids: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        every_ns: int,
+        url: ModbusUrl,
+        blocks: Sequence[Block],
+        tag_ids: Mapping[str, int],
+        meanings: Mapping[str, Meaning] | None = None,
+    ) -> None:
         self.due_ns = 0
         self._every_ns = every_ns
         self._url = url
         self._planned = tuple(blocks)
         self._tag_ids = tag_ids
+        self._meanings = meanings
         self.adopt(blocks)
 
     def adopt(self, blocks: Sequence[Block]) -> None:
@@ -33,6 +42,7 @@ class Poll:
         self.blocks = tuple(blocks)
         self.queries = [query(self._url, block) for block in blocks]
         self._layout = Layout(blocks)
+        self._conversion = Conversion(self._layout.points, self._meanings) if self._meanings else None
         ids = [self._tag_ids[point.name] for point in self._layout.points]
         self._tag = _shared(np.array(ids, dtype=np.uint32))
         self._status = _shared(np.zeros(len(ids), dtype=np.uint32))
@@ -89,6 +99,10 @@ class Poll:
                 status[rows], kind[rows], value[rows] = reply.failure.status, Kind.NULL, np.nan
         extra = {row: item for row, item in (batch.extra or {}).items() if kind[row] != Kind.NULL}
         return replace(batch, status=status, kind=kind, value=value, extra=extra or None)
+
+    def converted(self, batch: Batch) -> Batch:
+        """`batch` as the device's profile means it; as it is where there is none."""
+        return batch if self._conversion is None else self._conversion.apply(batch)
 
 
 def _shared(column: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -208,10 +208,26 @@ class ModbusDevice(Settings):
         description="Registers in one request at most; bit tables: 16 times as many bits. Lower it to what the "
         "device's manual allows.",
     )
+    profile: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        description="Tags and manners of a known device: the name of a profile (`gateway profile ls`), or `auto`: "
+        "chosen by what the device says it is. Its version is looked at whenever the device is connected.",
+        examples=["eastron-sdm630", "auto"],
+    )
+    firmware: str | None = Field(
+        None, description="The device's firmware, in place of what it says itself. Only with `profile`."
+    )
+    recheck: Duration = Field(
+        duration_ns("6h"), gt=0, description="How often a device with a profile is asked again what it is."
+    )
     tags: Annotated[
         dict[str, Annotated[ModbusTag, BeforeValidator(_tag_from_text)]],
-        Field(min_length=1, description="Tag name -> register, or a mapping with `register:` and options."),
-    ]
+        Field(
+            description="Tag name -> register, or a mapping with `register:` and options. Beside a `profile`: tags "
+            "that are added to its own, or take the place of one of the same name."
+        ),
+    ] = {}  # noqa: RUF012
 
     @field_validator("modbus")
     @classmethod
@@ -221,6 +237,10 @@ class ModbusDevice(Settings):
 
     @model_validator(mode="after")
     def _fit(self) -> ModbusDevice:
+        if not self.tags and not self.profile:
+            raise ValueError("a device needs `tags:`, or a `profile:` that has them")
+        if self.firmware and not self.profile:
+            raise ValueError("`firmware:` says which version of a `profile:` to use: write that, too")
         for name, tag in self.tags.items():
             point = parse_register(tag.place)
             if not point.table.of_bits and point.count > self.max_block:
@@ -237,7 +257,7 @@ class ModbusDevice(Settings):
     @property
     def learns_tags(self) -> bool:
         """More tags than `tags` become known when the device is connected."""
-        return False
+        return self.profile is not None
 
     def points(self) -> Mapping[int, list[Point]]:
         """Poll period in ns -> its points; the shortest period first."""

@@ -1,0 +1,390 @@
+"""The profile of a Modbus device: its registers, how it is asked, what differs between its firmware versions. Pure.
+
+`resolve` makes a `RegisterMap` for what is known of one device. Overrides apply in their order where their condition
+holds. A firmware that the sources do not cover gets the map of the nearest one that they do, with every tag flagged
+uncertain; where the firmware could not be learnt the oldest map is used, and the tags that are not the same in all
+versions are flagged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from connectors.modbus_convert import Meaning
+from connectors.modbus_plan import REGISTERS_MAX, DataType, Point, Range, Table, WordOrder
+from connectors.modbus_settings import WordOrderName, parse_register
+from connectors.profile import (
+    VERSIONS,
+    Condition,
+    Facts,
+    ProfileBase,
+    ProfileError,
+    bounds,
+    checked_condition,
+    fits,
+    in_range,
+    merged,
+    version,
+)
+from pipelines.quantities import Duration, Settings
+
+Grammar = Literal[
+    "dotted",
+    "decimal-pairs",
+    "hundredths",
+    "two-bytes",
+    "four-bytes",
+    "letter-three-bytes",
+    "nibbles",
+    "letter-revision",
+    "sma",
+    "hex-digits",
+]
+
+
+def _as_register(value: Any) -> Any:
+    return {"register": value} if isinstance(value, str) else value
+
+
+class ProfileTag(Settings):
+    """One value: `voltage: input 0 float32`, or a mapping with these keys."""
+
+    place: str = Field(
+        alias="register", description="As in the configuration file: `input 52 int32`, `holding 0x5B00 uint32`."
+    )
+    word_order: WordOrderName | None = Field(None, description="Default: the profile's.")
+    unit: str = Field("", description="UCUM code of the value behind `scale`: `V`, `kW.h`, `Cel`; `1` for a ratio.")
+    scale: float = Field(1.0, description="Factor; the result is a Double.")
+    offset: float = Field(0.0, description="Added after `scale`.")
+    scale_from: str | None = Field(
+        None, description="Name of the tag whose value is the power of ten to multiply by, read in the same cycle."
+    )
+    invalid: list[int | float] = Field([], description="Raw values that mean that there is no value; `.nan` for NaN.")
+    labels: dict[int, str] = Field({}, description="Names of numbers: an enumeration.")
+    bits: dict[int, str] = Field({}, description="Names of bits, 0 the least significant.")
+    hidden: bool = Field(False, description="Read for others (`scale_from`), never delivered.")
+    grade: Literal["A", "B", "C"] | None = Field(None, description="Default: the profile's.")
+    note: str = Field("", description="For people.")
+
+    @field_validator("place")
+    @classmethod
+    def _register(cls, text: str) -> str:
+        parse_register(text)
+        return text
+
+
+class Probe(Settings):
+    """Registers to read, and the fact that they give. A register that is not there gives none."""
+
+    gives: str = Field(description="Name of the fact: `model`, `firmware`, `map`, `serial`, or one of your own.")
+    read: list[str] = Field(min_length=1, description="Registers; each is read alone, exactly as long as it is.")
+    within: str | None = Field(
+        None, description="`holding 64001 27`: where only a read of exactly this block is answered."
+    )
+    word_order: WordOrderName | None = Field(None, description="Default: the profile's.")
+    grammar: Grammar = Field("dotted", description="How numbers become a text; `dotted` joins several by dots.")
+    values: dict[int | str, str] = Field({}, description="What a raw value means; any other gives no fact.")
+    between: tuple[float, float] | None = Field(None, description="Gives the fact `yes` for a number in here.")
+
+    @field_validator("read", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("read")
+    @classmethod
+    def _registers(cls, texts: list[str]) -> list[str]:
+        for text in texts:
+            parse_register(text)
+        return texts
+
+    @model_validator(mode="after")
+    def _numbers(self) -> Self:
+        kinds = {parse_register(text).type for text in self.read}
+        if self.grammar != "dotted" and kinds - {DataType.UINT16, DataType.UINT32}:
+            raise ValueError(f"{self.gives}: {self.grammar} is read from uint16 or uint32")
+        return self
+
+    @field_validator("within")
+    @classmethod
+    def _block(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_block(text)
+        return text
+
+
+class Polling(Settings):
+    """How the device wants to be asked. What the configuration file says itself comes first."""
+
+    max_block: int | None = Field(None, ge=1, le=REGISTERS_MAX, description="Registers in one request at most.")
+    max_gap: int | None = Field(None, ge=0, le=REGISTERS_MAX, description="Unused registers read along at most.")
+    one_value: bool = Field(False, description="One value per request.")
+    forbidden: list[str] = Field([], description="Blocks that must not be touched: `holding 100 20`.")
+    every: Duration | None = Field(None, gt=0, description="Poll period, where the file has none.")
+    pause: Duration | None = Field(None, ge=0, description="Between two requests at least.")
+    timeout: Duration | None = Field(None, gt=0, description="For each request.")
+
+    @field_validator("forbidden")
+    @classmethod
+    def _blocks(cls, texts: list[str]) -> list[str]:
+        for text in texts:
+            parse_block(text)
+        return texts
+
+
+class SunSpecPoint(Settings):
+    """A point of a SunSpec model; `at` counts registers from the model's id."""
+
+    at: int = Field(ge=0, description="Offset from the register that holds the model's id.")
+    type: str = Field(description="`uint16`, `float32`, `string 16`, ...")
+    scale_from: str | None = Field(None, description="Name of the point with the power of ten.")
+    unit: str = Field("", description="UCUM code.")
+    labels: dict[int, str] = Field({}, description="Names of numbers.")
+    bits: dict[int, str] = Field({}, description="Names of bits.")
+
+
+class SunSpecBlocks(Settings):
+    """The part of a model that repeats to its end."""
+
+    at: int = Field(description="Offset of the first block.")
+    length: int = Field(ge=1, description="Registers in each.")
+    points: dict[str, SunSpecPoint] = Field(description="`at` counts from the block's first register.")
+
+
+class SunSpecModel(Settings):
+    """One or several SunSpec models with the same points."""
+
+    ids: list[int] = Field(min_length=1, description="Model ids.")
+    name: str = Field(description="First part of the tags' names: `inverter`, then `inverter2`, ...")
+    points: dict[str, SunSpecPoint] = Field(description="By SunSpec's names.")
+    blocks: SunSpecBlocks | None = Field(None, description="What repeats.")
+    renamed: dict[int, dict[str, str]] = Field({}, description="Model id -> points that it calls otherwise.")
+
+
+class Override(Settings):
+    """What is different where a condition holds."""
+
+    when: Condition = Field(description="Fact -> range or pattern, as in `match`.")
+    tags: dict[str, dict[str, Any] | None] = Field(
+        {}, description="Tags that are added, changed key by key, or (null) not there."
+    )
+    word_order: WordOrderName | None = Field(None, description="Of the whole device.")
+    poll: Polling | None = Field(None, description="Keys that are different.")
+    note: str = Field("", description="Why, and where that is written.")
+
+    @field_validator("when")
+    @classmethod
+    def _condition(cls, when: Condition) -> Condition:
+        return checked_condition(when)
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _tags(cls, tags: Any) -> Any:
+        return {name: _as_register(tag) for name, tag in tags.items()} if isinstance(tags, dict) else tags
+
+
+class ModbusProfile(ProfileBase):
+    """A family of Modbus devices."""
+
+    protocol: Literal["modbus"] = Field(description="What the device speaks.")
+    word_order: WordOrderName = Field("big", description="Order of words and bytes in values of several registers.")
+    identify: list[Probe] = Field([], description="Asked in this order when the device is connected.")
+    covers: Condition = Field(
+        {},
+        description="Versions that the sources speak of: `{firmware: '>=1.0, <1.3'}`. Outside of them the nearest map "
+        "is used and flagged uncertain.",
+    )
+    poll: Polling = Field(Polling.model_validate({}), description="How the device wants to be asked.")
+    tags: dict[str, Annotated[ProfileTag, BeforeValidator(_as_register)]] = Field({}, description="Its values.")
+    overrides: list[Override] = Field([], description="Differences, applied in this order.")
+    sunspec: list[SunSpecModel] = Field([], description="The SunSpec models whose points become tags.")
+
+    @field_validator("covers")
+    @classmethod
+    def _condition(cls, covers: Condition) -> Condition:
+        return checked_condition(covers)
+
+    @model_validator(mode="after")
+    def _branches(self) -> Self:
+        """Every version's map is made once: a wrong register or name in an override is found when the file is read."""
+        for facts in _versions(self, {}):
+            _mapped(self, facts)
+        for override in self.overrides:
+            for name, tag in override.tags.items():
+                if tag and name in self.tags and tag.get("unit", self.tags[name].unit) != self.tags[name].unit:
+                    raise ValueError(f"tag {name}: an override cannot change its unit: give the new one another name")
+        return self
+
+
+def parse_block(text: str) -> Range:
+    """`holding 64001 27` -> the 27 registers from 64001 on. Raises ValueError, one line."""
+    words = text.split()
+    tables = {table.word: table for table in Table}
+    if len(words) != 3 or words[0] not in tables:
+        raise ValueError(f"{text!r} is not a block: write a table, an address and a number, such as holding 64001 27")
+    start, count = int(words[1], 0), int(words[2], 0)
+    return Range(tables[words[0]], start, start + count)
+
+
+def parsed(content: dict[str, Any], place: object) -> ModbusProfile:
+    """A profile from plain data. Raises ProfileError, one line."""
+    try:
+        return ModbusProfile.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ProfileError(f"{place}: {where + ': ' if where else ''}{first['msg']}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTag:
+    """One tag of a device as it is now."""
+
+    point: Point
+    meaning: Meaning
+    unit: str = ""
+    names: tuple[tuple[int, str], ...] = ()
+    bits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterMap:
+    """What a device's registers mean, and how it is asked."""
+
+    tags: Mapping[str, MappedTag]
+    poll: Polling
+    uncertain: str = ""
+    """Why tags are flagged; empty where none is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A device's SunSpec models in their order: (model id, address of that id, length)."""
+
+    models: tuple[tuple[int, int, int], ...] = field(default=())
+
+
+def resolve(profile: ModbusProfile, facts: Facts, chain: Chain = Chain()) -> RegisterMap:
+    """What is known of one device -> its map."""
+    found = [_mapped(profile, known) for known in _versions(profile, facts)]
+    oldest = found[0]
+    why, doubtful = "", set[str]()
+    if len(found) > 1:
+        doubtful = {name for name, tag in oldest.tags.items() if any(other.tags.get(name) != tag for other in found)}
+        missing = ", ".join(name for name in _versioned(profile) if not facts.get(name))
+        why = f"the device does not tell its {missing}: the oldest map is used" if doubtful else ""
+    elif outside := [name for name, wanted in profile.covers.items() if not fits({name: wanted}, facts)]:
+        doubtful = set(oldest.tags)
+        said = ", ".join(f"{name} {facts.get(name)} ({profile.covers[name]})" for name in outside)
+        why = f"the profile does not cover {said}: the nearest map is used"
+    tags = {name: _flagged(tag) if name in doubtful else tag for name, tag in oldest.tags.items()}
+    return RegisterMap({**tags, **dict(_sunspec_tags(profile, chain))}, oldest.poll, why)
+
+
+def _flagged(tag: MappedTag) -> MappedTag:
+    return MappedTag(tag.point, tag.meaning._replace(uncertain=True), tag.unit, tag.names, tag.bits)
+
+
+def _versioned(profile: ModbusProfile) -> list[str]:
+    """The versions that matter."""
+    named = [*profile.covers, *(name for override in profile.overrides for name in override.when)]
+    return [name for name in dict.fromkeys(named) if name in VERSIONS]
+
+
+def _versions(profile: ModbusProfile, facts: Facts) -> Iterator[Facts]:
+    """`facts`, with each version that is not known filled in by every one at which something changes, oldest first."""
+    missing = [name for name in _versioned(profile) if not facts.get(name)]
+    choices = [_thresholds(profile, name) for name in missing]
+    for combination in product(*choices):
+        yield {**facts, **dict(zip(missing, combination, strict=True))}
+
+
+def _thresholds(profile: ModbusProfile, name: str) -> list[str]:
+    """Oldest first: one version below every bound, then one at each and one above it, within what is covered."""
+    conditions = [profile.covers, *(override.when for override in profile.overrides)]
+    texts = [wanted for condition in conditions if isinstance(wanted := condition.get(name), str) and wanted]
+    known = sorted({bound for text in texts for _, bound in bounds(text)}, key=version)
+    every = ["0", *(sample for bound in known for sample in (bound, f"{bound}.1"))]
+    covered = profile.covers.get(name)
+    return [one for one in every if not isinstance(covered, str) or in_range(one, covered)] or every
+
+
+def _mapped(profile: ModbusProfile, facts: Facts) -> RegisterMap:
+    """The tags of one version, none of them flagged. Raises ValueError."""
+    tags: dict[str, ProfileTag] = dict(profile.tags)
+    order, poll = profile.word_order, profile.poll
+    for override in profile.overrides:
+        if not fits(override.when, facts):
+            continue
+        order = override.word_order or order
+        if override.poll:
+            poll = poll.model_copy(update={key: getattr(override.poll, key) for key in override.poll.model_fields_set})
+        for name, change in override.tags.items():
+            if change is None:
+                tags.pop(name, None)
+                continue
+            old = tags[name].model_dump(by_alias=True, exclude_unset=True) if name in tags else {}
+            tags[name] = ProfileTag.model_validate(merged(old, change))
+    return RegisterMap({name: _tag(name, tag, order) for name, tag in tags.items()}, poll)
+
+
+def _tag(name: str, tag: ProfileTag, order: WordOrderName) -> MappedTag:
+    point = parse_register(tag.place, name, WordOrder(tag.word_order or order))
+    double = bool(tag.model_fields_set & {"scale", "offset"})
+    meaning = Meaning(tag.scale, tag.offset, tag.scale_from or "", tuple(tag.invalid), tag.hidden, double=double)
+    names = tuple((tag.bits or tag.labels).items())
+    return MappedTag(point, meaning, tag.unit, names, bool(tag.bits))
+
+
+_NOT_IMPLEMENTED: Mapping[str, tuple[float, ...]] = {
+    "int16": (-0x8000,),
+    "uint16": (0xFFFF,),
+    "int32": (-0x8000_0000,),
+    "uint32": (0xFFFF_FFFF,),
+    "int64": (-0x8000_0000_0000_0000,),
+    "uint64": (0xFFFF_FFFF_FFFF_FFFF,),
+    "float32": (float("nan"),),
+    "float64": (float("nan"),),
+}
+"""SunSpec's value of a point that a device does not have."""
+
+
+def _sunspec_tags(profile: ModbusProfile, chain: Chain) -> Iterator[tuple[str, MappedTag]]:
+    """Every point of the models that the device has, as far as the device's own length of the model goes."""
+    models = {number: model for model in profile.sunspec for number in model.ids}
+    seen: dict[str, int] = {}
+    for number, start, length in chain.models:
+        model = models.get(number)
+        if model is None:
+            continue
+        seen[model.name] = seen.get(model.name, 0) + 1
+        name = model.name if seen[model.name] == 1 else f"{model.name}{seen[model.name]}"
+        stop = start + 2 + length
+        renamed = model.renamed.get(number, {})
+        yield from _points(name, model.points, start, stop, renamed, name)
+        if model.blocks:
+            for at, first in enumerate(range(start + model.blocks.at, stop, model.blocks.length), start=1):
+                if first + model.blocks.length <= stop:
+                    yield from _points(f"{name}_{at}", model.blocks.points, first, stop, {}, name)
+
+
+def _points(
+    prefix: str, points: Mapping[str, SunSpecPoint], start: int, stop: int, renamed: Mapping[str, str], factors: str
+) -> Iterator[tuple[str, MappedTag]]:
+    factor_points = {point.scale_from for point in points.values()}
+    for known, point in points.items():
+        name = f"{prefix}_{renamed.get(known, known)}"
+        place = parse_register(f"holding {start + point.at} {point.type}", name)
+        if place.stop > stop:
+            continue
+        own = f"{prefix if point.scale_from in points else factors}_{point.scale_from}" if point.scale_from else ""
+        hidden = known in factor_points or known.endswith("_SF")
+        invalid = _NOT_IMPLEMENTED.get(point.type, ())
+        meaning = Meaning(1.0, 0.0, own, invalid, hidden=hidden)
+        names = tuple((point.bits or point.labels).items())
+        yield name, MappedTag(place, meaning, point.unit, names, bool(point.bits))
