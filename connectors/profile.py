@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -141,7 +142,7 @@ def profile_files(protocol: str, own: Path | None = None) -> dict[str, Traversab
 def raw_profile(file: Traversable, known: Mapping[str, Traversable], below: Sequence[str] = ()) -> dict[str, Any]:
     """The file as plain data, on top of what it extends. Raises ProfileError."""
     try:
-        content = YAML(typ="safe", pure=True).load(file.read_text("utf-8"))
+        content = _plain(file.read_text("utf-8"))
     except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise ProfileError(f"{file}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -156,6 +157,12 @@ def raw_profile(file: Traversable, known: Mapping[str, Traversable], below: Sequ
         )
     whole: dict[str, Any] = merged(raw_profile(known[base], known, chain), content)
     return whole
+
+
+@lru_cache(maxsize=100)
+def _plain(text: str) -> Any:
+    """Read once: profiles share what they extend. Nobody changes what comes out."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def merged(base: Any, top: Any) -> Any:
