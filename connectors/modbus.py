@@ -111,6 +111,11 @@ class ModbusSource:
         """Tag name -> one clear line."""
         return self._faults
 
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What the device said of itself, where it has a profile: fact -> text."""
+        return self._follower.identity.facts if self._follower and self._follower.identity else {}
+
     async def connect(self, resume: Sequence[bytes]) -> None:
         """Dials; every poll period is due at once. Raises NotConnected, or Permanent where no profile fits."""
         await self._link.connect()

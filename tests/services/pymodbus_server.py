@@ -75,6 +75,12 @@ class PymodbusServer(Service):
         self.process.wait_line("^ready$", self.ready_s)
         self._command(self._first)
 
+    def restart_as(self, image: Image) -> None:
+        """Another device at the same place: all connections are cut, later answers are from `image`."""
+        self.kill()
+        self._image = image
+        self.start()
+
     def set_values(self, kind: Kind, address: int, values: Sequence[int]) -> None:
         """Changes registers or bits inside the image's blocks; returns when every later answer has them."""
         self._command({"set": [kind, address, list(values)]})

@@ -1,0 +1,139 @@
+"""What `gateway profile` prints."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from connectors.modbus import ModbusSource
+from connectors.modbus_follow import OWN_PROFILES, limits, load_profile, load_profiles
+from connectors.modbus_profile import MappedTag, ModbusProfile, resolve
+from connectors.modbus_settings import ModbusDevice
+from connectors.profile import AUTO
+from gateway.schema import DIALECT, settings_schema
+from pipelines.batch import GOOD, SEVERITY_MASK, SEVERITY_UNCERTAIN
+from pipelines.clock import SystemClock
+from pipelines.quantities import format_duration
+from pipelines.tags import TagTable
+
+PLAUSIBLE: Final[Mapping[str, tuple[float, float]]] = {
+    "Hz": (45.0, 65.0),
+    "%": (-1000.0, 1000.0),
+    "Cel": (-60.0, 200.0),
+}
+"""Unit -> what a working device may report; 0 is always allowed: it may stand still."""
+_TIMEOUT: Final = "3s"
+
+
+def listing(data_dir: Path | None) -> list[str]:
+    """A line a profile. Raises ProfileError."""
+    rows = [("PROFILE", "GRADE", "TAGS", "FOR")]
+    for name, profile in load_profiles(data_dir).items():
+        points = sum(len(model.points) for model in profile.sunspec)
+        tags = str(len(profile.tags)) if not points else f"{len(profile.tags)}+"
+        rows.append((name, profile.grade, tags, f"{profile.vendor}: {', '.join(profile.models)}"))
+    return _table(rows)
+
+
+def shown(name: str, facts: Mapping[str, str], data_dir: Path | None) -> list[str]:
+    """The map of one device. Raises ProfileError."""
+    with _folder(name, data_dir) as (known, folder):
+        profile = load_profile(known, folder)
+    found = resolve(profile, facts)
+    told = ", ".join(f"{key} {text}" for key, text in facts.items()) or "a device that tells nothing of itself"
+    lines = [f"{profile.profile}: {profile.vendor} {', '.join(profile.models)}, grade {profile.grade}", f"for {told}"]
+    lines += [f"uncertain: {found.uncertain}"] if found.uncertain else []
+    lines += ["", *_manners(profile, found.poll), ""]
+    lines += _table([("TAG", "REGISTER", "TYPE", "SCALE", "UNIT", ""), *map(_tag_row, found.tags.values())])
+    lines += [f"and the points of SunSpec models {_models(profile)}, as the device has them"] if profile.sunspec else []
+    lines += ["", *(f"note: {note}" for note in profile.notes), *(f"source: {source}" for source in profile.sources)]
+    return lines
+
+
+def _manners(profile: ModbusProfile, poll: Any) -> list[str]:
+    """How the device is asked."""
+    gap, size = limits(ModbusDevice(modbus="tcp://host", profile=profile.profile), poll)
+    said = ["one value a request" if gap < 0 else f"at most {size} registers a request, gaps of up to {gap} bridged"]
+    for what in ("every", "pause", "timeout"):
+        ns = getattr(poll, what)
+        said += [f"{what} {format_duration(ns)}"] if ns else []
+    return [f"asked: {', '.join(said)}"]
+
+
+def _models(profile: ModbusProfile) -> str:
+    return ", ".join(str(number) for model in profile.sunspec for number in model.ids)
+
+
+def _tag_row(tag: MappedTag) -> tuple[str, ...]:
+    point, meaning = tag.point, tag.meaning
+    scale = f"10^{meaning.scale_from}" if meaning.scale_from else "" if meaning.scale == 1.0 else f"{meaning.scale:g}"
+    place = f"{point.table.word} {point.address}"
+    order = "" if point.count < 2 or point.order.value == "big" else f" {point.order.value}"
+    mark = "uncertain" if meaning.uncertain else ""
+    return point.name, place, f"{point.type.value}{order}", scale, tag.unit, mark
+
+
+async def trial(name: str, url: str, firmware: str | None, data_dir: Path | None) -> tuple[list[str], bool]:
+    """What the device is, and every tag once; and whether something failed. Raises GatewayError, ValueError."""
+    with _folder(name, data_dir) as (profile, folder):
+        try:
+            settings = ModbusDevice(modbus=url, profile=profile, firmware=firmware, timeout=_TIMEOUT)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise ValueError(error.errors(include_url=False)[0]["msg"]) from error
+        tags = TagTable()
+        source = ModbusSource("device", 0, settings, tags, SystemClock(), folder)
+        try:
+            await source.connect([])
+            batch = await source.read()
+        finally:
+            await source.close()
+    identity = source.identity
+    rows, failed = [("TAG", "VALUE", "UNIT", "")], False
+    for tag, value, status in zip(batch.tag, batch.values(), batch.status.tolist(), strict=True):
+        about = _judged(tags[tag].unit, value, status, source.faults.get(tags[tag].name, ""))
+        failed = failed or about not in ("", "uncertain", "no value")
+        rows.append((tags[tag].name, "" if value is None else str(value), tags[tag].unit, about))
+    facts = [f"{key}: {text}" for key, text in identity.items()]
+    return [*facts, source.info, "", *_table(rows)], failed
+
+
+def _judged(unit: str, value: Any, status: int, fault: str) -> str:
+    """What is wrong with a value, in words."""
+    if status != GOOD and status & SEVERITY_MASK != SEVERITY_UNCERTAIN:
+        return fault or "no value"
+    low, high = PLAUSIBLE.get(unit, (float("-inf"), float("inf")))
+    if isinstance(value, int | float) and value and not low <= value <= high:
+        return f"not plausible: {low:g} to {high:g} is"
+    return "uncertain" if status != GOOD else ""
+
+
+@contextmanager
+def _folder(name: str, data_dir: Path | None) -> Iterator[tuple[str, Path]]:
+    """A profile's name and a data folder with it, and with the user's own; what is kept there is thrown away."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        own = folder / OWN_PROFILES
+        if data_dir and (data_dir / OWN_PROFILES).is_dir():
+            shutil.copytree(data_dir / OWN_PROFILES, own)
+        if name != AUTO and name.endswith((".yaml", ".yml")):
+            own.mkdir(exist_ok=True)
+            shutil.copy(name, own / f"{Path(name).stem}.yaml")
+            name = Path(name).stem
+        yield name, folder
+
+
+def json_schema() -> dict[str, Any]:
+    """Of a profile's file, after what it extends was put below it."""
+    return {"$schema": DIALECT, "title": "Profile of a Modbus device", **settings_schema(ModbusProfile)}
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns side by side."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
