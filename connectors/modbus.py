@@ -25,6 +25,7 @@ from connectors.modbus_link import (
     ILLEGAL_ADDRESS,
     ILLEGAL_VALUE,
     ModbusLink,
+    Query,
     Reply,
     RequestFailed,
 )
@@ -93,13 +94,14 @@ class ModbusSource:
         self._settings = settings
         self._tags = tags
         self._ledger = ledger or NoLedger()
-        self._link = ModbusLink(settings.url, settings.timeout, clock, self.counters)
-        self._follower = Follower(name, settings, tags, data_dir, self._log) if settings.profile else None
+        self._follower = Follower(name, settings, tags, clock, data_dir, self._log) if settings.profile else None
         self._map: RegisterMap | None = None
         self._asked_ns = 0
         self._read_ns = 0
         self._polls: list[Poll] = []
         self._plan()
+        self._timeout_ns = self._timeout()
+        self._link = ModbusLink(settings.url, self._timeout_ns, clock, self.counters)
         self._faults: dict[str, str] = {}
         self._number = 0
         self._silent_cycles = 0
@@ -139,7 +141,7 @@ class ModbusSource:
         missed = poll.advance(self._clock.mono_ns())
         if missed:
             self.counters.add("overruns", missed)
-        replies = await self._link.read(poll.queries)
+        replies = await self._ask(poll.queries)
         if failed := _failures(replies):
             replies = await self._cut_refused(poll, replies)
             failed = _failures(replies)
@@ -174,6 +176,23 @@ class ModbusSource:
         plans = _plans(self._settings, self._map)
         self._polls = [Poll(every, self._settings.url, blocks, ids, meanings) for every, blocks in plans.items()]
 
+    def _timeout(self) -> int:
+        """For a request, in ns: the file's, else the profile's."""
+        said = "timeout" in self._settings.model_fields_set
+        own = self._map.poll.timeout if self._map else None
+        return self._settings.timeout if said or own is None else own
+
+    async def _ask(self, queries: Sequence[Query]) -> list[Reply]:
+        """A reply to each, with the pause before each that the profile wants."""
+        pause_ns = self._map.poll.pause if self._map else None
+        if not pause_ns:
+            return await self._link.read(queries)
+        replies: list[Reply] = []
+        for query in queries:
+            await self._clock.sleep(pause_ns / 1e9)
+            replies += await self._link.read([query])
+        return replies
+
     async def _follow(self, follower: Follower) -> None:
         """Asks the device what it is; reads by another map from now on where that has changed."""
         change = await follower.follow(self._link)
@@ -184,6 +203,11 @@ class ModbusSource:
         self._faults.clear()
         for poll in self._polls:
             poll.restart(self._asked_ns)
+        if self._timeout_ns != self._timeout():
+            await self._link.close()
+            self._timeout_ns = self._timeout()
+            self._link = ModbusLink(self._settings.url, self._timeout_ns, self._clock, self.counters)
+            await self._link.connect()
         if change:
             self._log.warning("the device is another than before, its tags follow: %s", change.text)
             now_ns = self._clock.wall_ns()
@@ -206,7 +230,7 @@ class ModbusSource:
             return [(block, reply)]
         found: list[tuple[Block, Reply]] = []
         for part in parts:
-            [answer] = await self._link.read([poll.query(part)])
+            [answer] = await self._ask([poll.query(part)])
             found += await self._cut(poll, part, answer)
         return found
 

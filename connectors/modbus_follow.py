@@ -26,7 +26,8 @@ from connectors.modbus_identify import Interview, device_identification, probed,
 from connectors.modbus_link import ModbusLink
 from connectors.modbus_profile import Chain, MappedTag, ModbusProfile, Polling, RegisterMap, parsed, resolve
 from connectors.modbus_settings import ModbusDevice
-from connectors.profile import AUTO, Condition, ProfileError, profile_files, raw_profile
+from connectors.profile import AUTO, OWN_PROFILES, Condition, ProfileError, profile_files, raw_profile
+from pipelines.clock import Clock
 from pipelines.errors import Permanent
 from pipelines.files import RealFiles, replace_file
 from pipelines.tags import Tag, TagTable
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "modbus"
 FORMAT: Final = 1
-OWN_PROFILES: Final = "profiles"
-"""Folder of the user's, in the data folder."""
 ONE_VALUE: Final = -1
 """As `max_gap`: not even registers side by side are read together."""
 _SHOWN: Final = ("vendor", "model", "firmware", "map")
@@ -71,7 +70,8 @@ class Identity:
 def load_profiles(data_dir: Path | None = None) -> dict[str, ModbusProfile]:
     """Every profile by name; the user's own take the place of shipped ones. Read once. Raises ProfileError."""
     known = profile_files("modbus", data_dir / OWN_PROFILES if data_dir else None)
-    return {name: _loaded(name, known) for name in known}
+    mine = [name for name, file in known.items() if raw_profile(file, known).get("protocol") != "opcua"]
+    return {name: _loaded(name, known) for name in mine}
 
 
 def load_profile(name: str, data_dir: Path | None = None) -> ModbusProfile:
@@ -103,12 +103,15 @@ class Change:
 class Follower:
     """`map` is what the source reads by; None until it is known."""
 
-    def __init__(self, device: str, settings: ModbusDevice, tags: TagTable, data_dir: Path, log: Log) -> None:
+    def __init__(
+        self, device: str, settings: ModbusDevice, tags: TagTable, clock: Clock, data_dir: Path, log: Log
+    ) -> None:
         self.map: RegisterMap | None = None
         self.identity: Identity | None = None
         self._device = device
         self._settings = settings
         self._tags = tags
+        self._clock = clock
         self._log = log
         self._data_dir = data_dir
         self._path = data_dir / FOLDER / f"{device}.json"
@@ -123,7 +126,7 @@ class Follower:
         """
         if not self._profiles:
             self._profiles = await asyncio.to_thread(self._load)
-        interview = Interview(link, self._settings.url)
+        interview = Interview(link, self._settings.url, self._clock, self._pause_ns)
         found = await self._same_as_before(interview) or await self._identified(interview)
         if found == self.identity and self.map is not None:
             return None
@@ -178,6 +181,12 @@ class Follower:
         facts = facts | self._said
         why = " and ".join(f"{name} is {facts.get(name) or 'missing'}" for name in matched)
         return Identity(profile.profile, facts, chain, f"{why}{self._versions(facts)}")
+
+    @property
+    def _pause_ns(self) -> int:
+        """Between two questions: what the device's profile says, as soon as it is known which that is."""
+        alone = next(iter(self._profiles.values())).poll if len(self._profiles) == 1 else Polling()
+        return (self.map.poll if self.map else alone).pause or 0
 
     @property
     def _said(self) -> dict[str, str]:

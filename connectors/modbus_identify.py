@@ -20,6 +20,7 @@ from connectors.modbus_plan import Block, WordOrder
 from connectors.modbus_profile import Chain, Grammar, Probe, parse_block
 from connectors.modbus_settings import ModbusUrl, WordOrderName, parse_register
 from pipelines.batch import BAD_TIMEOUT
+from pipelines.clock import Clock
 from pipelines.errors import NotConnected
 
 OBJECTS: Final[Mapping[int, str]] = {0: "vendor", 1: "code", 2: "firmware", 4: "product", 5: "model"}
@@ -36,9 +37,11 @@ _TRIES: Final = 2
 class Interview:
     """Questions to one device over its link. What was answered, or refused, is not asked again."""
 
-    def __init__(self, link: ModbusLink, url: ModbusUrl) -> None:
+    def __init__(self, link: ModbusLink, url: ModbusUrl, clock: Clock, pause_ns: int = 0) -> None:
         self._link = link
         self._url = url
+        self._clock = clock
+        self._pause_s = pause_ns / 1e9
         self._answered = False
         self._known: dict[bytes, bytes | None] = {}
 
@@ -74,6 +77,8 @@ class Interview:
         if asked.frame in self._known:
             return self._known[asked.frame]
         for _ in range(_TRIES):
+            if self._pause_s:
+                await self._clock.sleep(self._pause_s)
             [reply] = await self._link.read([asked])
             if self._link.lost:
                 raise NotConnected(self._link.lost)
@@ -195,7 +200,7 @@ async def probed(interview: Interview, probes: Sequence[Probe], order: WordOrder
     """The facts that a profile's own probes give."""
     facts: dict[str, str] = {}
     for probe in probes:
-        raw = [await interview.value(text, probe.word_order or order, probe.within) for text in probe.read]
+        raw = [await interview.value(text, probe.word_order or order, probe.within) for text in probe.registers]
         if (fact := _fact(probe, raw)) and probe.gives not in facts:
             facts[probe.gives] = fact
     return facts

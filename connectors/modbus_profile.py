@@ -82,7 +82,9 @@ class Probe(Settings):
     """Registers to read, and the fact that they give. A register that is not there gives none."""
 
     gives: str = Field(description="Name of the fact: `model`, `firmware`, `map`, `serial`, or one of your own.")
-    read: list[str] = Field(min_length=1, description="Registers; each is read alone, exactly as long as it is.")
+    read: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="Register, or a list of them; each is read alone, exactly as long as it is."
+    )
     within: str | None = Field(
         None, description="`holding 64001 27`: where only a read of exactly this block is answered."
     )
@@ -91,24 +93,17 @@ class Probe(Settings):
     values: dict[int | str, str] = Field({}, description="What a raw value means; any other gives no fact.")
     between: tuple[float, float] | None = Field(None, description="Gives the fact `yes` for a number in here.")
 
-    @field_validator("read", mode="before")
-    @classmethod
-    def _one(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("read")
-    @classmethod
-    def _registers(cls, texts: list[str]) -> list[str]:
-        for text in texts:
-            parse_register(text)
-        return texts
-
     @model_validator(mode="after")
     def _numbers(self) -> Self:
-        kinds = {parse_register(text).type for text in self.read}
+        kinds = {parse_register(text).type for text in self.registers}
         if self.grammar != "dotted" and kinds - {DataType.UINT16, DataType.UINT32}:
             raise ValueError(f"{self.gives}: {self.grammar} is read from uint16 or uint32")
         return self
+
+    @property
+    def registers(self) -> list[str]:
+        """`read` as a list."""
+        return [self.read] if isinstance(self.read, str) else self.read
 
     @field_validator("within")
     @classmethod
@@ -170,7 +165,7 @@ class Override(Settings):
     """What is different where a condition holds."""
 
     when: Condition = Field(description="Fact -> range or pattern, as in `match`.")
-    tags: dict[str, dict[str, Any] | None] = Field(
+    tags: dict[str, str | dict[str, Any] | None] = Field(
         {}, description="Tags that are added, changed key by key, or (null) not there."
     )
     word_order: WordOrderName | None = Field(None, description="Of the whole device.")
@@ -181,11 +176,6 @@ class Override(Settings):
     @classmethod
     def _condition(cls, when: Condition) -> Condition:
         return checked_condition(when)
-
-    @field_validator("tags", mode="before")
-    @classmethod
-    def _tags(cls, tags: Any) -> Any:
-        return {name: _as_register(tag) for name, tag in tags.items()} if isinstance(tags, dict) else tags
 
 
 class ModbusProfile(ProfileBase):
@@ -216,7 +206,8 @@ class ModbusProfile(ProfileBase):
             _mapped(self, facts)
         for override in self.overrides:
             for name, tag in override.tags.items():
-                if tag and name in self.tags and tag.get("unit", self.tags[name].unit) != self.tags[name].unit:
+                unit = tag.get("unit") if isinstance(tag, dict) else None
+                if unit is not None and name in self.tags and unit != self.tags[name].unit:
                     raise ValueError(f"tag {name}: an override cannot change its unit: give the new one another name")
         return self
 
@@ -329,7 +320,7 @@ def _mapped(profile: ModbusProfile, facts: Facts) -> RegisterMap:
                 tags.pop(name, None)
                 continue
             old = tags[name].model_dump(by_alias=True, exclude_unset=True) if name in tags else {}
-            tags[name] = ProfileTag.model_validate(merged(old, change))
+            tags[name] = ProfileTag.model_validate(merged(old, _as_register(change)))
     return RegisterMap({name: _tag(name, tag, order) for name, tag in tags.items()}, poll)
 
 

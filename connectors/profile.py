@@ -34,6 +34,8 @@ Version: TypeAlias = tuple[tuple[int, int | str], ...]
 VERSIONS: Final = frozenset({"firmware", "map", "hardware"})
 """Facts that have an order."""
 AUTO: Final = "auto"
+OWN_PROFILES: Final = "profiles"
+"""Folder of the user's, in the data folder."""
 EXTENDS_MAX: Final = 3
 _PART = re.compile(r"\d+|[a-z]+")
 _BOUND = re.compile(r"\s*(>=|<=|>|<|=)\s*([^\s,]+)\s*")
@@ -133,6 +135,7 @@ def profile_files(protocol: str, own: Path | None = None) -> dict[str, Traversab
     found = {
         file.name.removesuffix(".yaml"): file
         for folder in folders
+        if folder.is_dir()
         for file in folder.iterdir()
         if file.name.endswith(".yaml")
     }

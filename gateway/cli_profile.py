@@ -42,17 +42,24 @@ def profile_test(
     name: Annotated[
         str, typer.Argument(help="Name of a profile, a profile's YAML file, or `auto`.", show_default=False)
     ],
-    url: Annotated[str, typer.Argument(help="tcp://host:502/1", show_default=False)],
+    url: Annotated[str, typer.Argument(help="tcp://host:502/1, or opc.tcp://host:4840", show_default=False)],
     firmware: Firmware = None,
+    insecure: Annotated[bool, typer.Option(help="OPC UA without signature and encryption.")] = False,
     data_dir: Own = None,
 ) -> None:
-    """Ask a device what it is, read every tag once, and print the values. Code 1 where something failed."""
+    """Ask a device what it is, read every tag once, and print the values. Code 1 where something failed.
+
+    Of an OPC UA server: what it says it is, and what the profiles that fit know of it.
+    """
     from gateway.log import setup
-    from gateway.profiles import trial
+    from gateway.profiles import server_trial, trial
     from pipelines.errors import GatewayError
 
     setup("text", "error")
     try:
+        if url.startswith("opc.tcp://"):
+            print("\n".join(on_loop(lambda: server_trial(url, insecure, data_dir))))
+            return
         lines, failed = on_loop(lambda: trial(name, url, firmware, data_dir))
     except (GatewayError, ValueError) as error:
         complain(str(error))

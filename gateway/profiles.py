@@ -12,13 +12,21 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from connectors.modbus import ModbusSource
-from connectors.modbus_follow import OWN_PROFILES, limits, load_profile, load_profiles
+from connectors.modbus_follow import limits, load_profile, load_profiles
 from connectors.modbus_profile import MappedTag, ModbusProfile, resolve
 from connectors.modbus_settings import ModbusDevice
-from connectors.profile import AUTO
+from connectors.opcua_profile import (
+    STANDARD,
+    OpcUaProfile,
+    browse_paths,
+    fitting,
+    limits_of,
+    load_server_profiles,
+)
+from connectors.profile import AUTO, OWN_PROFILES
 from gateway.schema import DIALECT, settings_schema
 from pipelines.batch import GOOD, SEVERITY_MASK, SEVERITY_UNCERTAIN
-from pipelines.clock import SystemClock
+from pipelines.clock import Clock, SystemClock
 from pipelines.quantities import format_duration
 from pipelines.tags import TagTable
 
@@ -28,22 +36,28 @@ PLAUSIBLE: Final[Mapping[str, tuple[float, float]]] = {
     "Cel": (-60.0, 200.0),
 }
 """Unit -> what a working device may report; 0 is always allowed: it may stand still."""
-_TIMEOUT: Final = "3s"
+AUTO_TIMEOUT: Final = "3s"
+"""For a request to a device of which nothing is known."""
+SYSTEM_CLOCK: Final = SystemClock()
 
 
 def listing(data_dir: Path | None) -> list[str]:
     """A line a profile. Raises ProfileError."""
     rows = [("PROFILE", "GRADE", "TAGS", "FOR")]
+    for name, server in load_server_profiles(data_dir).items():
+        rows.append((name, server.grade, str(len(server.nodes)), f"{server.vendor}: {', '.join(server.models)}"))
     for name, profile in load_profiles(data_dir).items():
         points = sum(len(model.points) for model in profile.sunspec)
         tags = str(len(profile.tags)) if not points else f"{len(profile.tags)}+"
         rows.append((name, profile.grade, tags, f"{profile.vendor}: {', '.join(profile.models)}"))
-    return _table(rows)
+    return _table([rows[0], *sorted(rows[1:])])
 
 
 def shown(name: str, facts: Mapping[str, str], data_dir: Path | None) -> list[str]:
     """The map of one device. Raises ProfileError."""
     with _folder(name, data_dir) as (known, folder):
+        if server := load_server_profiles(folder).get(known):
+            return _server_shown(server, facts)
         profile = load_profile(known, folder)
     found = resolve(profile, facts)
     told = ", ".join(f"{key} {text}" for key, text in facts.items()) or "a device that tells nothing of itself"
@@ -54,6 +68,36 @@ def shown(name: str, facts: Mapping[str, str], data_dir: Path | None) -> list[st
     lines += [f"and the points of SunSpec models {_models(profile)}, as the device has them"] if profile.sunspec else []
     lines += ["", *(f"note: {note}" for note in profile.notes), *(f"source: {source}" for source in profile.sources)]
     return lines
+
+
+def _server_shown(profile: OpcUaProfile, facts: Mapping[str, str]) -> list[str]:
+    """What is known of a server, whatever its namespaces are."""
+    limits = limits_of([profile], facts)
+    every = [uri for uris in profile.namespaces.values() for uri in uris[:1]]
+    return [
+        f"{profile.profile}: {profile.vendor} {', '.join(profile.models)}, grade {profile.grade}",
+        *(f"at most {number} a call: {name}" for name, number in limits.items()),
+        *(f"{tag}: {' or '.join(paths)}" for tag, paths in browse_paths(profile, [*STANDARD["ua"], *every]).items()),
+        *(f"note: {note}" for note in profile.notes),
+        *(f"source: {source}" for source in profile.sources),
+    ]
+
+
+async def server_trial(url: str, insecure: bool, data_dir: Path | None) -> list[str]:
+    """What a server says it is, the profiles that fit it, what they know of it. Raises GatewayError."""
+    from connectors.opcua_browse import session
+    from connectors.opcua_identify import server_facts
+
+    async with session(url, insecure=insecure, auth=None, data_dir=data_dir or Path("/var/lib/gateway")) as client:
+        facts, namespaces = await server_facts(client)
+    found = fitting(load_server_profiles(data_dir), facts)
+    lines = [f"{name}: {text}" for name, text in facts.items()]
+    for profile in found:
+        why = profile.matched(facts) or {}
+        lines += ["", f"profile {profile.profile}, because {' and '.join(f'{name} is {why[name]}' for name in why)}"]
+        lines += [f"{tag}: {' or '.join(paths)}" for tag, paths in browse_paths(profile, namespaces).items()]
+    lines += [f"at most {number} a call: {name}" for name, number in limits_of(found, facts).items()]
+    return lines if found else [*lines, "", "no profile fits"]
 
 
 def _manners(profile: ModbusProfile, poll: Any) -> list[str]:
@@ -79,15 +123,18 @@ def _tag_row(tag: MappedTag) -> tuple[str, ...]:
     return point.name, place, f"{point.type.value}{order}", scale, tag.unit, mark
 
 
-async def trial(name: str, url: str, firmware: str | None, data_dir: Path | None) -> tuple[list[str], bool]:
+async def trial(
+    name: str, url: str, firmware: str | None, data_dir: Path | None, clock: Clock = SYSTEM_CLOCK
+) -> tuple[list[str], bool]:
     """What the device is, and every tag once; and whether something failed. Raises GatewayError, ValueError."""
     with _folder(name, data_dir) as (profile, folder):
         try:
-            settings = ModbusDevice(modbus=url, profile=profile, firmware=firmware, timeout=_TIMEOUT)  # type: ignore[arg-type]
+            patience = {"timeout": AUTO_TIMEOUT} if profile == AUTO else {}
+            settings = ModbusDevice.model_validate({"modbus": url, "profile": profile, "firmware": firmware} | patience)
         except ValidationError as error:
             raise ValueError(error.errors(include_url=False)[0]["msg"]) from error
         tags = TagTable()
-        source = ModbusSource("device", 0, settings, tags, SystemClock(), folder)
+        source = ModbusSource("device", 0, settings, tags, clock, folder)
         try:
             await source.connect([])
             batch = await source.read()
@@ -129,8 +176,10 @@ def _folder(name: str, data_dir: Path | None) -> Iterator[tuple[str, Path]]:
 
 
 def json_schema() -> dict[str, Any]:
-    """Of a profile's file, after what it extends was put below it."""
-    return {"$schema": DIALECT, "title": "Profile of a Modbus device", **settings_schema(ModbusProfile)}
+    """Of a profile's file, after what it extends was put below it: of a Modbus device, or of an OPC UA server."""
+    models = [settings_schema(model) for model in (ModbusProfile, OpcUaProfile)]
+    shared = {name: schema for model in models for name, schema in model.pop("$defs").items()}
+    return {"$schema": DIALECT, "title": "Profile of a device", "oneOf": models, "$defs": shared}
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
+from pipelines.clock import SystemClock
 from tests.unit.connectors.modbus_device import read_pdu, registers, tcp_frame
 
 FUNCTIONS = {3: "holding", 4: "input"}
+
+
+class Hurried(SystemClock):
+    """Nobody waits for a poll period, or a pause between requests; `slept_s` is what it would have been."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept_s: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept_s.append(seconds)
+        await asyncio.sleep(0)
 
 
 class Meter:

@@ -1,4 +1,4 @@
-"""What a device says of itself: function 43/14 and 17, registers; over TCP and over RTU, where replies say their length."""
+"""What a device says of itself: functions 43/14 and 17, registers; over TCP and RTU. What a source makes of it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from connectors.modbus_link import ModbusLink
 from connectors.modbus_profile import Probe
 from connectors.modbus_settings import ModbusDevice, parse_url
 from pipelines.batch import GOOD, Flag
-from pipelines.clock import SystemClock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Permanent
 from pipelines.gaps import Gap, Reason
 from pipelines.tags import TagTable
 from tests.unit.connectors.modbus_device import Device, registers, rtu_frame, set_timeout
-from tests.unit.connectors.modbus_meter import Meter
+from tests.unit.connectors.modbus_meter import Hurried, Meter
 
 SECOND = 10**9
 KBR = {0: b"KBR GmbH", 1: b"multicomp F144-3  ", 2: b" 2.00r016"}
@@ -41,9 +40,9 @@ def over_rtu(meter: Meter) -> Callable[[bytes], bytes]:
 
 async def interview(device: Device) -> tuple[ModbusLink, Interview]:
     url = parse_url(device.url)
-    link = ModbusLink(url, 60 * SECOND, SystemClock(), Counters("source", "m"))
+    link = ModbusLink(url, 60 * SECOND, Hurried(), Counters("source", "m"))
     await link.connect()
-    return link, Interview(link, url)
+    return link, Interview(link, url, Hurried())
 
 
 @pytest.mark.parametrize("objects", [KBR, KBR | {4: b"F144", 5: b"F144-3"}])
@@ -176,7 +175,7 @@ class Setup:
     def __init__(self, device: Device, folder: Path, **settings: Any) -> None:
         self.tags, self.ledger = TagTable(), Notes()
         model = ModbusDevice.model_validate({"modbus": device.url, "timeout": "60s", "every": "10ms"} | settings)
-        self.source = ModbusSource("m", 0, model, self.tags, SystemClock(), folder, self.ledger)
+        self.source = ModbusSource("m", 0, model, self.tags, Hurried(), folder, self.ledger)
 
     async def values(self) -> dict[str, Any]:
         batch = await self.source.read()
@@ -298,3 +297,24 @@ async def test_unknown_firmware_is_flagged(tmp_path: Path) -> None:
 def test_registers() -> None:
     """The double counts as the wire does."""
     assert Meter({"holding 5": [7]}).reply(b"\3\0\5\0\1") == b"\3\2" + registers(7)
+
+
+async def test_the_profile_s_manners(tmp_path: Path) -> None:
+    """KEBA: one value a request, half a second between two; SMA: a time-out of 10 s, where the file has none."""
+    async with Device(Meter(KEBA_OLD)) as device:
+        clock = Hurried()
+        settings = ModbusDevice.model_validate({"modbus": device.url, "timeout": "60s", "profile": "keba-p40"})
+        source = ModbusSource("m", 0, settings, TagTable(), clock, tmp_path)
+        await source.connect([])
+        asked = len(clock.slept_s)
+        batch = await source.read()
+        assert set(clock.slept_s) == {0.5}
+        assert asked == 3
+        assert len(clock.slept_s) - asked == len(batch)
+        await source.close()
+        sma = ModbusDevice.model_validate({"modbus": device.url, "profile": "sma-inverter"})
+        source = ModbusSource("m", 0, sma, TagTable(), clock, tmp_path / "sma")
+        assert source._timeout() == SECOND
+        await source.connect([])
+        assert (source._timeout(), source._link._timeout_s) == (10 * SECOND, 10.0)
+        await source.close()

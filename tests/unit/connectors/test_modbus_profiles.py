@@ -15,10 +15,9 @@ from connectors.modbus_follow import load_profiles
 from connectors.modbus_settings import ModbusDevice
 from connectors.profile import fits
 from pipelines.batch import GOOD, Flag
-from pipelines.clock import SystemClock
 from pipelines.tags import TagTable
 from tests.unit.connectors.modbus_device import Device
-from tests.unit.connectors.modbus_meter import Meter
+from tests.unit.connectors.modbus_meter import Hurried, Meter
 
 RECORDED = Path(__file__).parents[2] / "profiles"
 PROFILES = load_profiles()
@@ -40,7 +39,7 @@ async def test_registers_become_values(family: str, profile: str, recorded: dict
     tags = TagTable()
     async with Device(meter) as device:
         settings = ModbusDevice.model_validate({"modbus": device.url, "timeout": "60s", "profile": profile})
-        source = ModbusSource("m", 0, settings, tags, SystemClock(), tmp_path)
+        source = ModbusSource("m", 0, settings, tags, Hurried(), tmp_path)
         await source.connect([])
         batch = await source.read()
         await source.close()
