@@ -54,7 +54,11 @@ def describe_plan(settings: ModbusDevice) -> list[str]:
         for every_ns, blocks in _plans(settings, found).items()
         for line in describe(blocks)
     ]
-    return lines if found or not settings.profile else [*lines, "profile auto: what the device is says what is read"]
+    return (
+        lines
+        if found or not settings.profile
+        else [*lines, f"profile {settings.profile}: known when the device was asked"]
+    )
 
 
 def _plans(settings: ModbusDevice, profile: RegisterMap | None) -> dict[int, tuple[Block, ...]]:

@@ -130,8 +130,11 @@ class Follower:
         found = await self._same_as_before(interview) or await self._identified(interview)
         if found == self.identity and self.map is not None:
             return None
+        mapped = self._mapped(found)
+        if not self._settings.tags and all(tag.meaning.hidden for tag in mapped.tags.values()):
+            raise Permanent(f"profile {found.profile} has no tag for this device: is it another one? {found.shown}")
         before, old = self.identity, self.map
-        self.identity, self.map = found, self._mapped(found)
+        self.identity, self.map = found, mapped
         self._log.info("%s: %s", found.shown, self.info)
         self.tag_ids()
         await asyncio.to_thread(self._save)
@@ -257,8 +260,8 @@ class Follower:
 
 
 def planned_map(settings: ModbusDevice) -> RegisterMap | None:
-    """What a device with this profile and firmware has; None without a profile, or where only the device knows it."""
-    if settings.profile is None or settings.profile == AUTO:
+    """What a device with this profile and firmware has; None without a shipped profile, or where only it knows that."""
+    if settings.profile is None or settings.profile not in profile_files("modbus"):
         return None
     facts = {"firmware": settings.firmware} if settings.firmware else {}
     return resolve(load_profile(settings.profile), facts)

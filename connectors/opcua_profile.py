@@ -1,4 +1,4 @@
-"""Profiles of OPC UA servers: which product it is, what it takes per call, where companion models keep their nodes. Pure.
+"""Profiles of OPC UA servers: which product it is, what it takes per call, where companion models have nodes. Pure.
 
 Several may fit one server at once: its product's (limits), and one for each companion model that it has (nodes). One
 that another fitting profile extends is left out. Facts: `vendor`, `product`, `product_uri`, `firmware`, `build`

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pymodbus import FramerType
+from pymodbus import FramerType, ModbusDeviceIdentification
 from pymodbus.constants import ExcCodes
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
@@ -25,6 +25,11 @@ from tests.services.process import Service
 
 Kind = Literal["coils", "discrete", "holding", "input"]
 Image = Mapping[Kind, Mapping[int, Sequence[int]]]
+
+IDENTITY = ModbusDeviceIdentification(  # type: ignore[no-untyped-call]
+    {0: "Acme", 1: "PM-1", 2: "1.2.3", 4: "Power meter", 5: "PM-1 light"}
+)
+"""What the server answers to function 43."""
 
 _KINDS: tuple[Kind, ...] = ("coils", "discrete", "holding", "input")  # in the order of SimDevice's blocks
 _BY_FUNCTION = {1: "coils", 2: "discrete", 3: "holding", 4: "input"}
@@ -163,7 +168,7 @@ async def serve(port: int, framer: str) -> None:
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     machine = _Machine(json.loads(await commands.readline()))
-    server = ModbusTcpServer(machine.device, framer=FramerType(framer), address=(HOST, port))
+    server = ModbusTcpServer(machine.device, framer=FramerType(framer), address=(HOST, port), identity=IDENTITY)
     await server.serve_forever(background=True)
     print("ready", flush=True)
     while line := await commands.readline():

@@ -318,3 +318,60 @@ async def test_the_profile_s_manners(tmp_path: Path) -> None:
         await source.connect([])
         assert (source._timeout(), source._link._timeout_s) == (10 * SECOND, 10.0)
         await source.close()
+
+
+ONE = """
+profile: one
+protocol: modbus
+vendor: Acme
+models: [One]
+grade: C
+sources: [this test]
+identify: [{gives: model, read: holding 0 uint16, values: {1: One}}]
+match: [{model: One}]
+tags: {power: {register: holding 1 uint16, unit: W}, state: {register: holding 2 uint16, labels: {1: run}}}
+"""
+
+
+async def test_another_device_at_the_same_place(tmp_path: Path) -> None:
+    """A name never gets another unit: the new tag has a number behind its name, after a restart too; and back again."""
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "one.yaml").write_text(ONE)
+    two = ONE.replace("one", "two").replace("One", "Two").replace("1: Two", "2: Two").replace("unit: W", "unit: kW")
+    (tmp_path / "profiles" / "two.yaml").write_text(two)
+    meter = Meter({"holding 0": [1, 500, 1]})
+    async with Device(meter) as device:
+        setup = Setup(device, tmp_path, profile="auto")
+        await setup.source.connect([])
+        assert await setup.values() == {"power": 500, "state": 1}
+        meter.become({"holding 0": [2, 3, 1]})
+        await setup.source.connect([])
+        assert await setup.values() == {"power_2": 3, "state": 1}
+        assert {tag.name: tag.unit for tag in setup.tags} == {"power": "W", "state": "", "power_2": "kW"}
+        assert "profile one -> two" in setup.ledger.gaps[0].detail
+        await setup.source.close()
+        again = Setup(device, tmp_path, profile="auto")
+        assert [tag.name for tag in again.tags] == ["power_2", "state"]
+        meter.become({"holding 0": [1, 400, 1]})
+        await again.source.connect([])
+        assert await again.values() == {"power": 400, "state": 1}
+        await again.source.close()
+
+
+async def test_a_profile_without_a_tag_for_this_device(tmp_path: Path) -> None:
+    async with Device(Meter({"holding 0": [1]})) as device:
+        setup = Setup(device, tmp_path, profile="sunspec")
+        with pytest.raises(Permanent, match="profile sunspec has no tag for this device"):
+            await setup.source.connect([])
+        await setup.source.close()
+
+
+async def test_two_profiles_that_fit_equally_well(tmp_path: Path) -> None:
+    (tmp_path / "profiles").mkdir()
+    for name in ("one", "other"):
+        (tmp_path / "profiles" / f"{name}.yaml").write_text(ONE.replace("profile: one", f"profile: {name}"))
+    async with Device(Meter({"holding 0": [1, 500, 1]})) as device:
+        setup = Setup(device, tmp_path, profile="auto")
+        with pytest.raises(Permanent, match="`one` and `other` fit this device equally well"):
+            await setup.source.connect([])
+        await setup.source.close()
