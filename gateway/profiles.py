@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +14,10 @@ from pydantic import ValidationError
 
 from connectors.modbus import ModbusSource
 from connectors.modbus_follow import limits, load_profile, load_profiles
+from connectors.modbus_identify import Interview, device_identification
+from connectors.modbus_link import ModbusLink
 from connectors.modbus_profile import MappedTag, ModbusProfile, resolve
-from connectors.modbus_settings import ModbusDevice
+from connectors.modbus_settings import ModbusDevice, ModbusUrl
 from connectors.opcua_profile import (
     STANDARD,
     OpcUaProfile,
@@ -27,7 +30,9 @@ from connectors.profile import AUTO, OWN_PROFILES
 from gateway.schema import DIALECT, settings_schema
 from pipelines.batch import GOOD, SEVERITY_MASK, SEVERITY_UNCERTAIN
 from pipelines.clock import Clock, SystemClock
-from pipelines.quantities import format_duration
+from pipelines.counters import Counters
+from pipelines.errors import NotConnected, Permanent
+from pipelines.quantities import duration_ns, format_duration
 from pipelines.tags import TagTable
 
 PLAUSIBLE: Final[Mapping[str, tuple[float, float]]] = {
@@ -38,6 +43,8 @@ PLAUSIBLE: Final[Mapping[str, tuple[float, float]]] = {
 """Unit -> what a working device may report; 0 is always allowed: it may stand still."""
 AUTO_TIMEOUT: Final = "3s"
 """For a request to a device of which nothing is known."""
+UNIT_ITSELF: Final = 255
+"""Unit id of the device that has the address (Messaging on TCP/IP V1.0b, section 4.4.1.2)."""
 SYSTEM_CLOCK: Final = SystemClock()
 
 
@@ -138,6 +145,8 @@ async def trial(
         try:
             await source.connect([])
             batch = await source.read()
+        except (NotConnected, Permanent) as error:
+            raise type(error)(f"{error}{await _at_unit_255(settings.url, clock)}") from error
         finally:
             await source.close()
     identity = source.identity
@@ -148,6 +157,23 @@ async def trial(
         rows.append((tags[tag].name, "" if value is None else str(value), tags[tag].unit, about))
     facts = [f"{key}: {text}" for key, text in identity.items()]
     return [*facts, source.info, "", *_table(rows)], failed
+
+
+async def _at_unit_255(url: ModbusUrl, clock: Clock) -> str:
+    """What answers there, for people; gateways and some meters with Ethernet are unit 255 themselves."""
+    if url.unit == UNIT_ITSELF or url.rtu:
+        return ""
+    there = dataclasses.replace(url, unit=UNIT_ITSELF)
+    link = ModbusLink(there, duration_ns(AUTO_TIMEOUT), clock, Counters("source", "unit 255"))
+    try:
+        await link.connect()
+        facts = await device_identification(Interview(link, there, clock))
+    except NotConnected:
+        return ""
+    finally:
+        await link.close()
+    said = " ".join(facts[name] for name in ("vendor", "model") if name in facts)
+    return f"; unit {UNIT_ITSELF} of that address says it is {said}: try {there}" if said else ""
 
 
 def _judged(unit: str, value: Any, status: int, fault: str) -> str:

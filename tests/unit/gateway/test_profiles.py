@@ -20,6 +20,7 @@ from connectors.profile import profile_files, raw_profile
 from gateway.cli import main
 from gateway.config import ConfigErrors, load
 from gateway.profiles import json_schema, trial
+from pipelines.errors import Permanent
 from tests.services.asyncua_server import AsyncuaServer
 from tests.unit.connectors.modbus_device import Device
 from tests.unit.connectors.modbus_meter import Hurried, Meter
@@ -58,12 +59,13 @@ def test_example_of_the_readme() -> None:
 def test_every_shipped_profile_fits_the_schema() -> None:
     schema = json_schema()
     Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
     every = [profile_files(protocol) for protocol in ("modbus", "opcua")]
     contents = [raw_profile(file, known) for known in every for file in known.values()]
     contents += [_plain(_example(kind)) for kind in ("profile", "opcua")]
     plain = json.loads(json.dumps(contents, default=str))  # keys that are numbers are texts in JSON
-    assert [error.message for one in plain for error in Draft202012Validator(schema).iter_errors(one)] == []
-    assert list(Draft202012Validator(schema).iter_errors({**plain[0], "tag": {}}))
+    assert [error.message for one in plain for error in validator.iter_errors(one)] == []
+    assert list(validator.iter_errors({**plain[0], "tag": {}}))
 
 
 def test_listing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +122,18 @@ def test_trial(own: Path) -> None:
         assert re.search(r"hw_revision holding 1700.* illegal data address", text)
         assert failed
         assert ("hertz 10201 Hz not plausible: 45 to 65 is" in text) == (name == str(own))
+
+
+def test_trial_at_the_wrong_unit() -> None:
+    """A Schneider gateway is unit 255 itself."""
+
+    async def tried() -> None:
+        meter = Meter({}, objects={0: b"Schneider Electric", 1: b"A9XMWD20", 2: b"V1.2.3"})
+        async with Device(lambda request: meter(request) if request[6] == 255 else Meter({})(request)) as device:
+            await trial("auto", device.url, None, None, Hurried())
+
+    with pytest.raises(Permanent, match="unit 255 of that address says it is Schneider Electric A9XMWD20: try tcp://"):
+        asyncio.run(tried())
 
 
 def test_what_an_opcua_server_is(
