@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
 
-from connectors.modbus_identify import Interview, device_identification, probed, server_id, sunspec
+from connectors.modbus_identify import Interview, device_identification, probed, server_id, sunspec, with_former
 from connectors.modbus_link import ModbusLink
 from connectors.modbus_profile import Chain, MappedTag, ModbusProfile, Polling, RegisterMap, parsed, resolve
 from connectors.modbus_settings import ModbusDevice
 from connectors.profile import AUTO, OWN_PROFILES, Condition, ProfileError, profile_files, raw_profile
 from pipelines.clock import Clock
-from pipelines.errors import Permanent
+from pipelines.errors import NotConnected, Permanent
 from pipelines.files import RealFiles, replace_file
 from pipelines.tags import Tag, TagTable
 
@@ -161,8 +161,11 @@ class Follower:
         """What the device says to the questions of the profile that it had; None where it no longer fits."""
         if self.identity is None or self.identity.profile not in self._profiles:
             return None
-        profile = self._profiles[self.identity.profile]
+        profile, former = self._profiles[self.identity.profile], self.identity.facts
         facts, chain = await ask(interview, profile)
+        if interview.silences and former.keys() - facts.keys() - self._said.keys():
+            raise NotConnected(f"modbus {self._settings.url}: it does not answer all that it answered before")
+        facts = with_former(profile.identify, facts, former)
         if self._settings.profile != AUTO:
             return self._pinned(profile, facts, chain)
         matched = profile.matched(facts)
@@ -314,7 +317,7 @@ async def choose(
         raise Permanent(f"{names} fit this device equally well: write `profile:` with one of them")
     profile, _, _, matched = chosen[0]
     own, chain = await ask(interview, profile)
-    return profile, facts | own, chain, matched
+    return profile, own if profile.matched(own) else facts | own, chain, matched
 
 
 def _fitting(

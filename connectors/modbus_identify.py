@@ -4,8 +4,9 @@ Asked in this order: Read Device Identification (Application Protocol V1.1b3, se
 Report Server ID (section 6.13: function 17), the SunSpec common block (SunSpec Device Information Model Specification:
 `SunS` at 40000, 50000 or 0, then a chain of models, each with its id and its own length), registers that profiles name.
 
-What is refused (an exception) is not supported. A silence is asked once more; a device that has not answered anything
-is not there. Objects and texts have their blanks and NULs removed at both ends: vendors pad on either side.
+What is refused (exceptions 1 to 3) is not supported. Anything else is asked once more; a device that has not answered
+anything is not there, and one that answers others of the questions does not know this one. Objects and texts have their
+blanks and NULs removed at both ends: vendors pad on either side.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _BASIC, _REGULAR, _ONE = 1, 2, 4
 """Read device id codes: streams of basic and regular objects, one object."""
 _IDENTIFICATION_PARTS_MAX: Final = 10
 _TRIES: Final = 2
+_NOT_SUPPORTED: Final = (1, 2, 3)
+"""Exception codes."""
 
 
 class Interview:
@@ -42,6 +45,8 @@ class Interview:
         self._url = url
         self._clock = clock
         self._pause_s = pause_ns / 1e9
+        self.silences = 0
+        """Questions that were not answered although others were."""
         self._answered = False
         self._known: dict[bytes, bytes | None] = {}
 
@@ -82,16 +87,15 @@ class Interview:
             [reply] = await self._link.read([asked])
             if self._link.lost:
                 raise NotConnected(self._link.lost)
-            if reply.failure is None or reply.failure.exception_code:
+            if reply.failure is None or reply.failure.exception_code in _NOT_SUPPORTED:
                 self._answered = True
                 found = self._known[asked.frame] = None if reply.failure else reply.data
                 return found
             last: RequestFailed = reply.failure
-        if not self._answered:
-            raise NotConnected(self._link.give_up(f"{last.reason} while it was asked what it is"))
-        if last.status != BAD_TIMEOUT:
+        if not self._answered or last.status != BAD_TIMEOUT:
             raise NotConnected(self._link.give_up(f"{last.reason} while it was asked what it is"))
         self._known[asked.frame] = None
+        self.silences += 1
         return None
 
 
@@ -206,6 +210,14 @@ async def probed(interview: Interview, probes: Sequence[Probe], order: WordOrder
     return facts
 
 
+def with_former(probes: Sequence[Probe], facts: dict[str, str], former: Mapping[str, str]) -> dict[str, str]:
+    """`facts`, where a number that is not plausible at all now says what it said before: the mains may be off."""
+    judged = [probe for probe in probes if probe.between]
+    sure = {probe.registers[0] for probe in judged if facts.get(probe.gives) == "yes"}
+    doubtful = [probe.gives for probe in judged if facts.get(probe.gives) == "no" and probe.registers[0] not in sure]
+    return facts | {name: former[name] for name in doubtful if name in former}
+
+
 def _fact(probe: Probe, raw: Sequence[Any]) -> str:
     """The text that raw values mean; empty: nothing."""
     if None in raw or "" in raw:
@@ -213,7 +225,7 @@ def _fact(probe: Probe, raw: Sequence[Any]) -> str:
     if probe.values:
         return probe.values.get(raw[0], "")
     if probe.between:
-        return "yes" if not isinstance(raw[0], str) and probe.between[0] <= raw[0] <= probe.between[1] else ""
+        return "yes" if not isinstance(raw[0], str) and probe.between[0] <= raw[0] <= probe.between[1] else "no"
     return trimmed_text(GRAMMARS[probe.grammar](raw))
 
 

@@ -91,7 +91,9 @@ class Probe(Settings):
     word_order: WordOrderName | None = Field(None, description="Default: the profile's.")
     grammar: Grammar = Field("dotted", description="How numbers become a text; `dotted` joins several by dots.")
     values: dict[int | str, str] = Field({}, description="What a raw value means; any other gives no fact.")
-    between: tuple[float, float] | None = Field(None, description="Gives the fact `yes` for a number in here.")
+    between: tuple[float, float] | None = Field(
+        None, description="Gives the fact `yes` for a number in here, `no` for another."
+    )
 
     @model_validator(mode="after")
     def _numbers(self) -> Self:

@@ -138,7 +138,7 @@ async def test_probes() -> None:
         link, asked = await interview(device)
         facts = await probed(asked, [Probe.model_validate(probe) for probe in probes], "big")
         await link.close()
-    assert facts == {"model": "seven", "firmware": "b.7", "exact": "2"}
+    assert facts == {"model": "seven", "firmware": "b.7", "plausible": "no", "exact": "2"}
     assert len(meter.reads) == 4
 
 
@@ -374,4 +374,57 @@ async def test_two_profiles_that_fit_equally_well(tmp_path: Path) -> None:
         setup = Setup(device, tmp_path, profile="auto")
         with pytest.raises(Permanent, match="`one` and `other` fit this device equally well"):
             await setup.source.connect([])
+        await setup.source.close()
+
+
+SDM = {"holding 0xFC00": [0, 7, 112, 1], "input 52": [0, 0], "input 0": [0x4366, 0x8000]}
+
+
+async def test_the_mains_go_off(tmp_path: Path) -> None:
+    """A meter that was known by its frequency is still that meter when there is none; its word order stays, too."""
+    meter = Meter(SDM | {"input 70": [0, 0x4248]})
+    async with Device(meter) as device:
+        setup = Setup(device, tmp_path, profile="auto")
+        await setup.source.connect([])
+        assert setup.source.identity["swapped"] == "yes"
+        meter.become(SDM | {"input 70": [0, 0]})
+        await setup.source.connect([])
+        assert setup.source.identity["swapped"] == "yes"
+        meter.become(SDM | {"input 70": [0x4248, 0]})
+        await setup.source.connect([])
+        assert setup.source.identity["swapped"] == "no"
+        assert len(setup.ledger.gaps) == 1
+        await setup.source.close()
+
+
+async def test_a_question_that_is_not_answered_this_time(tmp_path: Path) -> None:
+    """Half an identity is none: nothing is read by the map of an unknown firmware because one reply was lost."""
+    meter = Meter(KEBA_OLD)
+    async with Device(meter) as device:
+        setup = Setup(device, tmp_path, profile="keba-p40", timeout="1s")
+        await setup.source.connect([])
+        await setup.source.close()
+        device.answer = lambda request: b"" if request[8:10] == (1018).to_bytes(2, "big") else meter(request)
+        with pytest.raises(NotConnected, match="does not answer all that it answered before"):
+            await setup.source.connect([])
+        device.answer = meter
+        await setup.source.connect([])
+        assert setup.source.identity["firmware"] == "1.2.0"
+        assert setup.ledger.gaps == []
+        await setup.source.close()
+
+
+async def test_a_device_that_is_busy_is_not_one_without_a_version(tmp_path: Path) -> None:
+    meter = Meter(KEBA_OLD)
+
+    def busy(request: bytes) -> bytes:
+        return request[:4] + b"\0\3" + request[6:7] + bytes([request[7] | 0x80, 6])
+
+    async with Device(busy) as device:
+        setup = Setup(device, tmp_path, profile="keba-p40")
+        with pytest.raises(NotConnected, match="busy"):
+            await setup.source.connect([])
+        device.answer = meter
+        await setup.source.connect([])
+        assert setup.source.identity["firmware"] == "1.2.0"
         await setup.source.close()
