@@ -15,6 +15,9 @@ when that begins and when it ends, and one in `faults` meanwhile. What a failure
                        cycle from then on; after `SILENT_CYCLES_MAX` such cycles the device is NotConnected. Then each
                        `connect` asks one value first: a dead unit costs one time-out per back-off of the supervisor,
                        however many tags it has, and whoever shares its line.
+
+With a `profile` the device is asked what it is at every connection, every `recheck`, and after a silence, before
+anything else is read: what another firmware's registers hold is never taken for what they held before.
 """
 
 from __future__ import annotations
@@ -23,13 +26,16 @@ import asyncio
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from connectors.modbus_follow import Follower
 from connectors.modbus_frames import BAD_CONNECTION_CLOSED, ILLEGAL_ADDRESS, ILLEGAL_VALUE, Query, Reply
-from connectors.modbus_holes import HoleFile, Holes, describe_known, fingerprint, is_absent
+from connectors.modbus_holes import HoleFile, Holes, fingerprint
 from connectors.modbus_link import ModbusLink
-from connectors.modbus_plan import NOTHING_KNOWN, Block, Known, Point, Range, describe, halves, plan
+from connectors.modbus_plan import NOTHING_KNOWN, Block, Point, Range, halves
 from connectors.modbus_poll import ABSENT, Poll
+from connectors.modbus_reads import reads
 from connectors.modbus_rest import Rests, is_silence
 from connectors.modbus_schedule import Schedule
 from connectors.modbus_settings import ModbusDevice
@@ -37,8 +43,7 @@ from pipelines.batch import Batch
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import Corrupt, NotConnected
-from pipelines.gaps import Ledger
-from pipelines.quantities import format_duration
+from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.tags import Tag, TagTable
 
 SILENT_CYCLES_MAX = 3
@@ -47,35 +52,6 @@ BUSY_S = 0.1
 _NAMES_SHOWN_MAX = 3
 _REFUSED = (ILLEGAL_ADDRESS, ILLEGAL_VALUE)
 _BUSY = (5, 6)
-
-
-def describe_plan(settings: ModbusDevice, data_dir: Path | None = None, device: str = "") -> list[str]:
-    """The requests of each poll period: `every 1s: holding 0-99 (100 registers, 40 tags, 2 gaps bridged)`.
-
-    With a data folder: by what the device called `device` has shown, and the holes that are known of it.
-    """
-    periods = settings.points()
-    points = [point for own in periods.values() for point in own]
-    known, lines = NOTHING_KNOWN, []
-    if data_dir is not None:
-        file = HoleFile(data_dir, device)
-        try:
-            known = file.load(fingerprint(str(settings.url), points))
-            lines = describe_known(known, points, file.path)
-        except (Corrupt, OSError) as error:
-            lines = [f"what was learnt of the device cannot be read: {error}"]
-    return [
-        f"every {format_duration(every_ns)}: {line}"
-        for every_ns, own in periods.items()
-        for line in describe(_reads(settings, own, known)[0])
-    ] + lines
-
-
-def _reads(settings: ModbusDevice, points: Sequence[Point], known: Known) -> tuple[tuple[Block, ...], list[Point]]:
-    """The reads of these points, and the points that the device has not got."""
-    absent = [point for point in points if is_absent(point, known)]
-    here = [point for point in points if point not in absent] if absent else points
-    return plan(here, settings.max_gap, settings.max_block, settings.holes, known), absent
 
 
 class ModbusSource:
@@ -97,7 +73,7 @@ class ModbusSource:
     ) -> None:
         self.name = name
         self.known_as = ""
-        """What the device says it is, where it was asked: another one, and what was learnt is forgotten."""
+        """What the device says it is, where it has a profile: another one, and what was learnt is forgotten."""
         self.counters = Counters("source", name)
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
         self._source_id = source_id
@@ -111,7 +87,17 @@ class ModbusSource:
         self._absent: dict[str, str] = {}
         self._once_read: set[str] = set()
         self._tag_ids = _tag_ids(name, settings, tags)
-        self._plan(settings.points())
+        self._ledger = ledger or NoLedger()
+        self._follower: Follower | None = None
+        if settings.profile:
+            self._follower = Follower(name, settings, tags, data_dir, self._log)
+            self._follower.adjust(self._link)
+        self._plan()
+        self._doubt = False
+        """The device was silent: it may have been restarted, with another firmware."""
+        self._asked_ns = 0
+        """When it was asked what it is."""
+        self._read_ns = 0
         self._number = 0
         self._silent_cycles = 0
         self._unanswered = 0
@@ -124,12 +110,19 @@ class ModbusSource:
         """Tag name -> one clear line."""
         return self._faults | self._absent
 
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What the device said of itself, where it has a profile: fact -> text."""
+        return self._follower.identity.facts if self._follower and self._follower.identity else {}
+
     async def connect(self, resume: Sequence[bytes]) -> None:
-        """Dials; every poll period is due at once. Raises NotConnected, Permanent."""
-        probing = self._silent_cycles >= SILENT_CYCLES_MAX
-        await self._link.connect(() if probing else self._schedule.polls[0].queries)
+        """Dials; every poll period is due at once. Raises NotConnected, or Permanent, also where no profile fits."""
+        probing = self._silent_cycles >= (1 if self._follower else SILENT_CYCLES_MAX)
+        await self._link.connect(() if probing or self._follower else self._schedule.polls[0].queries)
         if probing:
             await self._probe()
+        if self._follower:
+            await self._follow(self._follower)
         await self._recall()
         self._silent_cycles = self._unanswered = 0
         self._schedule.restart(self._clock.mono_ns(), self._source_id)
@@ -138,6 +131,9 @@ class ModbusSource:
         """The batch of the poll cycle that is due next. Raises NotConnected."""
         if self._link.lost:
             raise NotConnected(self._link.lost)
+        if await self._changed():
+            await self._recall()
+            self._schedule.restart(self._clock.mono_ns(), self._source_id)
         wait_ns = self._schedule.due_ns - self._clock.mono_ns()
         if wait_ns > 0:
             await self._clock.sleep(wait_ns / 1e9)
@@ -156,7 +152,8 @@ class ModbusSource:
             self._note(poll, replies)
         batch = poll.batch(replies, self._source_id, self._number, self._clock.wall_ns(), self._clock.state)
         self._number += 1
-        return poll.blank(batch, replies) if failed else batch
+        self._read_ns = batch.received_ns
+        return poll.converted(poll.blank(batch, replies) if failed else batch)
 
     def commit(self, number: int) -> None:
         """Nothing to acknowledge: a Modbus device keeps nothing."""
@@ -165,24 +162,53 @@ class ModbusSource:
         """Idempotent, allowed before `connect`."""
         await self._link.close()
 
-    def _plan(self, periods: Mapping[int, Sequence[Point]]) -> None:
-        """What is read, by poll period in ns."""
-        polls = [Poll(every_ns, self._settings.url, points, self._tag_ids) for every_ns, points in periods.items()]
-        points = [point for poll in polls for point in poll.points]
-        self._fingerprint = fingerprint(str(self._settings.url), points)
-        self._schedule = Schedule(polls, self._replan, self._merged)
-        for poll in polls:
-            self._replan(poll)
+    def _plan(self) -> None:
+        """What is read, by the settings and the map of the device's profile as it is now."""
+        self._map = self._follower.map if self._follower else None
+        ids = self._follower.tag_ids() if self._follower else {}
+        self._reads = reads(self._settings, self._map)
+        self._fingerprint = fingerprint(str(self._settings.url), self._reads.points)
+        self._absent.clear()
+        self._faults.clear()
+        self._once_read.clear()
 
-    def _merged(self, polls: Sequence[Poll]) -> Poll:
-        points = [point for poll in polls for point in poll.points]
-        return Poll(polls[0].every_ns, self._settings.url, points, self._tag_ids)
+        def poll(every_ns: int, points: Sequence[Point]) -> Poll:
+            return Poll(every_ns, self._settings.url, points, ids | self._tag_ids, self._reads.meanings)
+
+        def merged(polls: Sequence[Poll]) -> Poll:
+            return poll(polls[0].every_ns, [point for one in polls for point in one.points])
+
+        self._schedule = Schedule([poll(*own) for own in self._reads.periods.items()], self._replan, merged)
+        for one in self._schedule.polls:
+            self._replan(one)
+
+    async def _changed(self) -> bool:
+        """Asks a device with a profile again where it is time, or it was silent; True where it is another one."""
+        if self._follower is None:
+            return False
+        in_doubt = self._doubt or self._clock.mono_ns() - self._asked_ns >= self._settings.recheck
+        return in_doubt and await self._follow(self._follower)
+
+    async def _follow(self, follower: Follower) -> bool:
+        """Asks the device what it is; True where it is read by another map from now on."""
+        change = await follower.follow(self._link)
+        self._asked_ns, self._doubt, self.info = self._clock.mono_ns(), False, follower.info
+        self.known_as = follower.identity.shown if follower.identity else ""
+        if follower.map is self._map:
+            return False
+        self._plan()
+        if change:
+            self._log.warning("the device is another than before, its tags follow: %s", change.text)
+            now_ns = self._clock.wall_ns()
+            gap = Gap(Reason.MAP_CHANGED, self.name, "", change.tags, self._read_ns or now_ns, now_ns, 0)
+            self._ledger.note(replace(gap, detail=change.text))
+        return True
 
     def _replan(self, poll: Poll) -> None:
         """Gives the poll its reads when something was learnt since."""
         if poll.version == self._holes.version:
             return
-        poll.adopt(*_reads(self._settings, poll.points, self._holes.known))
+        poll.adopt(*self._reads.of(poll.points, self._holes.known))
         poll.version = self._holes.version
         new = [point for point in poll.absent if point.name not in self._absent]
         for point in new:
@@ -331,6 +357,7 @@ class ModbusSource:
 
     def _judge(self, replies: Sequence[Reply]) -> None:
         """Whether the connection is still worth something. Raises NotConnected when it broke before any reply."""
+        self._doubt = self._doubt or any(map(is_silence, replies))
         if not replies or replies[-1].failure is None:
             self._silent_cycles = 0
             return

@@ -68,6 +68,12 @@ class Line:
         else:
             await self._hang_up()
 
+    def adjust(self, user: object, manners: Manners) -> None:
+        """What one of the users wants now; nothing where it has not joined."""
+        if user in self._users:
+            self._users[user] = manners
+            self._behave()
+
     async def run(self, exchange: Exchange, clock: Clock) -> None:
         """Returns when all replies are there, or it is dropped. Raises NotConnected, Permanent; what came is kept."""
         while exchange.missing and not exchange.dropped:

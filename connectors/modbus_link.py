@@ -78,6 +78,13 @@ class ModbusLink:
             ]
         return replies  # type: ignore[return-value]  # none is missing
 
+    def adjust(self, timeout_ns: int, manners: Manners) -> None:
+        """From the next request on, but for who shares the line."""
+        self._timeout_s = timeout_ns / 1e9
+        self._manners = manners
+        if self._line:
+            self._line.adjust(self, manners)
+
     def give_up(self, reason: str) -> str:
         """Nothing is read until the next `connect`, because of `reason`; returns `lost`."""
         self.lost = f"modbus {self._url}: {reason}"

@@ -87,6 +87,7 @@ DATE_TIMES = frozenset(
         DataType.DATETIME6,
     }
 )
+_NOT_SCALED = frozenset({DataType.BOOL, DataType.STRING, *DATE_TIMES})
 REGISTERS: Mapping[DataType, int] = {
     DataType.BOOL: 1,
     DataType.INT8: 1,
@@ -176,6 +177,17 @@ class Point:
             return [self]
         each = self.count // self.items
         return [replace(self, address=self.address + at * each, count=each, items=0) for at in range(self.items)]
+
+
+def scaled_by(point: Point, scale: Point) -> Point:
+    """`point` times ten to the power of `scale`. Raises ValueError, one line."""
+    if point.type in _NOT_SCALED or point.items:
+        raise ValueError("scale_from is for single numbers")
+    if not scale.type.value.startswith(("int", "uint")) or scale.items:
+        raise ValueError(f"scale_from: {scale.span} is not an integer register, such as holding 40080 int16")
+    if scale.table is not point.table:
+        raise ValueError(f"scale_from: {scale.span} must be a {point.table.word} register, as the value is")
+    return replace(point, scale_from=replace(scale, name=""))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from connectors.modbus_convert import Conversion, Meaning
 from connectors.modbus_decode import Layout
 from connectors.modbus_frames import EXCEPTIONS, ILLEGAL_ADDRESS, Query, Reply, query
 from connectors.modbus_plan import Block, Point
@@ -23,7 +24,14 @@ ABSENT: tuple[int, str] = EXCEPTIONS[ILLEGAL_ADDRESS]
 class Poll:
     """The schedule is absolute: due at `start + n * every`, whatever a cycle takes."""
 
-    def __init__(self, every_ns: int, url: ModbusUrl, points: Sequence[Point], tag_ids: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        every_ns: int,
+        url: ModbusUrl,
+        points: Sequence[Point],
+        tag_ids: Mapping[str, int],
+        meanings: Mapping[str, Meaning],
+    ) -> None:
         self.every_ns = every_ns
         self.points = tuple(points)
         self.due_ns = 0
@@ -34,6 +42,7 @@ class Poll:
         self._slot_ns = 0
         self._url = url
         self._tag_ids = tag_ids
+        self._meanings = meanings
 
     def adopt(self, blocks: Sequence[Block], absent: Sequence[Point] = ()) -> None:
         """Reads `blocks` from now on; `absent` are the points that are in none of them."""
@@ -42,6 +51,7 @@ class Poll:
         self.proven = False
         self.queries = [query(self._url, block) for block in blocks]
         self._layout = Layout(blocks, absent)
+        self._conversion = Conversion(self._layout.points, self._meanings) if self._meanings else None
         ids = [self._tag_ids[point.name] for point in self._layout.points]
         self._tag = _shared(np.array(ids, dtype=np.uint32))
         status = np.zeros(len(ids), dtype=np.uint32)
@@ -100,6 +110,10 @@ class Poll:
             if reply.failure:
                 batch = _without(batch, self._layout.rows_without(at), reply.failure.status)
         return batch
+
+    def converted(self, batch: Batch) -> Batch:
+        """`batch` as the device's profile means it; as it is where there is none."""
+        return batch if self._conversion is None else self._conversion.apply(batch)
 
 
 def _without(batch: Batch, rows: Any, statuses: Any) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from connectors.modbus_plan import (
     ADDRESSES,
@@ -55,6 +56,17 @@ def parse_register(text: str, name: str = "", order: WordOrder = WordOrder.BIG) 
         raise ValueError(f"{text!r} ends beyond address {ADDRESSES - 1}, the last one that Modbus has")
     if point.count > REGISTERS_MAX * (BITS_PER_REGISTER if table.of_bits else 1):
         raise ValueError(f"{text!r}: a read has at most {REGISTERS_MAX} registers or {REGISTERS_MAX * 16} bits")
+    return point
+
+
+def parse_point(text: str, name: str, own: WordOrder | None, device: WordOrder) -> Point:
+    """The same, of a device: where the value has no word order of its own, a string takes the device's byte order only.
+
+    Raises ValueError, one line.
+    """
+    point = parse_register(text, name, own or device)
+    if own is None and point.type is DataType.STRING:
+        return replace(point, order=WordOrder.BIG_BYTE_SWAPPED if device.bytes_swapped else WordOrder.BIG)
     return point
 
 

@@ -1,7 +1,8 @@
 """Looking at an unknown Modbus line: which units answer, and what a block of registers may mean.
 
 Reads only, one request at a time with a pause between them. A unit is there when it answers anything, also an
-exception: it has that table or not, but it is alive. Only exceptions 10 and 11 come from a gateway that found nobody.
+exception: it has that table or not, but it is alive; then it is asked what it is. Only exceptions 10 and 11 come from a
+gateway that found nobody.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any, Final, NamedTuple
 
 from connectors.modbus_decode import Layout
 from connectors.modbus_frames import Reply, query
-from connectors.modbus_link import ModbusLink
+from connectors.modbus_identify import Interview, device_identification, server_id
+from connectors.modbus_link import ALONE, ModbusLink
 from connectors.modbus_plan import REGISTERS, Block, DataType, Point, WordOrder
 from connectors.modbus_register import ORDERS
 from connectors.modbus_rest import is_silence
-from connectors.modbus_url import ModbusUrl
+from connectors.modbus_url import Manners, ModbusUrl
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected
@@ -49,6 +51,8 @@ class Found(NamedTuple):
     answer: str
     """`holding 0 = 42`, or the exception's text."""
     ms: float
+    identity: str
+    """What it says of itself, in its own words; empty where it says nothing."""
 
 
 def parse_units(text: str) -> list[int]:
@@ -69,14 +73,27 @@ async def scan(
     url: ModbusUrl, units: Iterable[int], place: Point, timeout_ns: int, pause_s: float, clock: Clock
 ) -> AsyncIterator[Found]:
     """The units that answer a read of `place`, as they are found. Raises NotConnected."""
+    manners = Manners(pause_ns=int(pause_s * 1e9))
     for unit in units:
-        async with _connected(replace(url, unit=unit), timeout_ns, clock) as link:
+        one = replace(url, unit=unit)
+        async with _connected(one, timeout_ns, clock, manners) as link:
             began_ns = clock.mono_ns()
-            reply = await _read(link, replace(url, unit=unit), place)
+            reply = await _read(link, one, place)
             ms = (clock.mono_ns() - began_ns) / 1e6
-        if not is_silence(reply):
-            yield Found(unit, reply.failure.reason if reply.failure else f"{place.span} = {_value(place, reply)}", ms)
+            if not is_silence(reply):
+                answer = reply.failure.reason if reply.failure else f"{place.span} = {_value(place, reply)}"
+                yield Found(unit, answer, ms, await _identity(link, one))
         await clock.sleep(pause_s)
+
+
+async def _identity(link: ModbusLink, url: ModbusUrl) -> str:
+    """By function 43 / 14, or else 17. A unit that leaves such a question unanswered is not asked another."""
+    interview = Interview(link, url)
+    try:
+        facts = await device_identification(interview) or await server_id(interview)
+    except NotConnected:
+        return ""
+    return " ".join(dict.fromkeys(text for name, text in facts.items() if name != "code" or "model" not in facts))
 
 
 async def read_block(url: ModbusUrl, place: Point, timeout_ns: int, clock: Clock) -> tuple[bytes, float]:
@@ -119,9 +136,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 @asynccontextmanager
-async def _connected(url: ModbusUrl, timeout_ns: int, clock: Clock) -> AsyncIterator[ModbusLink]:
+async def _connected(
+    url: ModbusUrl, timeout_ns: int, clock: Clock, manners: Manners = ALONE
+) -> AsyncIterator[ModbusLink]:
     """A connection of its own; closed whatever happens."""
-    link = ModbusLink(url, timeout_ns, clock, Counters("source", "scan"))
+    link = ModbusLink(url, timeout_ns, clock, Counters("source", "scan"), manners)
     try:
         await link.connect()
         yield link

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from connectors.modbus_plan import DATE_TIMES, REGISTERS_MAX, DataType, Point, Range, WordOrder
-from connectors.modbus_register import parse_encoding, parse_range, parse_register
+from connectors.modbus_plan import DATE_TIMES, REGISTERS_MAX, DataType, Point, Range, WordOrder, scaled_by
+from connectors.modbus_register import parse_encoding, parse_point, parse_range, parse_register
 from connectors.modbus_url import Manners, ModbusUrl, parse_url
 from connectors.tls_settings import TlsSettings
 from pipelines.commands import Writing
@@ -18,9 +18,6 @@ from pipelines.quantities import Duration, Settings, duration_ns
 
 WordOrderName: TypeAlias = Literal["big", "little", "big-byte-swapped", "little-byte-swapped"]
 _ORDERS = "`big` ABCD, `little` CDAB (words swapped), `big-byte-swapped` BADC, `little-byte-swapped` DCBA."
-
-
-_NOT_SCALED = frozenset({DataType.BOOL, DataType.STRING, *DATE_TIMES})
 
 
 class ModbusTag(Settings):
@@ -98,38 +95,24 @@ class ModbusTag(Settings):
             raise ValueError(f"bits: {self.place} has the bits 0 to {8 * (1 if point.half else 2 * point.count) - 1}")
         if (self.scale != 1.0 or self.offset) and point.items:
             raise ValueError("scale and offset are for single numbers, not for arrays")
-        if self.scale_from and (point.type in _NOT_SCALED or point.items):
-            raise ValueError("scale_from is for single numbers")
         if self.invalid and (point.items or point.type in DATE_TIMES or point.type is DataType.BOOL):
             raise ValueError("invalid is for numbers and strings")
         if any(isinstance(raw, str) is not text for raw in self.invalid):
             raise ValueError("invalid: write numbers for a number, texts for a string")
         if self.scale_from:
-            _scale_point(self.scale_from, point, WordOrder.BIG)
+            scaled_by(point, parse_register(self.scale_from))
         return self
 
     def point(self, name: str, order: WordOrder) -> Point:
         """The point of this tag in a device whose word order is `order`. Raises ValueError, one line."""
-        point = parse_register(self.place, name, WordOrder(self.word_order or order))
-        if point.type is DataType.STRING and self.word_order is None:
-            order = WordOrder.BIG_BYTE_SWAPPED if order.bytes_swapped else WordOrder.BIG
-            point = replace(point, order=order)
-        scale = _scale_point(self.scale_from, point, order) if self.scale_from else None
-        return replace(point, encoding=self.encoding, scale_from=scale, invalid=tuple(self.invalid))
+        own = WordOrder(self.word_order) if self.word_order else None
+        point = replace(parse_point(self.place, name, own, order), encoding=self.encoding, invalid=tuple(self.invalid))
+        return scaled_by(point, parse_register(self.scale_from, order=order)) if self.scale_from else point
 
     @property
     def labels(self) -> tuple[tuple[int, str], ...]:
         """Of the tag, for `pipelines.tags.Tag`."""
         return tuple(sorted((self.bits or self.values).items()))
-
-
-def _scale_point(text: str, value: Point, order: WordOrder) -> Point:
-    scale = parse_register(text, order=order)
-    if not scale.type.value.startswith(("int", "uint")) or scale.items:
-        raise ValueError(f"scale_from: {text!r} is not an integer register, such as holding 40080 int16")
-    if scale.table is not value.table:
-        raise ValueError(f"scale_from: {text!r} must be a {value.table.word} register, as the value is")
-    return scale
 
 
 def _tag_from_text(value: Any) -> Any:
@@ -196,10 +179,26 @@ class ModbusDevice(Settings):
         description="Ranges that no read may touch, gaps bridged between tags included: `holding 100-199`.",
         examples=[["holding 100-199", "input 7"]],
     )
+    profile: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        description="Tags and manners of a known device: the name of a profile (`gateway profile ls`), or `auto`: "
+        "chosen by what the device says it is. Its version is looked at whenever the device is connected.",
+        examples=["eastron-sdm630", "auto"],
+    )
+    firmware: str | None = Field(
+        None, description="The device's firmware, in place of what it says itself. Only with `profile`."
+    )
+    recheck: Duration = Field(
+        duration_ns("6h"), gt=0, description="How often a device with a profile is asked again what it is."
+    )
     tags: Annotated[
         dict[str, Annotated[ModbusTag, BeforeValidator(_tag_from_text)]],
-        Field(min_length=1, description="Tag name -> register, or a mapping with `register:` and options."),
-    ]
+        Field(
+            description="Tag name -> register, or a mapping with `register:` and options. Beside a `profile`: tags "
+            "that are added to its own, or take the place of one of the same name."
+        ),
+    ] = {}  # noqa: RUF012
 
     @field_validator("modbus")
     @classmethod
@@ -226,6 +225,10 @@ class ModbusDevice(Settings):
 
     @model_validator(mode="after")
     def _fit(self) -> ModbusDevice:
+        if not self.tags and not self.profile:
+            raise ValueError("a device needs `tags:`, or a `profile:` that has them")
+        if self.firmware and not self.profile:
+            raise ValueError("`firmware:` says which version of a `profile:` to use: write that, too")
         for name, tag in self.tags.items():
             point = parse_register(tag.place)
             if hole := next((hole for hole in self.holes if hole.touches(point.span)), None):
@@ -254,7 +257,7 @@ class ModbusDevice(Settings):
     @property
     def learns_tags(self) -> bool:
         """More tags than `tags` become known when the device is connected."""
-        return False
+        return self.profile is not None
 
     def points(self) -> Mapping[int, list[Point]]:
         """Poll period in ns -> its points; the shortest period first."""

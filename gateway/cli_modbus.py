@@ -23,7 +23,7 @@ def scan(
     timeout: Timeout = "500ms",
     pause: Annotated[str, typer.Option(help="Between two requests.")] = "50ms",
 ) -> None:
-    """Find the units behind an address. Gentle: one read each, one after the other. Code 1 where nobody answers."""
+    """Find the units behind an address, and what they are. Gentle: one after the other. Code 1 where nobody answers."""
     from connectors.modbus_register import parse_register
     from connectors.modbus_scan import Found, parse_units
     from connectors.modbus_scan import scan as look
@@ -40,7 +40,8 @@ def scan(
         wait_s = duration_ns(pause) / 1e9
         place = parse_register(register, "register")
         async for one in look(parse_url(url), parse_units(units), place, duration_ns(timeout), wait_s, SystemClock()):
-            print(f"unit {one.unit:<3}  {one.ms:7.1f} ms  {one.answer}", flush=True)
+            says = f"  ({one.identity})" if one.identity else ""
+            print(f"unit {one.unit:<3}  {one.ms:7.1f} ms  {one.answer}{says}", flush=True)
             found.append(one)
         return found
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from connectors.modbus_url import parse_url
+from connectors.profile import AUTO, OWN_PROFILES, profile_files
 from gateway.config_errors import Place, hint, nearest
 from gateway.config_yaml import Item
 from pipelines.selector import matches, may_match
@@ -20,10 +22,11 @@ LEARNING: Final = frozenset({"profile", "select"})
 
 
 def mistakes(root: Item, broken: Collection[str]) -> Iterator[tuple[Place, str]]:
-    """Routes to nowhere, selectors of nothing, devices that cannot share a port.
+    """Routes to nowhere, selectors of nothing, unknown profiles, devices that cannot share a port.
 
     `broken`: the devices that have mistakes of their own.
     """
+    yield from _profiles(root)
     devices = _devices(root, broken)
     targets = _names(root, "to")
     yield from _disagreeing_ports(root)
@@ -64,6 +67,20 @@ def warnings(root: Item) -> Iterator[tuple[Place, str]]:
     for name, tags in _devices(root, ()).items():
         if not any(_chooses(selector, {name: tags}) for selector in selectors):
             yield places[name], f"no route takes anything from `{name}`: it is collected for nobody"
+
+
+def _profiles(root: Item) -> Iterator[tuple[Place, str]]:
+    """Profiles that there are not, neither in the gateway nor among the user's own in the data folder."""
+    gateway = root.child("gateway")
+    folder = gateway.child("data_dir") if gateway else None
+    own = Path(folder.value) / OWN_PROFILES if folder and _is_text(folder) else None
+    devices = root.child("devices")
+    for device in devices.value.values() if devices and isinstance(devices.value, dict) else ():
+        profile = device.child("profile") if device.child("modbus") else None
+        if profile and _is_text(profile) and profile.value != AUTO:
+            known = profile_files("modbus", own)
+            if profile.value not in known:
+                yield profile.place, f"there is no profile `{profile.value}`{hint(profile.value, known)}"
 
 
 def _is_text(item: Item) -> bool:

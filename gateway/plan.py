@@ -9,7 +9,7 @@ from gateway.settings import GatewayFile, kind_of
 
 PLANS: Mapping[str, str] = {
     "opcua": "connectors.opcua_plan:describe_plan",
-    "modbus": "connectors.modbus:describe_plan",
+    "modbus": "connectors.modbus_reads:describe_plan",
 }
 """Kind of device -> function from its settings to lines."""
 LEARNS = {"modbus"}

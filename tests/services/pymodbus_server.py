@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pymodbus import FramerType
+from pymodbus import FramerType, ModbusDeviceIdentification
 from pymodbus.constants import ExcCodes
 from pymodbus.server import ModbusSerialServer, ModbusTcpServer, ModbusTlsServer, ModbusUdpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
@@ -32,6 +32,11 @@ from tests.services.tls import Certificates
 Transport = Literal["tcp", "udp", "tls"]
 Kind = Literal["coils", "discrete", "holding", "input"]
 Image = Mapping[Kind, Mapping[int, Sequence[int]]]
+
+IDENTITY = ModbusDeviceIdentification(  # type: ignore[no-untyped-call]
+    {0: "Acme", 1: "PM-1", 2: "1.2.3", 4: "Power meter", 5: "PM-1 light"}
+)
+"""What the server answers to function 43."""
 
 _KINDS: tuple[Kind, ...] = ("coils", "discrete", "holding", "input")  # in the order of SimDevice's blocks
 _BY_FUNCTION = {1: "coils", 2: "discrete", 3: "holding", 4: "input"}
@@ -83,6 +88,12 @@ class PymodbusServer(Service):
         """Returns when the server listens, with its image and its manners as they were given."""
         _set_up(self.process, self._image, self.ready_s)
         self._command(self._first)
+
+    def restart_as(self, image: Image) -> None:
+        """Another device at the same place: all connections are cut, later answers are from `image`."""
+        self.kill()
+        self._image = image
+        self.start()
 
     def set_values(self, kind: Kind, address: int, values: Sequence[int]) -> None:
         """Changes registers or bits inside the image's blocks; returns when every later answer has them."""
@@ -199,15 +210,15 @@ async def serve(place: str, transport: str, *tls: str) -> None:
 def _server(device: SimDevice, place: str, transport: str, tls: Sequence[str]) -> Any:
     match transport:
         case "tcp":
-            return ModbusTcpServer(device, address=(HOST, int(place)))
+            return ModbusTcpServer(device, address=(HOST, int(place)), identity=IDENTITY)
         case "rtu+tcp":
-            return ModbusTcpServer(device, framer=FramerType.RTU, address=(HOST, int(place)))
+            return ModbusTcpServer(device, framer=FramerType.RTU, address=(HOST, int(place)), identity=IDENTITY)
         case "udp":
-            return ModbusUdpServer(device, address=(HOST, int(place)))
+            return ModbusUdpServer(device, address=(HOST, int(place)), identity=IDENTITY)
         case "tls":
-            return ModbusTlsServer(device, address=(HOST, int(place)), sslctx=_mutual(*tls))
+            return ModbusTlsServer(device, address=(HOST, int(place)), sslctx=_mutual(*tls), identity=IDENTITY)
         case _:
-            return ModbusSerialServer(device, port=place, baudrate=19_200)
+            return ModbusSerialServer(device, port=place, baudrate=19_200, identity=IDENTITY)
 
 
 def _mutual(ca: str, certificate: str, key: str) -> ssl.SSLContext:

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import connectors.modbus
-from connectors.modbus import ModbusSource, describe_plan
+from connectors.modbus import ModbusSource
 from connectors.modbus_frames import EXCEPTIONS, Query, Reply, RequestFailed
 from connectors.modbus_holes import AGAIN_NS, HoleFile, Holes, fingerprint
 from connectors.modbus_plan import NOTHING_KNOWN, DataType, Known, Point, Range, Table, plan
 from connectors.modbus_poll import ABSENT
+from connectors.modbus_reads import describe_plan
 from connectors.modbus_settings import ModbusDevice
 from pipelines.batch import GOOD
 from pipelines.errors import Corrupt

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from connectors.modbus import describe_plan
 from connectors.modbus_plan import DataType, Point, Table, WordOrder
+from connectors.modbus_reads import describe_plan
 from connectors.modbus_settings import ModbusDevice, parse_register
 from connectors.modbus_url import SerialFormat, parse_url
 
