@@ -241,12 +241,12 @@ async def test_a_half_open_device_is_given_up(pymodbus_server: StartPymodbus) ->
     ],
 )
 async def test_certificates_that_do_not_fit_are_one_clear_line(
-    pymodbus_server: StartPymodbus, certificates: Certificates, files: dict[str, str], reason: str
+    pymodbus_server: StartPymodbus, certificates: Certificates, files: dict[str, str], reason: str, tmp_path: Path
 ) -> None:
     """Modbus/TCP Security: both sides show one. With TLS 1.3 the client finds out when it reads."""
     server = pymodbus_server(transport="tls", tls=certificates)
     tls = {key: str(getattr(certificates, name)) for key, name in files.items()}
-    setup = Setup(server.url, {"a": "holding 1 uint16"}, tls=tls)
+    setup = Setup(server.url, {"a": "holding 1 uint16"}, tmp_path, tls=tls)
     with pytest.raises((Permanent, NotConnected), match=reason):
         await setup.source.connect([])
     await setup.source.close()
