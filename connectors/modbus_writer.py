@@ -21,7 +21,9 @@ class ModbusWriter:
 
     def __init__(self, settings: ModbusDevice, data_dir: Path) -> None:
         self._settings = settings
-        self._link = ModbusLink(settings.url, settings.timeout, SystemClock(), Counters("writer", "modbus"))
+        self._link = ModbusLink(
+            settings.url, settings.timeout, SystemClock(), Counters("writer", "modbus"), settings.manners
+        )
 
     async def read(self, tag: str) -> Any:
         await self._connected()
