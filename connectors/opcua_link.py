@@ -17,6 +17,7 @@ from asyncua import ua
 
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_items import MonitoredItems
+from connectors.opcua_limits import Limits
 from connectors.opcua_plan import plan_subscriptions
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_resume import (
@@ -86,6 +87,7 @@ class Link:
         self.state = self._nothing()
         self.session: PublishSession | None = None
         self.items: MonitoredItems | None = None
+        self.limits = Limits(log)
 
     async def open(self, durable: bool) -> Opened:
         """Raises what `mapped` maps; then `close` has to be called."""
@@ -96,7 +98,8 @@ class Link:
         kept, self._kept = self._kept, None
         client = await self._connected(kept if live else None)
         assert self.session is not None
-        self.items = MonitoredItems(self.session, self._settings, self._clock, self._log)
+        await self.limits.learn(self.session)
+        self.items = MonitoredItems(self.session, self._settings, self.limits, self._clock, self._log)
         start = await server_start(client)
         available: dict[int, Sequence[int] | None]
         if client.resumed:
@@ -105,7 +108,7 @@ class Link:
             available = {**await self._taken_over(client, start)} if live or self._stale else {}
         self.session.keep_subscriptions = durable and bool(available)  # not those of an attempt that fails
         known = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
-        created = await self.items.create(client, known)
+        created = await self.items.create(known)
         self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
         if self._remember_session(client) or created or not durable:
             await self.save()
@@ -166,6 +169,7 @@ class Link:
             await secure(client, self._data_dir)
         client.connection_lost_callback = self._connection_lost
         await client.connect()
+        session.request_bytes_max = client.request_bytes_max
         if (protocol := client.uaclient.protocol) and protocol.transport:
             notice_dead_peer(protocol.transport.get_extra_info("socket"), MACHINE_PATIENCE * settings.timeout)
         # A server may answer 0; asyncua's watchdog would then give its probe no time at all.

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from asyncua import Client, ua
 
+from connectors.opcua_limits import RESPONSE_BYTES_MAX, agree
 from connectors.opcua_requests import status_name
 from connectors.opcua_state import DeviceState, Subscription
 
@@ -64,6 +65,14 @@ class ResumingClient(Client):
         self._budget_s = timeout_s
         self.resumed = False
         """It is the old session, with its subscriptions."""
+        self.request_bytes_max = 0
+        """The server takes no larger requests; 0: any."""
+
+    async def send_hello(self) -> None:
+        """Hello, and what the two sides have agreed on."""
+        assert self.uaclient.protocol is not None
+        ack = await self.uaclient.send_hello(self.server_url.geturl(), RESPONSE_BYTES_MAX)
+        self.request_bytes_max = agree(self.uaclient.protocol, ack)
 
     async def _create_and_activate_session(self) -> None:
         self.resumed = self._kept is not None and await self._reactivated(self._kept)
