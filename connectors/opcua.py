@@ -34,6 +34,7 @@ from pipelines.counters import Counters
 from pipelines.errors import NotConnected
 from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.origin import LAST_PART, newest
+from pipelines.stage_deadband import DeadbandStage
 from pipelines.tags import Tag, TagTable
 
 ROWS_MAX: Final = 1000
@@ -81,6 +82,8 @@ class OpcUaSource:
         self._settings = settings
         self._clock = clock
         self._names = list(settings.tags)
+        self._tags = tags
+        self._unfiltered: DeadbandStage | None = None  # what the server was to do and does not
         self._tag_ids = np.array([tags.add(tag) for tag in _tags(name, settings)], dtype=np.uint32)
         self._link = Link(name, settings, clock, data_dir, self._log)
         self._streams = Streams()
@@ -102,12 +105,14 @@ class OpcUaSource:
     @property
     def info(self) -> str:
         """How the present session came about, and what is read from history."""
-        return "; ".join(filter(None, (self._how, self._backfill.info)))
+        unfiltered = self._link.items.unfiltered.info if self._link.items else ""
+        return "; ".join(filter(None, (self._how, self._backfill.info, unfiltered)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
             self._begin(await self._link.open(durable=bool(resume)), resume)
             await self._begin_backfill()
+            self._unfiltered = await self._deadband()
         except BaseException as error:
             await self.close()
             as_contracted = mapped(error, self._settings)
@@ -264,15 +269,19 @@ class OpcUaSource:
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         arrival_ns = self._clock.wall_ns()
         left = response.rows
-        part = 0
+        part, some = 0, False
         try:
             for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
                 left -= len(columns.handle)
-                batch = self._batch(columns, arrival_ns, response, part if left else LAST_PART)
+                batch = self._worth_it(self._batch(columns, arrival_ns, response, part if left else LAST_PART))
                 part += 1
-                if not left:
-                    self._streams.delivered(batch.number, response.subscription_id, response.sequence_number)
-                yield batch
+                some = some or batch is not None
+                if not left and some:
+                    self._streams.delivered(self._number, response.subscription_id, response.sequence_number)
+                elif not left:
+                    self._streams.acknowledge(response.subscription_id, response.sequence_number)
+                if batch is not None:
+                    yield batch
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
@@ -303,6 +312,24 @@ class OpcUaSource:
             extra=columns.extra or None,
             clock=self._clock.state,
         )
+
+    def _worth_it(self, batch: Batch) -> Batch | None:
+        """What the server would have reported, had it applied the deadband that it was asked for."""
+        if self._unfiltered is None:
+            return batch
+        kept = self._unfiltered.process(batch)
+        if kept is None:
+            self._number -= 1
+        return kept
+
+    async def _deadband(self) -> DeadbandStage | None:
+        bands = await self._link.unfiltered_bands()
+        if not bands:
+            return None
+        stage = DeadbandStage(self._tags, absolute=0.0)
+        for index, band in bands.items():
+            stage.set_band(int(self._tag_ids[index]), *band)
+        return stage
 
     def _from_history(self) -> Batch | None:
         """One batch of what was missed, between two notifications."""

@@ -10,9 +10,17 @@ from typing import Any, Final
 from asyncua import ua
 
 from connectors import opcua_requests
+from connectors.opcua_filters import NOTHING, REFUSED, Unfiltered, encoded
 from connectors.opcua_limits import Limits, Service
-from connectors.opcua_plan import PlannedItem, PlannedSubscription, plan_subscriptions
-from connectors.opcua_requests import ATTRIBUTE_DATA_TYPE, ATTRIBUTE_VALUE_RANK, Item, ItemResult, status_name
+from connectors.opcua_plan import PlannedItem, PlannedSubscription
+from connectors.opcua_requests import (
+    ATTRIBUTE_DATA_TYPE,
+    ATTRIBUTE_VALUE_RANK,
+    NO_FILTER,
+    Item,
+    ItemResult,
+    status_name,
+)
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_state import MonitoredItem, Subscription
@@ -32,6 +40,7 @@ class MonitoredItems:
         self,
         session: PublishSession,
         settings: OpcUaDevice,
+        plan: Sequence[PlannedSubscription],
         limits: Limits,
         clock: Clock,
         log: logging.LoggerAdapter[logging.Logger],
@@ -39,7 +48,7 @@ class MonitoredItems:
         self._log = log
         self._session = session
         self._clock = clock
-        self._plan = plan_subscriptions(settings)
+        self._plan = plan
         self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
         self._limits = limits
         self._bad: dict[int, tuple[Subscription, PlannedItem]] = {}  # index -> its subscription, item
@@ -47,6 +56,8 @@ class MonitoredItems:
         self._changed: list[int] = []
         self._retry_s = RETRY_FIRST_S
         self._retry_at_ns = 0
+        self._types: list[int] = []
+        self.unfiltered = Unfiltered()
         self.subscriptions: list[Subscription] = []
         self.faults: dict[str, str] = {}
 
@@ -98,9 +109,9 @@ class MonitoredItems:
 
     async def _column_keys(self) -> list[tuple[int, bool]]:
         """(built-in type, is an array) per item, for grouping; a large number where the type is not built in."""
-        types = map(_builtin_type, await self._attribute(ATTRIBUTE_DATA_TYPE))
+        self._types = list(map(_builtin_type, await self._attribute(ATTRIBUTE_DATA_TYPE)))
         arrays = map(_is_array, await self._attribute(ATTRIBUTE_VALUE_RANK))
-        return list(zip(types, arrays, strict=True))
+        return list(zip(self._types, arrays, strict=True))
 
     async def _attribute(self, attribute: int) -> list[Any]:
         async def read(nodes: Sequence[bytes]) -> list[Any]:
@@ -114,6 +125,8 @@ class MonitoredItems:
         planned = {item.index: item for item in items}
         for known in subscription.items:
             self._known[known.handle] = known
+            if known.refused_filter:
+                self.unfiltered.add(known.handle, planned[known.handle].filter, known.refused_filter)
             if known.status & 0x8000_0000:
                 self._turned_bad(subscription, planned[known.handle], known.status)
 
@@ -141,15 +154,36 @@ class MonitoredItems:
 
     async def _create_items(self, subscription: Subscription, items: Sequence[PlannedItem]) -> None:
         async def create(part: Sequence[PlannedItem]) -> list[ItemResult]:
-            requested = [Item(self._nodes[item.index], item.index, item.sampling_ns / 1e6, item.queue) for item in part]
+            requested = list(map(self._requested, part))
             body = await self._session.request(
                 partial(opcua_requests.create_monitored_items, subscription_id=subscription.id, items=requested)
             )
             return opcua_requests.created_items(body, len(part))
 
         results = await self._limits.in_parts(Service.MONITORED_ITEMS, items, create)
+        again = [at for at, result in enumerate(results) if self._filter_refused(items[at], result.status)]
+        if again:
+            self._log.warning("%s", self.unfiltered.info)
+            plain = await self._limits.in_parts(Service.MONITORED_ITEMS, [items[at] for at in again], create)
+            for at, result in zip(again, plain, strict=True):
+                results[at] = result
         for item, result in zip(items, results, strict=True):
             self._note(subscription, item, result)
+
+    def _requested(self, item: PlannedItem) -> Item:
+        wanted = NO_FILTER
+        if item.index not in self.unfiltered.filters:
+            wanted = encoded(item.filter, self._types[item.index] if self._types else None)
+        return Item(
+            self._nodes[item.index], item.index, item.sampling_ns / 1e6, item.queue, wanted, item.discard_oldest
+        )
+
+    def _filter_refused(self, item: PlannedItem, status: int) -> bool:
+        """Whether to try without the filter; then that is remembered."""
+        if item.filter == NOTHING or status not in REFUSED or item.index in self.unfiltered.filters:
+            return False
+        self.unfiltered.add(item.index, item.filter, status)
+        return True
 
     def _note(self, subscription: Subscription, item: PlannedItem, result: ItemResult) -> None:
         """Keeps the item's state; one log line for each change."""
@@ -159,6 +193,7 @@ class MonitoredItems:
             subscription.items.append(known)
         before = known.status
         known.id, known.status = result.item_id, result.status
+        known.refused_filter = self.unfiltered.status if item.index in self.unfiltered.filters else 0
         if before == result.status:
             return
         if result.status & 0x8000_0000:

@@ -94,15 +94,18 @@ class Link:
         self._durable = durable
         if durable and not self._loaded:
             await self._load()
-        live = [one for one in self.state.subscriptions if one is not None]
         kept, self._kept = self._kept, None
-        client = await self._connected(kept if live else None)
+        client = await self._connected(kept if any(self.state.subscriptions) else None)
         assert self.session is not None
         await self.limits.learn(self.session)
-        self.items = MonitoredItems(self.session, self._settings, self.limits, self._clock, self._log)
+        self._fit_plan()
+        live = [one for one in self.state.subscriptions if one is not None]
+        self.items = MonitoredItems(self.session, self._settings, self._plan, self.limits, self._clock, self._log)
         start = await server_start(client)
         available: dict[int, Sequence[int] | None]
         if client.resumed:
+            await delete(client, self._stale, self._timeout_s, self._log)
+            self._stale = []
             available = {one.id: None for one in live}
         else:
             available = {**await self._taken_over(client, start)} if live or self._stale else {}
@@ -115,6 +118,12 @@ class Link:
         self.session.keep_subscriptions = durable
         self.session.keep_session = durable and self._is_anonymous
         return self._opened(client.resumed, available, created, bool(live))
+
+    async def unfiltered_bands(self) -> dict[int, tuple[float, float]]:
+        """What the gateway has to filter itself; see `Unfiltered.bands`."""
+        assert self.session is not None and self.items is not None
+        unfiltered, nodes = self.items.unfiltered, [tag.node for tag in self._settings.tags.values()]
+        return await unfiltered.bands(self.session, self.limits, nodes) if unfiltered.filters else {}
 
     async def save(self) -> None:
         """Keeps the state on disk; the file goes where nothing is to outlive this process. A full disk is one line."""
@@ -213,13 +222,26 @@ class Link:
         if self._is_anonymous and found.session is not None:
             timeout_ms = max(self._settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
             self._kept = KeptSession.anonymous(found.session, timeout_ms)
-        if found.fingerprint == self._fingerprint and len(found.subscriptions) == len(self._plan):
+        if found.fingerprint == self._fingerprint:
             self.state = found
             return
         self._log.info("the device's configuration has changed: new subscriptions")
         self.state.gaps = found.gaps
         self.state.server_start = found.server_start
         self._stale = [one for one in found.subscriptions if one is not None]
+
+    def _fit_plan(self) -> None:
+        """The plan within what the server takes, which is known now; subscriptions of another plan are of no use."""
+        limits = self.limits
+        self._plan = plan_subscriptions(self._settings, limits.items_per_subscription, limits.subscriptions_per_session)
+        kept = self.state.subscriptions
+        planned = [len(one.items) for one in self._plan]
+        fits = len(kept) == len(planned) and all(
+            one is None or len(one.items) == count for one, count in zip(kept, planned, strict=True)
+        )
+        if not fits:
+            self._stale += [one for one in kept if one is not None]
+            self.state.subscriptions = [None] * len(self._plan)
 
     def _nothing(self) -> DeviceState:
         return DeviceState(self._fingerprint, subscriptions=[None] * len(self._plan))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
-from connectors.opcua_settings import OpcUaDevice
+from connectors.opcua_settings import Filter, OpcUaDevice
 from pipelines.quantities import format_duration
 
 KEEP_ALIVE_NS: Final = 5 * 10**9
@@ -24,6 +25,8 @@ class PlannedItem:
     node: str
     sampling_ns: int
     queue: int
+    filter: Filter
+    discard_oldest: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,35 @@ class PlannedSubscription:
         return max(KEEP_ALIVES_MIN * self.keep_alive_count, self.lifetime_ns // self.publishing_ns)
 
 
-def plan_subscriptions(settings: OpcUaDevice) -> list[PlannedSubscription]:
-    """One subscription per publishing interval, shortest first; items in the order of the file."""
+def plan_subscriptions(
+    settings: OpcUaDevice, items_max: int | None = None, subscriptions_max: int | None = None
+) -> list[PlannedSubscription]:
+    """One subscription per publishing interval, shortest first; items in the order of the file.
+
+    Several of one interval where one would have more than `items_max`, or the file's `items_per_subscription`. With
+    more than `subscriptions_max` intervals, those that are nearest to each other share the shorter one.
+    """
     by_interval: dict[int, list[PlannedItem]] = {}
     for index, (name, tag) in enumerate(settings.tags.items()):
-        item = PlannedItem(index, name, tag.node, settings.sampling_ns(tag), settings.queue_values(tag))
+        item = PlannedItem(
+            index,
+            name,
+            tag.node,
+            settings.sampling_ns(tag),
+            settings.queue_values(tag),
+            settings.filter_of(tag),
+            settings.discard_of(tag) == "oldest",
+        )
         by_interval.setdefault(settings.publishing_ns(tag), []).append(item)
-    lifetime = settings.lifetime
-    return [PlannedSubscription(interval, lifetime, items) for interval, items in sorted(by_interval.items())]
+    while subscriptions_max and len(by_interval) > subscriptions_max:
+        shorter, longer = min(pairwise(sorted(by_interval)), key=lambda pair: pair[1] / pair[0])
+        by_interval[shorter] = sorted(by_interval[shorter] + by_interval.pop(longer), key=lambda item: item.index)
+    room = min(filter(None, (items_max, settings.items_per_subscription)), default=len(settings.tags))
+    return [
+        PlannedSubscription(interval, settings.lifetime, items[at : at + room])
+        for interval, items in sorted(by_interval.items())
+        for at in range(0, len(items), room)
+    ]
 
 
 def describe_plan(settings: OpcUaDevice) -> list[str]:
@@ -63,5 +87,6 @@ def describe_plan(settings: OpcUaDevice) -> list[str]:
         lines.append(f"subscription every {interval}: {len(subscription.items)} monitored items")
         for item in subscription.items:
             sampling = format_duration(item.sampling_ns) if item.sampling_ns else "every change"
-            lines.append(f"  {item.name}: {item.node}, sampling {sampling}, queue {item.queue}")
+            more = f", {item.filter}" if str(item.filter) else ""
+            lines.append(f"  {item.name}: {item.node}, sampling {sampling}, queue {item.queue}{more}")
     return lines

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal
+from dataclasses import dataclass
+from sys import float_info
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from pipelines.quantities import Duration, Settings, duration_ns
 
@@ -14,6 +16,46 @@ _NODE_ID = re.compile(r"(ns=\d+;)?(i=\d+|s=.+|b=[A-Za-z0-9+/]+=*|g=[0-9A-Fa-f]{8
 QUEUE_NS: Final = 10 * 10**9
 """A gateway that is restarted is back by then."""
 QUEUE_MAX: Final = 1000
+
+
+def _deadband(value: Any) -> Any:
+    percent = isinstance(value, str) and value.strip().endswith("%")
+    try:
+        number = float(value.strip().removesuffix("%")) if percent else float(value)
+        if isinstance(value, bool) or not 0 <= number <= (100 if percent else float_info.max):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is no deadband: write 0.5 (the machine's units) or 1% (of EURange)") from None
+    return f"{number:g}%" if percent else number
+
+
+Trigger = Literal["status", "status-value", "status-value-timestamp"]
+Discard = Literal["oldest", "newest"]
+ServerDeadband = Annotated[
+    float | str, BeforeValidator(_deadband, json_schema_input_type=float | str), Field(examples=[0.5, "1%"])
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What the server is asked to report of an item (DataChangeFilter, Part 4, 7.22.2)."""
+
+    trigger: Trigger = "status-value"
+    deadband: Literal["", "absolute", "percent"] = ""
+    value: float = 0.0
+    """In the machine's own units, or percent of the item's EURange."""
+
+    @classmethod
+    def parsed(cls, trigger: Trigger, deadband: float | str | None) -> Self:
+        """`deadband` as the file has it: a number, or `1%`."""
+        percent = isinstance(deadband, str)
+        value = float(str(deadband or 0).removesuffix("%"))
+        return cls(trigger, "percent" if percent else "absolute", value) if value else cls(trigger)
+
+    def __str__(self) -> str:
+        band = f"server deadband {self.value:g}{'%' if self.deadband == 'percent' else ''}" if self.deadband else ""
+        trigger = f"trigger {self.trigger}" if self.trigger != "status-value" else ""
+        return ", ".join(filter(None, (band, trigger)))
 
 
 def _tag_from_text(value: Any) -> Any:
@@ -33,6 +75,11 @@ class OpcUaTag(Settings):
     every: Duration | None = Field(None, description="Publishing interval of this tag; default: the device's.")
     sampling: Duration | None = Field(None, description="Sampling interval of this tag; default: the device's.")
     queue: int | None = Field(None, ge=1, le=100_000, description="Server-side queue in values; default: the device's.")
+    server_deadband: ServerDeadband | None = Field(
+        None, description="As the device's; `0`: none. Not together with `deadband`, which has the gateway decide."
+    )
+    trigger: Trigger | None = Field(None, description="What counts as a change; default: the device's.")
+    discard: Discard | None = Field(None, description="What a full queue drops; default: the device's.")
 
     @field_validator("node")
     @classmethod
@@ -40,6 +87,12 @@ class OpcUaTag(Settings):
         if not _NODE_ID.fullmatch(text):
             raise ValueError(f"{text!r} is not a node id: write ns=2;s=Name or ns=2;i=1234")
         return text
+
+    @model_validator(mode="after")
+    def _one_deadband(self) -> Self:
+        if self.deadband and self.server_deadband and float(str(self.server_deadband).removesuffix("%")):
+            raise ValueError("write `deadband` (the gateway decides) or `server_deadband`, not both: errors add up")
+        return self
 
 
 class OpcUaAuth(Settings):
@@ -72,6 +125,24 @@ class OpcUaDevice(Settings):
         description="Values that the server keeps per tag while they cannot be sent; default: those of 10 s, at least "
         "10 and at most 1,000; 100 with `sampling: 0`.",
     )
+    server_deadband: ServerDeadband | None = Field(
+        None,
+        description="Smaller changes are not even reported by the server (DataChangeFilter), compared with what it "
+        "reported last: `0.5` in the machine's own units, before `scale`, or `1%` of the variable's EURange. Numbers "
+        "only. Where the server refuses it, the gateway does it and says so. Not for tags with a `deadband`.",
+    )
+    trigger: Trigger = Field(
+        "status-value",
+        description="What counts as a change at the server: of the status; of status or value; or also of the source "
+        "time alone.",
+    )
+    discard: Discard = Field("oldest", description="What a full queue at the server drops: `oldest` or `newest` value.")
+    items_per_subscription: int | None = Field(
+        None,
+        ge=1,
+        description="More tags than this of one interval get several subscriptions; default: what the server states, "
+        "or is known to take.",
+    )
     timeout: Duration = Field(duration_ns("4s"), gt=0, description="For connecting and for each request.")
     lifetime: Duration = Field(
         duration_ns("2m"),
@@ -103,6 +174,15 @@ class OpcUaDevice(Settings):
     def learns_tags(self) -> bool:
         """More tags than `tags` become known when the device is connected."""
         return False
+
+    def filter_of(self, tag: OpcUaTag) -> Filter:
+        """What the server is asked to report of a tag."""
+        inherits = tag.server_deadband is None and not tag.deadband
+        return Filter.parsed(tag.trigger or self.trigger, self.server_deadband if inherits else tag.server_deadband)
+
+    def discard_of(self, tag: OpcUaTag) -> Discard:
+        """What a full queue drops."""
+        return tag.discard or self.discard
 
     def publishing_ns(self, tag: OpcUaTag) -> int:
         """Publishing interval of a tag."""
