@@ -19,14 +19,16 @@ from typing import Final
 
 import numpy as np
 
-from connectors import opcua_requests
+from connectors import opcua_requests, opcua_skew
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
+from connectors.opcua_chores import Chores
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
 from connectors.opcua_link import Link, Opened, mapped
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
+from connectors.opcua_skew import Skew
 from connectors.opcua_streams import Step, Streams
 from pipelines.batch import Batch, BatchBuilder, Flag, Kind
 from pipelines.clock import Clock
@@ -88,6 +90,8 @@ class OpcUaSource:
         self._link = Link(name, settings, clock, data_dir, self._log)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
+        self._skew = Skew(settings.clock, settings.clock_tolerance, clock, self.counters, self._log)
+        self._chores = Chores(clock, self._log)
         self._number = 0
         self._how = ""
         self._arrival_ns = 0
@@ -106,13 +110,14 @@ class OpcUaSource:
     def info(self) -> str:
         """How the present session came about, and what is read from history."""
         unfiltered = self._link.items.unfiltered.info if self._link.items else ""
-        return "; ".join(filter(None, (self._how, self._backfill.info, unfiltered)))
+        return "; ".join(filter(None, (self._how, self._backfill.info, unfiltered, self._skew.info)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
             self._begin(await self._link.open(durable=bool(resume)), resume)
             await self._begin_backfill()
             self._unfiltered = await self._deadband()
+            await self._begin_chores()
         except BaseException as error:
             await self.close()
             as_contracted = mapped(error, self._settings)
@@ -141,6 +146,7 @@ class OpcUaSource:
         self._batches = iter(())
         self._due.clear()
         self._how = ""
+        await self._chores.stop()
         await self._backfill.stop()
         await self._link.close()
 
@@ -175,6 +181,12 @@ class OpcUaSource:
         if await self._backfill.start(self._link):
             self._log.info("what was missed is looked for in the server's history")
 
+    async def _begin_chores(self) -> None:
+        session = self._link.session
+        assert session is not None
+        await self._skew.begin(session)
+        self._chores.start("clock skew", opcua_skew.EVERY_S, partial(self._skew.measure, session))
+
     def _ask(self, subscription_id: int, step: Step) -> None:
         self._due.extend(_Ask(subscription_id, number) for number in step.ask)
         if step.lost:
@@ -192,6 +204,7 @@ class OpcUaSource:
             batches = await self._asked_again(due) if isinstance(due, _Ask) else self._open_response(due)
             self._due.popleft()  # only now: a cancelled read loses nothing
             return batches
+        self._chores.check()
         self._arm()
         retry_s = link.items.retry_in_s()
         wait_s = self._patience_s(link.session, link.items.keep_alive_s)
@@ -297,18 +310,22 @@ class OpcUaSource:
         self._backfill.live(handle, ts_ns)
         # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
         newest_ns = min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns)
+        origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
+        flags = columns.flags
+        if self._skew.acts:
+            ts_ns, flags = self._skew.applied(ts_ns, flags, arrival_ns)
         self._number += 1
         return Batch(
             source_id=self._source_id,
             number=self._number,
-            origin=self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns),
+            origin=origin,
             received_ns=arrival_ns,
             tag=self._tag_ids[handle],
             ts_ns=ts_ns,
             value=columns.value,
             status=columns.status,
             kind=columns.kind,
-            flags=columns.flags,
+            flags=flags,
             extra=columns.extra or None,
             clock=self._clock.state,
         )
@@ -339,8 +356,9 @@ class OpcUaSource:
         item, rows = found
         builder = BatchBuilder()
         tag = int(self._tag_ids[item])
+        flags = Flag.MACHINE_CLOCK_SUSPECT if self._skew.acts else 0
         for ts_ns, value, kind, status in rows:
-            builder.add(tag, ts_ns, value, kind, status)
+            builder.add(tag, ts_ns, value, kind, status, flags)
         return self._built(builder)
 
     def _bad_rows(self) -> list[Batch]:

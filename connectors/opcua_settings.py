@@ -156,6 +156,14 @@ class OpcUaDevice(Settings):
         description="Time that may be spent on filling a gap from the server's history, beside the live values; `0` "
         "never asks for it.",
     )
+    clock: Literal["keep", "flag", "replace"] = Field(
+        "flag",
+        description="What becomes of the times that the machine gives while its clock is off by more than "
+        "`clock_tolerance`: they stay as they are; or are flagged; or the time of arrival takes their place, flagged.",
+    )
+    clock_tolerance: Duration = Field(
+        duration_ns("5s"), ge=0, description="How far the machine's clock may be off the gateway's."
+    )
     tags: Annotated[
         dict[str, Annotated[OpcUaTag, BeforeValidator(_tag_from_text)]],
         Field(min_length=1, description="Tag name -> node id, or a mapping with `node:` and options."),
