@@ -19,12 +19,13 @@ from typing import Final
 
 import numpy as np
 
-from connectors import opcua_requests, opcua_skew
+from connectors import opcua_redundancy, opcua_requests, opcua_skew
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_chores import Chores
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
 from connectors.opcua_link import Link, Opened, mapped
+from connectors.opcua_redundancy import Servers
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
@@ -33,7 +34,7 @@ from connectors.opcua_streams import Step, Streams
 from pipelines.batch import Batch, BatchBuilder, Flag, Kind
 from pipelines.clock import Clock
 from pipelines.counters import Counters
-from pipelines.errors import NotConnected
+from pipelines.errors import NotConnected, Transient
 from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.origin import LAST_PART, newest
 from pipelines.stage_deadband import DeadbandStage
@@ -81,13 +82,15 @@ class OpcUaSource:
         self._ledger = NoLedger() if ledger is None else ledger
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
         self._source_id = source_id
-        self._settings = settings
         self._clock = clock
         self._names = list(settings.tags)
         self._tags = tags
         self._unfiltered: DeadbandStage | None = None  # what the server was to do and does not
         self._tag_ids = np.array([tags.add(tag) for tag in _tags(name, settings)], dtype=np.uint32)
-        self._link = Link(name, settings, clock, data_dir, self._log)
+        self._servers = Servers(settings, data_dir, clock, self._log)
+        self._settings = settings.at(self._servers.current)
+        self._new_link = partial(Link, name, clock=clock, data_dir=data_dir, log=self._log)
+        self._link = self._new_link(self._settings)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
         self._skew = Skew(settings.clock, settings.clock_tolerance, clock, self.counters, self._log)
@@ -110,10 +113,13 @@ class OpcUaSource:
     def info(self) -> str:
         """How the present session came about, and what is read from history."""
         unfiltered = self._link.items.unfiltered.info if self._link.items else ""
-        return "; ".join(filter(None, (self._how, self._backfill.info, unfiltered, self._skew.info)))
+        return "; ".join(
+            filter(None, (self._how, self._backfill.info, unfiltered, self._skew.info, self._servers.info))
+        )
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
+            await self._choose_server()
             self._begin(await self._link.open(durable=bool(resume)), resume)
             await self._begin_backfill()
             self._unfiltered = await self._deadband()
@@ -147,10 +153,19 @@ class OpcUaSource:
         self._due.clear()
         self._how = ""
         await self._chores.stop()
+        await self._servers.close()
         await self._backfill.stop()
         await self._link.close()
 
     # --- connecting -------------------------------------------------------------------------------------------------
+
+    async def _choose_server(self) -> None:
+        """Another one than before begins from nothing."""
+        url = await self._servers.choose()
+        if url != self._settings.opcua:
+            self._settings = self._settings.at(url)
+            self._link = self._new_link(self._settings)
+            self._link.begin_anew()
 
     def _begin(self, opened: Opened, resume: Sequence[bytes]) -> None:
         """The session is there: what the server still keeps of what was sent is asked for before anything else."""
@@ -185,7 +200,17 @@ class OpcUaSource:
         session = self._link.session
         assert session is not None
         await self._skew.begin(session)
-        self._chores.start("clock skew", opcua_skew.EVERY_S, partial(self._skew.measure, session))
+        self._chores.start("clock skew", opcua_skew.EVERY_S, partial(self._skew.measure, session), session.nudge)
+        if len(self._servers.urls) > 1:
+            watch = partial(self._servers.watch, session)
+            self._chores.start("service level", opcua_redundancy.LEVEL_EVERY_S, watch, session.nudge)
+
+    def _check_chores(self) -> None:
+        try:
+            self._chores.check()
+        except Transient:  # to another server
+            self._link.forget()
+            raise
 
     def _ask(self, subscription_id: int, step: Step) -> None:
         self._due.extend(_Ask(subscription_id, number) for number in step.ask)
@@ -204,7 +229,7 @@ class OpcUaSource:
             batches = await self._asked_again(due) if isinstance(due, _Ask) else self._open_response(due)
             self._due.popleft()  # only now: a cancelled read loses nothing
             return batches
-        self._chores.check()
+        self._check_chores()
         self._arm()
         retry_s = link.items.retry_in_s()
         wait_s = self._patience_s(link.session, link.items.keep_alive_s)

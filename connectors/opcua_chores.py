@@ -11,7 +11,7 @@ from connectors.opcua_binary import DecodeError
 from connectors.opcua_requests import ServiceError
 from connectors.opcua_resume import Log
 from pipelines.clock import Clock
-from pipelines.errors import NotConnected
+from pipelines.errors import NotConnected, Transient
 
 
 class Chores:
@@ -22,12 +22,17 @@ class Chores:
         self._log = log
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self, name: str, every_s: float, chore: Callable[[], Awaitable[None]]) -> None:
-        """Runs `chore` again and again, the first time after `every_s`. What a server refuses is tried again then."""
-        self._tasks.append(asyncio.create_task(self._run(every_s, chore), name=name))
+    def start(self, name: str, every_s: float, chore: Callable[[], Awaitable[None]], wake: Callable[[], None]) -> None:
+        """Runs `chore` again and again, the first time after `every_s`. What a server refuses is tried again then.
+
+        `wake` is called when it has come to an end: `check` is due.
+        """
+        task = asyncio.create_task(self._run(every_s, chore), name=name)
+        task.add_done_callback(lambda _: wake())
+        self._tasks.append(task)
 
     def check(self) -> None:
-        """Raises what ended a chore: NotConnected, or a bug of ours."""
+        """Raises what ended a chore: NotConnected, Transient, or a bug of ours."""
         for task in self._tasks:
             if task.done():
                 task.result()
@@ -45,8 +50,7 @@ class Chores:
             await self._clock.sleep(every_s)
             try:
                 await chore()
+            except (NotConnected, Transient):
+                raise
             except (TimeoutError, ServiceError, DecodeError, ua.UaError, OSError) as error:
                 self._log.debug("tried again in %g s: %s", every_s, error)
-            except NotConnected as error:
-                self._log.debug("%s", error)
-                raise

@@ -137,6 +137,10 @@ class Link:
         except OSError as error:
             self._log.warning("%s cannot be kept: %s; a restart will lose what is under way", self._file.path, error)
 
+    def begin_anew(self) -> None:
+        """What is on disk is of another server."""
+        self._loaded = True
+
     def forget(self) -> None:
         """The subscriptions are of no use: the next `open` makes new ones."""
         self.state.subscriptions = [None] * len(self._plan)
@@ -266,7 +270,7 @@ def mapped(error: BaseException, settings: OpcUaDevice) -> BaseException:
     """What connecting or reading raised, as the contract names it."""
     url = settings.opcua
     if isinstance(error, Permanent | NotConnected):
-        return type(error)(f"{url}: {error}")
+        return type(error)(str(error) if str(error).startswith("opc.tcp://") else f"{url}: {error}")
     if isinstance(error, ua.UaStatusCodeError):
         name = status_name(error.code)
         if error.code in _REFUSED:

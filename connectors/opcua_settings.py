@@ -18,6 +18,12 @@ QUEUE_NS: Final = 10 * 10**9
 QUEUE_MAX: Final = 1000
 
 
+def _joined(value: Any) -> Any:
+    """Of a list of endpoints one text, as people would write it: no URL has a comma."""
+    listed = isinstance(value, list) and value and all(isinstance(url, str) and "," not in url for url in value)
+    return ",".join(value) if listed else value
+
+
 def _deadband(value: Any) -> Any:
     percent = isinstance(value, str) and value.strip().endswith("%")
     try:
@@ -105,7 +111,10 @@ class OpcUaAuth(Settings):
 class OpcUaDevice(Settings):
     """A machine with an OPC UA server."""
 
-    opcua: str = Field(description="Endpoint URL, `opc.tcp://host:4840`.")
+    opcua: Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[str])] = Field(
+        description="Endpoint URL, `opc.tcp://host:4840`; a list of them for redundant servers with the same nodes, of "
+        "which the fittest is used (ServiceLevel), and the first again when it is as fit as the others."
+    )
     security: Literal["best", "none"] = Field(
         "best",
         description="`best`: SignAndEncrypt with the best policy that the server offers, and nothing less; "
@@ -156,6 +165,11 @@ class OpcUaDevice(Settings):
         description="Time that may be spent on filling a gap from the server's history, beside the live values; `0` "
         "never asks for it.",
     )
+    redundancy: Literal["auto", "cold", "warm", "hot"] = Field(
+        "auto",
+        description="Only with several servers. `auto`: what they say they are. `cold`: a standby may not answer, it "
+        "is asked when it is needed; `warm`, `hot`: a session is held at each standby, to know how fit it is.",
+    )
     clock: Literal["keep", "flag", "replace"] = Field(
         "flag",
         description="What becomes of the times that the machine gives while its clock is off by more than "
@@ -171,12 +185,25 @@ class OpcUaDevice(Settings):
 
     @field_validator("opcua")
     @classmethod
-    def _endpoint(cls, url: str) -> str:
+    def _endpoint(cls, urls: str) -> str:
+        return ",".join(map(cls._checked, urls.split(",")))
+
+    @classmethod
+    def _checked(cls, url: str) -> str:
         if not url.startswith("opc.tcp://") or not url.removeprefix("opc.tcp://").strip("/"):
             raise ValueError(f"{url!r} is not an OPC UA endpoint: write opc.tcp://host:4840")
         if "@" in url:
             raise ValueError("user and password do not belong into the URL: use `auth: {user: ..., password: ...}`")
         return url
+
+    @property
+    def servers(self) -> list[str]:
+        """The endpoints; one, or a redundant set."""
+        return self.opcua.split(",")
+
+    def at(self, url: str) -> Self:
+        """These settings for one of the servers."""
+        return self.model_copy(update={"opcua": url})
 
     @property
     def learns_tags(self) -> bool:
