@@ -161,7 +161,7 @@ def agree(protocol: UASocketProtocol, server: ua.Acknowledge) -> int:
     requests to responses, and would refuse the large answers of a server that takes small requests only.
     """
     limits = protocol._connection._limits
-    limits.max_send_buffer = int(server.ReceiveBufferSize)
+    limits.max_send_buffer = int(server.ReceiveBufferSize) or limits.max_send_buffer
     limits.max_recv_buffer = max(int(server.SendBufferSize), limits.max_recv_buffer)
     limits.max_message_size, limits.max_chunk_count = RESPONSE_BYTES_MAX, 0
     by_chunks = int(server.MaxChunkCount) * (int(server.ReceiveBufferSize) - CHUNK_OVERHEAD)
