@@ -24,6 +24,7 @@ from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_chores import Chores
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
+from connectors.opcua_heartbeat import Heartbeat
 from connectors.opcua_link import Link, Opened, mapped
 from connectors.opcua_redundancy import Servers
 from connectors.opcua_requests import ServiceError, status_name
@@ -47,6 +48,8 @@ ARM_TOGETHER: Final = 2
 """PublishRequests in one write: each wakes a core at the server and costs us 0.1 ms."""
 SILENCE_KEEP_ALIVES: Final = 3
 """Keep-alive times without any PublishResponse after which the connection counts as dead."""
+SILENCE_LEFT_S: Final = 0.1
+"""For what has arrived and was not looked at, after a long time without a read."""
 PROOF_S: Final = 3.0
 """Beyond its keep-alive time: a subscription that was taken over and says nothing by then does not work."""
 
@@ -97,9 +100,12 @@ class OpcUaSource:
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
         self._skew = Skew(settings.clock, settings.clock_tolerance, clock, self.counters, self._log)
         self._chores = Chores(clock, self._log)
+        heartbeat = Heartbeat(settings, clock, self.counters, self._log)
+        self._heartbeat = heartbeat if heartbeat.every_s else None
         self._number = 0
         self._how = ""
         self._arrival_ns = 0
+        self._heard_ns = 0  # monotonic: the last PublishResponse
         self._batches: Iterator[Batch] = iter(())
         self._due: deque[_Ask | bytes] = deque()  # before anything that is published now
         self._to_arm = 0
@@ -135,7 +141,7 @@ class OpcUaSource:
 
     async def read(self) -> Batch:
         while True:
-            batch = next(self._batches, None) or self._from_history()
+            batch = next(self._batches, None) or self._from_history() or self._from_heartbeat()
             if batch is not None:
                 return batch
             try:
@@ -184,6 +190,7 @@ class OpcUaSource:
                 asked += len(step.ask)
         if opened.available or before_ns:
             self.counters.add(opened.step)
+        self._heard_ns = self._clock.mono_ns()
         self._how = f"{opened.how}, {asked} notifications are sent again" if asked else opened.how
         if opened.created and before_ns:
             lost = [item.handle for one in opened.created for item in one.items]
@@ -203,6 +210,10 @@ class OpcUaSource:
         assert session is not None
         await self._skew.begin(session)
         self._chores.start("clock skew", opcua_skew.EVERY_S, partial(self._skew.measure, session), session.nudge)
+        if self._heartbeat is not None and (every_s := self._heartbeat.every_s):
+            self._heartbeat.begin()
+            look = partial(self._heartbeat.look, session, self._link.limits)
+            self._chores.start("heartbeat", every_s, look, session.nudge)
         if len(self._servers.urls) > 1:
             watch = partial(self._servers.watch, session)
             self._chores.start("service level", opcua_redundancy.LEVEL_EVERY_S, watch, session.nudge)
@@ -240,7 +251,7 @@ class OpcUaSource:
                 body = await link.session.response()
         except TimeoutError:
             if retry_s is None or retry_s > wait_s:
-                self._silent(wait_s)
+                self._silent(SILENCE_KEEP_ALIVES * link.items.keep_alive_s)
             await link.items.retry()
             await link.save()
             return iter(self._bad_rows())
@@ -250,6 +261,7 @@ class OpcUaSource:
         return self._open_response(body)
 
     def _open_response(self, body: bytes) -> Iterator[Batch]:
+        self._heard_ns = self._clock.mono_ns()
         try:
             response = parse_response(body)
         except DecodeError as error:
@@ -282,6 +294,7 @@ class OpcUaSource:
         assert self._link.session is not None
         encode = partial(opcua_requests.republish, subscription_id=ask.subscription_id, number=ask.number)
         body = await self._link.session.request(encode)
+        self._heard_ns = self._clock.mono_ns()
         try:
             response = parse_response(body)
         except DecodeError as error:
@@ -335,6 +348,8 @@ class OpcUaSource:
         if overflown.any():
             self._overflown(handle[overflown].tolist())
         self._backfill.live(handle, ts_ns)
+        if self._heartbeat is not None:
+            self._heartbeat.live(columns)
         # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
         newest_ns = min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns)
         origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
@@ -388,6 +403,18 @@ class OpcUaSource:
             builder.add(tag, ts_ns, value, kind, status, flags)
         return self._built(builder)
 
+    def _from_heartbeat(self) -> Batch | None:
+        """What the server failed to report."""
+        late = self._heartbeat.take() if self._heartbeat is not None else []
+        if not late:
+            return None
+        builder = BatchBuilder()
+        now, suspect = self._clock.wall_ns(), Flag.MACHINE_CLOCK_SUSPECT if self._skew.acts else 0
+        for item, ts_ns, value, kind, status in late:
+            flags = Flag.ARRIVAL_TIME if ts_ns is None else suspect
+            builder.add(int(self._tag_ids[item]), now if ts_ns is None else ts_ns, value, kind, status, flags)
+        return self._built(builder)
+
     def _bad_rows(self) -> list[Batch]:
         """One row for each tag that has just turned out bad: its status, no value."""
         assert self._link.items is not None
@@ -424,7 +451,8 @@ class OpcUaSource:
         Raises NotConnected where one of several has not.
         """
         if not self._unproven:
-            return keep_alive_s * SILENCE_KEEP_ALIVES
+            silent_s = (self._clock.mono_ns() - self._heard_ns) / 1e9
+            return max(keep_alive_s * SILENCE_KEEP_ALIVES - silent_s, SILENCE_LEFT_S)
         if self._proof_by_ns is None:
             self._proof_by_ns = self._clock.mono_ns() + int((keep_alive_s + PROOF_S) * 1e9)
         left_s = (self._proof_by_ns - self._clock.mono_ns()) / 1e9

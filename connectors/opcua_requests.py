@@ -131,10 +131,10 @@ def created_items(body: bytes, count: int) -> list[ItemResult]:
     return expect(results, count)
 
 
-def read(header: RequestHeader, nodes: Sequence[bytes], attribute: int) -> bytes:
-    """ReadRequest of one attribute of many nodes (Part 4, 5.10.2)."""
+def read(header: RequestHeader, nodes: Sequence[bytes], attribute: int, timestamps: int = TIMESTAMPS_NEITHER) -> bytes:
+    """ReadRequest of one attribute of many nodes, from the machine itself: age 0 (Part 4, 5.10.2)."""
     tail = _ReadValueIdTail.pack(attribute, -1, 0, -1)
-    head = struct.pack("<dIi", 0.0, TIMESTAMPS_NEITHER, len(nodes))
+    head = struct.pack("<dIi", 0.0, timestamps, len(nodes))
     return b"".join([header.encode(READ), head, *(part for node in nodes for part in (node, tail))])
 
 

@@ -84,6 +84,7 @@ class OpcUaTag(Settings):
     server_deadband: ServerDeadband | None = Field(
         None, description="As the device's; `0`: none. Not together with `deadband`, which has the gateway decide."
     )
+    heartbeat: Duration | None = Field(None, description="As the device's, for this tag; `0`: none.")
     trigger: Trigger | None = Field(None, description="What counts as a change; default: the device's.")
     discard: Discard | None = Field(None, description="What a full queue drops; default: the device's.")
 
@@ -170,6 +171,12 @@ class OpcUaDevice(Settings):
         description="Only with several servers. `auto`: what they say they are. `cold`: a standby may not answer, it "
         "is asked when it is needed; `warm`, `hot`: a session is held at each standby, to know how fit it is.",
     )
+    heartbeat: Duration = Field(
+        0,
+        ge=0,
+        description="A tag of which the server has reported nothing for so long is read: where its value is not what "
+        "was delivered last, it is delivered and counted (`missed_by_server`). `0`: never.",
+    )
     clock: Literal["keep", "flag", "replace"] = Field(
         "flag",
         description="What becomes of the times that the machine gives while its clock is off by more than "
@@ -218,6 +225,10 @@ class OpcUaDevice(Settings):
     def discard_of(self, tag: OpcUaTag) -> Discard:
         """What a full queue drops."""
         return tag.discard or self.discard
+
+    def heartbeat_ns(self, tag: OpcUaTag) -> int:
+        """How long a tag may be silent; 0: for ever."""
+        return self.heartbeat if tag.heartbeat is None else tag.heartbeat
 
     def publishing_ns(self, tag: OpcUaTag) -> int:
         """Publishing interval of a tag."""
