@@ -121,8 +121,9 @@ class OpcUaSource:
     def info(self) -> str:
         """How the present session came about, and what is read from history."""
         unfiltered = self._link.items.unfiltered.info if self._link.items else ""
+        server = self._link.server.info
         return "; ".join(
-            filter(None, (self._how, self._backfill.info, unfiltered, self._skew.info, self._servers.info))
+            filter(None, (self._how, self._backfill.info, unfiltered, self._skew.info, self._servers.info, server))
         )
 
     async def connect(self, resume: Sequence[bytes]) -> None:

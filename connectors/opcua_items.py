@@ -85,6 +85,14 @@ class MonitoredItems:
         self._schedule_retry()
         return created
 
+    def without_filters(self) -> None:
+        """The server is known to refuse them: none is asked for."""
+        wanted = [item for one in self._plan for item in one.items if item.filter != NOTHING]
+        for item in wanted:
+            self.unfiltered.add(item.index, item.filter, ua.StatusCodes.BadFilterNotAllowed)
+        if wanted:
+            self._log.warning("%s", self.unfiltered.info)
+
     async def retry(self) -> None:
         """Creates again what was bad. Raises like `create`."""
         for subscription in self.subscriptions:

@@ -30,6 +30,7 @@ from connectors.opcua_resume import (
     transfer,
 )
 from connectors.opcua_security import secure
+from connectors.opcua_servers import Server, ServerProfile, identify
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_state import DeviceState, StateFile, Subscription, fingerprint, pack
@@ -88,6 +89,7 @@ class Link:
         self.session: PublishSession | None = None
         self.items: MonitoredItems | None = None
         self.limits = Limits(log)
+        self.server = Server()
 
     async def open(self, durable: bool) -> Opened:
         """Raises what `mapped` maps; then `close` has to be called."""
@@ -98,9 +100,12 @@ class Link:
         client = await self._connected(kept if any(self.state.subscriptions) else None)
         assert self.session is not None
         await self.limits.learn(self.session)
+        self.server = await identify(self.session, self.limits)
         self._fit_plan()
         live = [one for one in self.state.subscriptions if one is not None]
         self.items = MonitoredItems(self.session, self._settings, self._plan, self.limits, self._clock, self._log)
+        if self.server.profile is not None:
+            self._heed(self.server.profile)
         start = await server_start(client)
         available: dict[int, Sequence[int] | None]
         if client.resumed:
@@ -246,6 +251,15 @@ class Link:
         if not fits:
             self._stale += [one for one in kept if one is not None]
             self.state.subscriptions = [None] * len(self._plan)
+
+    def _heed(self, profile: ServerProfile) -> None:
+        """What is known of the server beyond the size of calls."""
+        assert self.items is not None
+        room = profile.limits.get("monitored_items_in_all", len(self._settings.tags))
+        if len(self._settings.tags) > room:
+            self._log.warning("%d tags, and %s takes %d in all", len(self._settings.tags), profile.name, room)
+        if not profile.filters:
+            self.items.without_filters()
 
     def _nothing(self) -> DeviceState:
         return DeviceState(self._fingerprint, subscriptions=[None] * len(self._plan))

@@ -194,3 +194,25 @@ async def test_stated_capacity_shapes_the_plan(plant: Server, source: Make) -> N
     await within(press.connect([]))
     assert len(plant.iserver.subscription_service.subscriptions) == 2
     assert sum(map(len, await rows(press, 10))) == 10
+
+
+async def test_a_known_server_is_treated_as_such(plant: Server, source: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """BuildInfo says S7-1200: at most 100 items a call, no filter is even asked for; health names it."""
+    for node, text in ((2263, "Siemens AG"), (2261, "SIMATIC S7-1200"), (2264, "V4.6")):
+        await write_standard(plant, node, text, ua.VariantType.String)
+    calls: list[tuple[int, bool]] = []
+    create = plant.iserver.subscription_service.create_monitored_items
+
+    async def counted(params: Any) -> Any:
+        items = params.ItemsToCreate
+        calls.append((len(items), any(item.RequestedParameters.Filter for item in items)))
+        return await create(params)
+
+    plant.iserver.subscription_service.create_monitored_items = counted
+    press = source(
+        url(plant), {f"{name}_{i}": node for i in range(12) for name, node in TAGS.items()}, trigger="status"
+    )
+    await within(press.connect([]))
+    assert calls == [(100, False), (20, False)]
+    assert "server Siemens AG SIMATIC S7-1200 V4.6 (known as siemens-s7-1200)" in press.info
+    assert "refuses the filter of 120 tags" in press.info
