@@ -15,6 +15,7 @@ from typing import Final
 
 from asyncua import ua
 
+from connectors import opcua_reverse
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_items import MonitoredItems
 from connectors.opcua_limits import Limits
@@ -85,6 +86,7 @@ class Link:
         self._stale: list[Subscription] = []  # of another plan
         self._kept: KeptSession | None = None
         self._client: ResumingClient | None = None
+        self._calls: opcua_reverse.Calls | None = None
         self.state = self._nothing()
         self.session: PublishSession | None = None
         self.items: MonitoredItems | None = None
@@ -156,6 +158,9 @@ class Link:
         """Idempotent. A session whose connection is lost is kept in mind for the next `open`."""
         client, self._client = self._client, None
         session, self.session = self.session, None
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            calls.close()
         if client is None or session is None:
             return
         was_lost = session.lost or session.keep_session
@@ -174,7 +179,11 @@ class Link:
 
     async def _connected(self, kept: KeptSession | None) -> ResumingClient:
         settings = self._settings
-        client = self._client = ResumingClient(settings.opcua, self._timeout_s, kept, self._log)
+        url = settings.opcua
+        if reverse := settings.reverse:
+            url = reverse.endpoint
+            self._calls = await opcua_reverse.expect(settings.opcua, reverse.server, url)
+        client = self._client = ResumingClient(url, self._timeout_s, kept, self._log, self._calls)
         client.name = client.description = "mec-gateway"
         # A session that nobody closed lives as long as its subscriptions: some servers end them together.
         client.session_timeout = max(settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)

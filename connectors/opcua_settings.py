@@ -109,6 +109,15 @@ class OpcUaAuth(Settings):
     password: SecretStr = Field(SecretStr(""), description="Password; write `${file:...}` or `${env:...}`.")
 
 
+class OpcUaReverse(Settings):
+    """`reverse: {server: urn:press4, endpoint: opc.tcp://press4:4840}`: the server dials the gateway."""
+
+    server: str = Field(min_length=1, description="The server's ApplicationUri, as it says in its ReverseHello.")
+    endpoint: str = Field(
+        pattern=r"^opc\.tcp://.+", description="The server's endpoint URL, as it says in its ReverseHello."
+    )
+
+
 class OpcUaDevice(Settings):
     """A machine with an OPC UA server."""
 
@@ -177,6 +186,11 @@ class OpcUaDevice(Settings):
         description="A tag of which the server has reported nothing for so long is read: where its value is not what "
         "was delivered last, it is delivered and counted (`missed_by_server`). `0`: never.",
     )
+    reverse: OpcUaReverse | None = Field(
+        None,
+        description="The server dials (reverse connect): `opcua` is then where the gateway listens, "
+        "`opc.tcp://0.0.0.0:4843`, which devices may share; only the server named here is let in.",
+    )
     clock: Literal["keep", "flag", "replace"] = Field(
         "flag",
         description="What becomes of the times that the machine gives while its clock is off by more than "
@@ -202,6 +216,14 @@ class OpcUaDevice(Settings):
         if "@" in url:
             raise ValueError("user and password do not belong into the URL: use `auth: {user: ..., password: ...}`")
         return url
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.reverse and ("," in self.opcua or not re.search(r":\d+/?$", self.opcua)):
+            raise ValueError(
+                "with `reverse`, `opcua` is the one address where the gateway listens: opc.tcp://0.0.0.0:4843"
+            )
+        return self
 
     @property
     def servers(self) -> list[str]:

@@ -18,6 +18,7 @@ from tests.conftest import made
 from tests.contract.source_suite import within
 from tests.integration.opcua_plant import Make, plant_server, rows, sources, url, values, write_standard
 from tests.integration.opcua_rig import Rig
+from tests.services.asyncua_server import AsyncuaServer
 from tests.services.node_opcua import NodeOpcua
 from tests.services.ports import HOST, free_port
 
@@ -118,20 +119,26 @@ async def test_one_that_is_off_is_no_reason_to_wait(node: NodeOpcua, source: Mak
 
 async def test_a_killed_server_costs_a_gap_that_is_in_the_ledger(second: Server, tmp_path: Path) -> None:
     """Over a disk lane: values of the first, then of the second, with unique origins, and one gap between them."""
-    with made(NodeOpcua) as first:
+    with made(AsyncuaServer) as first:
         first.set_value("Double", 1.0)
         settings = OpcUaDevice.model_validate(
-            {"opcua": [first.url, url(second)], "security": "none", "every": "50ms", "timeout": "4s", "tags": TAGS}
+            {
+                "opcua": [first.url, url(second)],
+                "security": "none",
+                "every": "50ms",
+                "timeout": "4s",
+                "tags": {"x": "ns=2;s=Double"},
+            }
         )
         rig = Rig(tmp_path / "gateway", settings)
         await rig.start()
         await rig.has(1.0, "x")
         await asyncio.to_thread(first.kill)
         await rig.ended()
-        await second.get_node(ua.NodeId("Double", 1)).write_value(2.5)
+        double = await second.nodes.objects.add_variable(ua.NodeId("Double", 2), "2:Double", 2.5)
         await rig.start()
         await rig.has(2.5, "x")
-        await second.get_node(ua.NodeId("Double", 1)).write_value(3.0)
+        await double.write_value(3.0)
         found = await rig.has(3.0, "x")
         assert found[-3:] == [1.0, 2.5, 3.0] and rig.skipped() == 0
         async with asyncio.timeout(30):
