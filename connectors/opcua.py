@@ -19,19 +19,16 @@ from typing import Final
 
 import numpy as np
 
-from connectors import opcua_redundancy, opcua_requests, opcua_skew
+from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_chores import Chores
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
-from connectors.opcua_heartbeat import Heartbeat
 from connectors.opcua_link import Link, Opened, mapped
-from connectors.opcua_redundancy import Servers
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
-from connectors.opcua_skew import Skew
 from connectors.opcua_streams import Step, Streams
+from connectors.opcua_upkeep import Upkeep
 from pipelines.batch import Batch, BatchBuilder, Flag, Kind
 from pipelines.clock import Clock
 from pipelines.counters import Counters
@@ -92,16 +89,12 @@ class OpcUaSource:
         self._tags = tags
         self._unfiltered: DeadbandStage | None = None  # what the server was to do and does not
         self._tag_ids = np.array([tags.add(tag) for tag in _tags(name, settings)], dtype=np.uint32)
-        self._servers = Servers(settings, data_dir, clock, self._log)
-        self._settings = settings.at(self._servers.current)
+        self._upkeep = Upkeep(settings, data_dir, clock, self.counters, self._log)
+        self._settings = settings.at(self._upkeep.servers.current)
         self._new_link = partial(Link, name, clock=clock, data_dir=data_dir, log=self._log)
         self._link = self._new_link(self._settings)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
-        self._skew = Skew(settings.clock, settings.clock_tolerance, clock, self.counters, self._log)
-        self._chores = Chores(clock, self._log)
-        heartbeat = Heartbeat(settings, clock, self.counters, self._log)
-        self._heartbeat = heartbeat if heartbeat.every_s else None
         self._number = 0
         self._how = ""
         self._arrival_ns = 0
@@ -122,9 +115,7 @@ class OpcUaSource:
         """How the present session came about, and what is read from history."""
         unfiltered = self._link.items.unfiltered.info if self._link.items else ""
         server = self._link.server.info
-        return "; ".join(
-            filter(None, (self._how, self._backfill.info, unfiltered, self._skew.info, self._servers.info, server))
-        )
+        return "; ".join(filter(None, (self._how, self._backfill.info, unfiltered, self._upkeep.info, server)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
@@ -132,7 +123,8 @@ class OpcUaSource:
             self._begin(await self._link.open(durable=bool(resume)), resume)
             await self._begin_backfill()
             self._unfiltered = await self._deadband()
-            await self._begin_chores()
+            assert self._link.session is not None
+            await self._upkeep.begin(self._link.session, self._link.limits)
         except BaseException as error:
             await self.close()
             as_contracted = mapped(error, self._settings)
@@ -161,8 +153,7 @@ class OpcUaSource:
         self._batches = iter(())
         self._due.clear()
         self._how = ""
-        await self._chores.stop()
-        await self._servers.close()
+        await self._upkeep.stop()
         await self._backfill.stop()
         await self._link.close()
 
@@ -170,7 +161,7 @@ class OpcUaSource:
 
     async def _choose_server(self) -> None:
         """Another one than before begins from nothing."""
-        url = await self._servers.choose()
+        url = await self._upkeep.servers.choose()
         if url != self._settings.opcua:
             self._settings = self._settings.at(url)
             self._link = self._new_link(self._settings)
@@ -206,22 +197,9 @@ class OpcUaSource:
         if await self._backfill.start(self._link):
             self._log.info("what was missed is looked for in the server's history")
 
-    async def _begin_chores(self) -> None:
-        session = self._link.session
-        assert session is not None
-        await self._skew.begin(session)
-        self._chores.start("clock skew", opcua_skew.EVERY_S, partial(self._skew.measure, session), session.nudge)
-        if self._heartbeat is not None and (every_s := self._heartbeat.every_s):
-            self._heartbeat.begin()
-            look = partial(self._heartbeat.look, session, self._link.limits)
-            self._chores.start("heartbeat", every_s, look, session.nudge)
-        if len(self._servers.urls) > 1:
-            watch = partial(self._servers.watch, session)
-            self._chores.start("service level", opcua_redundancy.LEVEL_EVERY_S, watch, session.nudge)
-
-    def _check_chores(self) -> None:
+    def _check_upkeep(self) -> None:
         try:
-            self._chores.check()
+            self._upkeep.check()
         except Transient:  # to another server
             self._link.forget()
             raise
@@ -243,7 +221,7 @@ class OpcUaSource:
             batches = await self._asked_again(due) if isinstance(due, _Ask) else self._open_response(due)
             self._due.popleft()  # only now: a cancelled read loses nothing
             return batches
-        self._check_chores()
+        self._check_upkeep()
         self._arm()
         retry_s = link.items.retry_in_s()
         wait_s = self._patience_s(link.session, link.items.keep_alive_s)
@@ -349,14 +327,14 @@ class OpcUaSource:
         if overflown.any():
             self._overflown(handle[overflown].tolist())
         self._backfill.live(handle, ts_ns)
-        if self._heartbeat is not None:
-            self._heartbeat.live(columns)
+        if self._upkeep.heartbeat is not None:
+            self._upkeep.heartbeat.live(columns)
         # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
         newest_ns = min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns)
         origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
         flags = columns.flags
-        if self._skew.acts:
-            ts_ns, flags = self._skew.applied(ts_ns, flags, arrival_ns)
+        if self._upkeep.skew.acts:
+            ts_ns, flags = self._upkeep.skew.applied(ts_ns, flags, arrival_ns)
         self._number += 1
         return Batch(
             source_id=self._source_id,
@@ -399,18 +377,18 @@ class OpcUaSource:
         item, rows = found
         builder = BatchBuilder()
         tag = int(self._tag_ids[item])
-        flags = Flag.MACHINE_CLOCK_SUSPECT if self._skew.acts else 0
+        flags = Flag.MACHINE_CLOCK_SUSPECT if self._upkeep.skew.acts else 0
         for ts_ns, value, kind, status in rows:
             builder.add(tag, ts_ns, value, kind, status, flags)
         return self._built(builder)
 
     def _from_heartbeat(self) -> Batch | None:
         """What the server failed to report."""
-        late = self._heartbeat.take() if self._heartbeat is not None else []
+        late = self._upkeep.heartbeat.take() if self._upkeep.heartbeat is not None else []
         if not late:
             return None
         builder = BatchBuilder()
-        now, suspect = self._clock.wall_ns(), Flag.MACHINE_CLOCK_SUSPECT if self._skew.acts else 0
+        now, suspect = self._clock.wall_ns(), Flag.MACHINE_CLOCK_SUSPECT if self._upkeep.skew.acts else 0
         for item, ts_ns, value, kind, status in late:
             flags = Flag.ARRIVAL_TIME if ts_ns is None else suspect
             builder.add(int(self._tag_ids[item]), now if ts_ns is None else ts_ns, value, kind, status, flags)

@@ -87,10 +87,10 @@ async def test_the_mode_is_what_the_servers_say(node: NodeOpcua, second: Server,
     await within(press.connect([]))
     assert "redundancy warm" in press.info
     async with asyncio.timeout(30):
-        while not press._servers._standby:  # noqa: ASYNC110
+        while not press._upkeep.servers._standby:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     await within(press.close())
-    assert not press._servers._standby
+    assert not press._upkeep.servers._standby
     node.bind("i=3709", "Int32", 0)
 
 
