@@ -164,8 +164,8 @@ class OpcUaSource:
         url = await self._upkeep.servers.choose()
         if url != self._settings.opcua:
             self._settings = self._settings.at(url)
-            self._link = self._new_link(self._settings)
-            self._link.begin_anew()
+            before, self._link = self._link, self._new_link(self._settings)
+            self._link.follow(before)
 
     def _begin(self, opened: Opened, resume: Sequence[bytes]) -> None:
         """The session is there: what the server still keeps of what was sent is asked for before anything else."""

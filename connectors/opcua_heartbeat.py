@@ -29,6 +29,7 @@ from pipelines.counters import Counters
 
 LOOKS: Final = 4
 """How often within the shortest heartbeat it is looked at who is silent."""
+LOOK_NS_MIN: Final = 10_000_000
 GRACE_NS: Final = 500_000_000
 
 
@@ -43,7 +44,7 @@ class Late(NamedTuple):
 
 
 class Heartbeat:
-    """Of one device with a `heartbeat`; `begin` for each session. Arrays are by client handle."""
+    """Of a device where some tag has a `heartbeat`; `begin` for each session. Arrays are by client handle."""
 
     def __init__(self, settings: OpcUaDevice, clock: Clock, counters: Counters, log: Log) -> None:
         tags = list(settings.tags.values())
@@ -61,10 +62,9 @@ class Heartbeat:
         self._late: list[Late] = []
 
     @property
-    def every_s(self) -> float | None:
-        """How often `look` is due; None: no tag has a heartbeat."""
-        shortest = min((int(after) for after in self._after_ns if after), default=0)
-        return max(shortest / LOOKS, 10**7) / 1e9 if shortest else None
+    def every_s(self) -> float:
+        """How often `look` is due."""
+        return max(int(self._after_ns[self._after_ns > 0].min()) / LOOKS, LOOK_NS_MIN) / 1e9
 
     def begin(self) -> None:
         """A session begins: nobody is silent yet."""

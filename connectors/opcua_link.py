@@ -144,9 +144,9 @@ class Link:
         except OSError as error:
             self._log.warning("%s cannot be kept: %s; a restart will lose what is under way", self._file.path, error)
 
-    def begin_anew(self) -> None:
-        """What is on disk is of another server."""
-        self._loaded = True
+    def follow(self, other: Link) -> None:
+        """Instead of `other`, to another server: what that one has on disk is of no use."""
+        self._loaded = other._loaded
 
     def forget(self) -> None:
         """The subscriptions are of no use: the next `open` makes new ones."""

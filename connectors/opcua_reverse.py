@@ -62,6 +62,8 @@ class Calls:
                 uri, url = self._wanted
                 raise NotConnected(f"no call from {uri} ({url}) within {CALL_S:g} s (reverse connect)") from error
             finally:
+                if caller is None and line.waiting.done() and not line.waiting.cancelled():
+                    line.waiting.result().abort()  # came too late
                 line.waiting = None
         client._set_state(UaClientState.CONNECTING)
         caller.hand_over(client._make_protocol())

@@ -24,8 +24,8 @@ class Upkeep:
     def __init__(self, settings: OpcUaDevice, data_dir: Path, clock: Clock, counters: Counters, log: Log) -> None:
         self.servers = Servers(settings, data_dir, clock, log)
         self.skew = Skew(settings.clock, settings.clock_tolerance, clock, counters, log)
-        heartbeat = Heartbeat(settings, clock, counters, log)
-        self.heartbeat = heartbeat if heartbeat.every_s else None
+        asked_for = any(settings.heartbeat_ns(tag) for tag in settings.tags.values())
+        self.heartbeat = Heartbeat(settings, clock, counters, log) if asked_for else None
         self._chores = Chores(clock, log)
 
     @property
@@ -38,9 +38,9 @@ class Upkeep:
         await self.skew.begin(session)
         start = partial(self._chores.start, wake=session.nudge)
         start("clock skew", opcua_skew.EVERY_S, partial(self.skew.measure, session))
-        if self.heartbeat is not None and (every_s := self.heartbeat.every_s):
+        if self.heartbeat is not None:
             self.heartbeat.begin()
-            start("heartbeat", every_s, partial(self.heartbeat.look, session, limits))
+            start("heartbeat", self.heartbeat.every_s, partial(self.heartbeat.look, session, limits))
         if len(self.servers.urls) > 1:
             start("service level", opcua_redundancy.LEVEL_EVERY_S, partial(self.servers.watch, session))
 

@@ -35,6 +35,7 @@ def wrong() -> Iterator[NodeOpcua]:
 
 async def test_times_are_flagged_by_default(wrong: NodeOpcua, source: Make) -> None:
     """Source times stay as they are; health, log and metric say by how much the clock is off."""
+    wrong.set_value("Double", 1.0)
     press = source(wrong.url, TAGS)
     await within(press.connect([]))
     [batch] = await rows(press, 1)
