@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
+from connectors.opcua_event_settings import ALWAYS
 from connectors.opcua_settings import Filter, OpcUaDevice
 from pipelines.quantities import format_duration
 
@@ -30,12 +31,26 @@ class PlannedItem:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedEvents:
+    """One stream of events; `index` is its place in the device's `events:`, and its client handle."""
+
+    index: int
+    name: str
+    node: str
+    types: Sequence[str]
+    fields: Sequence[str]
+    severity: int
+    queue: int
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedSubscription:
-    """All tags of a device with one publishing interval."""
+    """All tags of a device with one publishing interval, or all its events."""
 
     publishing_ns: int
     lifetime_ns: int
     items: Sequence[PlannedItem]
+    events: Sequence[PlannedEvents] = ()
 
     @property
     def keep_alive_count(self) -> int:
@@ -51,7 +66,7 @@ class PlannedSubscription:
 def plan_subscriptions(
     settings: OpcUaDevice, items_max: int | None = None, subscriptions_max: int | None = None
 ) -> list[PlannedSubscription]:
-    """One subscription per publishing interval, shortest first; items in the order of the file.
+    """One subscription per publishing interval, shortest first, the last one for events; in the order of the file.
 
     Several of one interval where one would have more than `items_max`, or the file's `items_per_subscription`. With
     more than `subscriptions_max` intervals, those that are nearest to each other share the shorter one.
@@ -68,14 +83,34 @@ def plan_subscriptions(
             settings.discard_of(tag) == "oldest",
         )
         by_interval.setdefault(settings.publishing_ns(tag), []).append(item)
-    while subscriptions_max and len(by_interval) > subscriptions_max:
+    intervals_max = max(subscriptions_max - bool(settings.events), 1) if subscriptions_max else len(by_interval)
+    while len(by_interval) > intervals_max:
         shorter, longer = min(pairwise(sorted(by_interval)), key=lambda pair: pair[1] / pair[0])
         by_interval[shorter] = sorted(by_interval[shorter] + by_interval.pop(longer), key=lambda item: item.index)
-    room = min(filter(None, (items_max, settings.items_per_subscription)), default=len(settings.tags))
-    return [
+    room = min(filter(None, (items_max, settings.items_per_subscription)), default=len(settings.tags) or 1)
+    planned = [
         PlannedSubscription(interval, settings.lifetime, items[at : at + room])
         for interval, items in sorted(by_interval.items())
         for at in range(0, len(items), room)
+    ]
+    if settings.events:
+        planned.append(PlannedSubscription(settings.every, settings.lifetime, (), plan_events(settings)))
+    return planned
+
+
+def plan_events(settings: OpcUaDevice) -> list[PlannedEvents]:
+    """In the order of the file; the fields that are always there first."""
+    return [
+        PlannedEvents(
+            index,
+            name,
+            events.node,
+            events.types,
+            tuple(dict.fromkeys((*ALWAYS, *events.fields))),
+            events.severity,
+            events.queue,
+        )
+        for index, (name, events) in enumerate(settings.events.items())
     ]
 
 
@@ -84,9 +119,13 @@ def describe_plan(settings: OpcUaDevice) -> list[str]:
     lines = [f"{settings.opcua}, security {settings.security}, {len(settings.tags)} tags"]
     for subscription in plan_subscriptions(settings):
         interval = format_duration(subscription.publishing_ns)
-        lines.append(f"subscription every {interval}: {len(subscription.items)} monitored items")
+        items = len(subscription.items) + len(subscription.events)
+        lines.append(f"subscription every {interval}: {items} monitored items")
         for item in subscription.items:
             sampling = format_duration(item.sampling_ns) if item.sampling_ns else "every change"
             more = f", {item.filter}" if str(item.filter) else ""
             lines.append(f"  {item.name}: {item.node}, sampling {sampling}, queue {item.queue}{more}")
+        for events in subscription.events:
+            types = ", ".join(events.types) or "all types"
+            lines.append(f"  {events.name}: events of {events.node}, {types}, severity from {events.severity}")
     return lines
