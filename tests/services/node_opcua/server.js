@@ -3,10 +3,12 @@
 //   node server.js PORT PKI_FOLDER [USER PASSWORD]
 //
 // Objects/Plant has ns=1;s=<Type> for each type below and ns=1;s=<Type>Array for some, and ns=1;s=Historized, a Double
-// with a history. Lines in, JSON:
+// with a history, and ns=1;s=Analog, a Double with EURange 0 ... 200. NODE_OPCUA_OPTIONS, JSON: `server`, options of the
+// server; `clock_offset_ms`, by which its clock is wrong. Lines in, JSON:
 //   {"set": "Double", "value": 1.5, "source_ms": 1795343713695, "status": 0}   (source_ms and status may be left out)
+//   {"bind": "i=2267", "type": "Byte", "value": 150}   (what a node of the standard holds)
 //   {"stop": true}
-// Lines out: "ready", "set NAME" after each set, "error ..." for what was not understood. The end of stdin is a stop.
+// Lines out: "ready", "set NAME" after each set, "bound NODE" after each bind, "error ..." for what was not understood. The end of stdin is a stop.
 "use strict";
 
 const path = require("path");
@@ -16,6 +18,18 @@ const { createRequire } = require("module");
 const opcua = createRequire(path.join(process.env.NODE_OPCUA_FOLDER, "package.json"))("node-opcua");
 
 const { DataType, VariantArrayType } = opcua;
+const options = JSON.parse(process.env.NODE_OPCUA_OPTIONS || "{}");
+if (options.clock_offset_ms) {
+  const RealDate = Date;
+  globalThis.Date = class extends RealDate {
+    constructor(...given) {
+      super(...(given.length ? given : [RealDate.now() + options.clock_offset_ms]));
+    }
+    static now() {
+      return RealDate.now() + options.clock_offset_ms;
+    }
+  };
+}
 const [port, pkiFolder, user, password] = process.argv.slice(2);
 
 // Name -> its first value, in JSON's terms; fromJson() turns one into what node-opcua wants.
@@ -63,7 +77,7 @@ const FROM_JSON = {
 
 function variant(name, value) {
   const isArray = name.endsWith("Array");
-  const type = isArray ? name.slice(0, -"Array".length) : name === "Historized" ? "Double" : name;
+  const type = isArray ? name.slice(0, -"Array".length) : name === "Historized" || name === "Analog" ? "Double" : name;
   const fromJson = FROM_JSON[type] || ((same) => same);
   return {
     dataType: DataType[type],
@@ -95,14 +109,33 @@ function addVariables(server) {
     dataType: "Double",
     minimumSamplingInterval: 0,
   });
+  variables.Analog = namespace.addAnalogDataItem({
+    componentOf: plant,
+    nodeId: "s=Analog",
+    browseName: "Analog",
+    dataType: "Double",
+    engineeringUnitsRange: { low: 0, high: 200 },
+    minimumSamplingInterval: 0,
+  });
+  variables.Analog.setValueFromSource({ dataType: DataType.Double, value: 100 });
   server.engine.addressSpace.installHistoricalDataNode(variables.Historized, { maxOnlineValues: 10000 });
   return variables;
 }
 
-function obey(variables, line, stop) {
+function bind(server, { bind, type, value }) {
+  const node = server.engine.addressSpace.findNode(bind);
+  node.bindVariable({ get: () => new opcua.Variant({ dataType: DataType[type], value }) }, true);
+  node.touchValue();
+  console.log(`bound ${bind}`);
+}
+
+function obey(server, variables, line, stop) {
   const command = JSON.parse(line);
   if (command.stop) {
     return stop();
+  }
+  if (command.bind) {
+    return bind(server, command);
   }
   const status = opcua.getStatusCodeFromCode(command.status || 0);
   const time = command.source_ms === undefined ? new Date() : new Date(command.source_ms);
@@ -140,6 +173,7 @@ async function main() {
     userManager: { isValidUser: (name, word) => user !== undefined && name === user && word === password },
     serverCapabilities: { minSupportedSampleRate: 0 },
     disableDiscovery: true,
+    ...options.server,
   });
   await server.initialize();
   const variables = addVariables(server);
@@ -148,7 +182,7 @@ async function main() {
   const commands = readline.createInterface({ input: process.stdin });
   commands.on("line", (line) => {
     try {
-      obey(variables, line, stop);
+      obey(server, variables, line, stop);
     } catch (error) {
       console.log(`error ${line}: ${error.message}`);
     }
