@@ -23,6 +23,7 @@ from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
+from connectors.opcua_describe import Describer
 from connectors.opcua_link import Link, Opened, mapped
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_session import PublishSession
@@ -85,6 +86,8 @@ class OpcUaSource:
         self._link = Link(name, settings, clock, data_dir, self._log)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
+        self._describer = Describer(name, tags, clock, self.counters, self._log)
+        self._held: Batch | None = None  # while its structures are read
         self._number = 0
         self._how = ""
         self._arrival_ns = 0
@@ -102,11 +105,13 @@ class OpcUaSource:
     @property
     def info(self) -> str:
         """How the present session came about, and what is read from history."""
-        return "; ".join(filter(None, (self._how, self._backfill.info)))
+        return "; ".join(filter(None, (self._how, self._backfill.info, self._describer.info)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
-            self._begin(await self._link.open(durable=bool(resume)), resume)
+            opened = await self._link.open(durable=bool(resume))
+            await self._describe()
+            self._begin(opened, resume)
             await self._begin_backfill()
         except BaseException as error:
             await self.close()
@@ -117,8 +122,12 @@ class OpcUaSource:
 
     async def read(self) -> Batch:
         while True:
-            batch = next(self._batches, None) or self._from_history()
+            batch = self._held or next(self._batches, None) or self._from_history()
             if batch is not None:
+                if self._describer.has_objects(batch):
+                    self._held = batch  # a cancelled read loses nothing
+                    await self._describer.read(batch)
+                self._held = None
                 return batch
             try:
                 self._batches = await self._next_batches()
@@ -133,10 +142,11 @@ class OpcUaSource:
         if self._disproved >= DISPROVED_MAX:
             self._link.forget()
         self._unproven = set()
-        self._batches = iter(())
+        self._batches, self._held = iter(()), None
         self._due.clear()
         self._how = ""
         await self._backfill.stop()
+        await self._describer.stop()
         await self._link.close()
 
     # --- connecting -------------------------------------------------------------------------------------------------
@@ -164,6 +174,14 @@ class OpcUaSource:
         self._to_arm = max(OUTSTANDING_MIN, 2 * len(subscriptions))
         if not self._due:
             self._arm()
+
+    async def _describe(self) -> None:
+        link = self._link
+        assert link.session is not None
+        nodes = [tag.node for tag in self._settings.tags.values()]
+        await self._describer.start(
+            link.session, link.state.server_start, list(zip(self._tag_ids.tolist(), nodes, strict=True))
+        )
 
     async def _begin_backfill(self) -> None:
         assert self._link.session is not None

@@ -11,8 +11,6 @@ import math
 from base64 import b64encode
 from binascii import b2a_base64
 from collections.abc import Callable
-from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,12 @@ import orjson
 
 from pipelines.batch import ARRAY, SEVERITY_MASK, SEVERITY_UNCERTAIN, Batch, Flag, Kind
 from pipelines.columns import runs
+from pipelines.rfc3339 import rfc3339
 from pipelines.tags import Tag, TagTable
 
 NULL = b"null"
 SMALL_ROWS = 16
 """Below this many rows plain Python is quicker than numpy's fixed cost per call."""
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- formatted below, always with Z
 _INTEGER_KINDS = frozenset(range(Kind.SBYTE, Kind.UINT64 + 1)) | {Kind.STATUS_CODE}
 _REAL_KINDS = frozenset((Kind.FLOAT, Kind.DOUBLE))
 _PLAIN_ARRAYS = frozenset(kind | ARRAY for kind in (*_INTEGER_KINDS, Kind.BOOLEAN, Kind.STRING, Kind.LOCALIZED_TEXT))
@@ -171,24 +169,6 @@ def jsonable(value: Any, kind: int) -> Any:
     if kind & ~ARRAY == Kind.DATETIME and isinstance(value, int):
         return rfc3339(value)
     return value
-
-
-def rfc3339(utc_ns: int) -> str:
-    """`2026-11-22T10:01:53.695123Z`: as many digits of the fraction as are needed, years 1 to 9999 (clamped)."""
-    seconds, fraction_ns = divmod(utc_ns, 10**9)
-    text = _to_the_second(seconds)
-    if not text:
-        return "9999-12-31T23:59:59Z" if utc_ns > 0 else "0001-01-01T00:00:00Z"
-    return f"{text}.{fraction_ns:09d}".rstrip("0") + "Z" if fraction_ns else text + "Z"
-
-
-@lru_cache(maxsize=1024)
-def _to_the_second(seconds: int) -> str:
-    """Empty outside of the years 1 to 9999. Machines' times are mostly of now, so most are found: 1 us less."""
-    try:
-        return (_EPOCH + timedelta(seconds=seconds)).isoformat()
-    except OverflowError:
-        return ""
 
 
 def _few(batch: Batch) -> list[bytes]:
