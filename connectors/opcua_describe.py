@@ -84,7 +84,7 @@ class Describer:
                 self._tags.learn(tag, labels=data_type.labels, bits=data_type.bits)
             elif data_type is None or Kind.BOOLEAN <= data_type.kind <= Kind.DOUBLE or data_type.kind == Kind.VARIANT:
                 plain.append((tag, node))
-        self._described.update(tag for tag, _ in new)
+        self._described.update(tag for (tag, _), data_type in zip(new, types, strict=True) if data_type is not None)
         self._task = asyncio.create_task(self._properties(session, plain), name=f"properties {self._name}")
         await asyncio.wait([self._task], timeout=PATIENCE_S)
 
@@ -106,8 +106,9 @@ class Describer:
         structures = self._types.structures
         before = dict(structures.unread)
         found = await self._values(raw)
-        if len(structures.unread) > len(before) and await self._ask(structures.unread.keys() - before.keys()):
-            structures.unread = before
+        new = structures.unread.keys() - before.keys()
+        if new and await self._ask(new):
+            structures.unread = dict(before)
             found = await self._values(raw)
         self._counters.add("unread_structures", sum(structures.unread.values()) - sum(before.values()))
         batch.extra.update(found)
@@ -130,7 +131,11 @@ class Describer:
             async with asyncio.timeout(TYPES_S):
                 return await self._types.learn_encodings(self._session, encodings)
         except (TimeoutError, ServiceError, DecodeError, NotConnected) as error:
-            self._log.warning("what structures of type %s are made of cannot be read: %s", ", ".join(encodings), error)
+            self._log.warning(
+                "what structures of type %s are made of cannot be read: %s",
+                ", ".join(sorted(encodings)[:TYPES_SHOWN_MAX]),
+                error,
+            )
             return False
 
     async def _data_types(self, session: Session, nodes: Sequence[str]) -> list[DataType | None]:

@@ -30,6 +30,7 @@ from connectors.opcua_binary import (
 )
 from pipelines.batch import Kind
 from pipelines.rfc3339 import rfc3339
+from pipelines.tags import name_of
 
 Labels: TypeAlias = tuple[tuple[int, str], ...]
 """(value, name) of an enumeration, (bit, name) of an option set."""
@@ -241,20 +242,11 @@ def _step(fields: Sequence[Field]) -> _Step:
 
     def labelled(cursor: _Cursor, into: dict[str, Any]) -> None:
         value = into[name] = read(cursor)
-        named = label(value, labels, bits)
+        named = name_of(value, labels, bits)
         if named is not None:
             into[key] = named
 
     return labelled
-
-
-def label(value: Any, labels: dict[int, str], bits: bool) -> Any:
-    """The name of a number; of an option set the names of the bits that are set; of an array, those of its elements."""
-    if isinstance(value, list):
-        return [label(each, labels, bits) for each in value]
-    if bits:
-        return [name for bit, name in labels.items() if value >> bit & 1]
-    return labels.get(value)
 
 
 def _scalar(data_type: DataType) -> _Reader:

@@ -20,7 +20,7 @@ import orjson
 from pipelines.batch import ARRAY, SEVERITY_MASK, SEVERITY_UNCERTAIN, Batch, Flag, Kind
 from pipelines.columns import runs
 from pipelines.rfc3339 import rfc3339
-from pipelines.tags import Tag, TagTable
+from pipelines.tags import Tag, TagTable, name_of
 
 NULL = b"null"
 SMALL_ROWS = 16
@@ -32,7 +32,7 @@ _REAL_ARRAYS = frozenset(kind | ARRAY for kind in _REAL_KINDS)
 
 
 class TagTexts:
-    """What stands for a tag in a message, encoded once; ids are never reused, so a text never changes."""
+    """What stands for a tag in a message, encoded once: of what never changes, as ids are never reused."""
 
     def __init__(self, tags: TagTable, encode: Callable[[Tag], bytes]) -> None:
         self._tags = tags
@@ -49,6 +49,49 @@ class TagTexts:
             return [self._texts[tag_id] for tag_id in tag.tolist()]
         texts: list[bytes] = self._texts[tag].tolist()
         return texts
+
+
+class Names:
+    """What labelled numbers mean: of enumerations their name, of bit fields the names of the bits that are set."""
+
+    def __init__(self, tags: TagTable) -> None:
+        self._tags = tags
+        self._known = 0
+        self._version = tags.version
+        self._labels: dict[int, tuple[dict[int, str], bool]] = {}  # of the tags that have any
+        self._mask = np.zeros(0, dtype=np.bool_)
+
+    def of(self, batch: Batch) -> dict[int, Any]:
+        """Row -> a name, or a list of names, for the rows that have one. Nothing is done where no tag has labels."""
+        if self._known < len(self._tags) or self._version != self._tags.version:
+            self._look()
+        if not self._labels:
+            return {}
+        if len(batch) < SMALL_ROWS:
+            rows = [row for row, tag in enumerate(batch.tag.tolist()) if tag in self._labels]
+        else:
+            rows = np.flatnonzero(self._mask[batch.tag]).tolist()
+        return self._of_rows(batch, rows) if rows else {}
+
+    def _of_rows(self, batch: Batch, rows: list[int]) -> dict[int, Any]:
+        extra, names = batch.extra or {}, {}
+        tags, numbers = batch.tag[rows].tolist(), batch.value[rows].tolist()
+        for row, tag, number in zip(rows, tags, numbers, strict=True):
+            labels, bits = self._labels[tag]
+            name = name_of(extra.get(row, number), labels, bits)
+            if name is not None:
+                names[row] = name
+        return names
+
+    def _look(self) -> None:
+        """At tags that are new or described anew."""
+        tags = self._tags
+        for tag in (*range(self._known, len(tags)), *tags.changed_since(self._version)):
+            if tags[tag].labels:
+                self._labels[tag] = dict(tags[tag].labels), tags[tag].bits
+        self._known, self._version = len(tags), tags.version
+        self._mask = np.zeros(len(tags), dtype=np.bool_)
+        self._mask[list(self._labels)] = True
 
 
 def microseconds(batch: Batch, end: bytes = b"") -> list[bytes]:

@@ -7,8 +7,8 @@
 
 `t` is int64, ns since 1970 UTC. Values keep their types: integers exact, floating point as float64 (NaN and infinities
 too), booleans, text as str, ByteString as bin, DateTime as MessagePack's own timestamp type (exact to the ns), arrays
-as arrays, structures as maps, no value as nil. The last three columns are there only when they say something, as in
-`json-columns`.
+as arrays, structures as maps, no value as nil. The last three columns, and `name`, are there only when they say
+something, as in `json-columns`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 
 from connectors.payload import Identity
-from connectors.payload_fragments import clock_word, is_clean, is_plain, values_of
+from connectors.payload_fragments import Names, clock_word, is_clean, is_plain, values_of
 from pipelines.batch import ARRAY, Batch, Flag, Kind
 from pipelines.tags import TagTable
 
@@ -34,6 +34,7 @@ class MsgpackFormat:
     def __init__(self, identity: Identity, tags: TagTable) -> None:
         self._gateway = identity.gateway
         self._tags = tags
+        self._names = Names(tags)
         self._packer = msgpack.Packer(unicode_errors="replace", default=str)
 
     def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
@@ -44,7 +45,7 @@ class MsgpackFormat:
         """One message per row, in order: the same schema with lists of one."""
         # A map of six entries opens with 0x86: the header is packed once, `samples` for each row.
         head = b"\x86" + self._pack(self._head(stream, batch, historical))[1:] + self._pack("samples")
-        if not is_clean(batch):
+        if not is_clean(batch) or self._names.of(batch):
             return [head + self._pack(self._samples(part)) for part in batch.split(1)]
         tags, pack = self._tags, self._packer.pack
         columns = zip(batch.tag.tolist(), batch.ts_ns.tolist(), _values(batch), strict=True)
@@ -70,6 +71,8 @@ class MsgpackFormat:
             "t": batch.ts_ns.tolist(),
             "v": _values(batch),
         }
+        if names := self._names.of(batch):
+            samples["name"] = [names.get(row) for row in range(len(batch))]
         if is_clean(batch):
             return samples
         if batch.status.any():

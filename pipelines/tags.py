@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,3 +108,14 @@ def _completes(tag: Tag, given: Tag) -> bool:
     unit = given.unit or tag.unit
     labels, bits = (given.labels, given.bits) if given.labels else (tag.labels, tag.bits)
     return replace(given, unit=unit, labels=labels, bits=bits) == tag
+
+
+def name_of(value: Any, labels: Mapping[int, str], bits: bool = False) -> Any:
+    """A number's name, None where it has none; the names of the bits that are set; of a list those of its items."""
+    if isinstance(value, list):
+        return [name_of(each, labels, bits) for each in value]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int):
+        return None
+    return [name for bit, name in labels.items() if value >> bit & 1] if bits else labels.get(value)

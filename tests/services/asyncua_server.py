@@ -1,8 +1,9 @@
 """An asyncua server in a process of its own: the wrapper for tests, and (run as a program) the server.
 
-    python -m tests.services.asyncua_server PORT DOUBLES
+    python -m tests.services.asyncua_server PORT DOUBLES [types]
 
-Namespace 2 is `urn:mec:asyncua`, Objects/Plant holds ns=2;s=<Type> for every entry of VARIABLES. Lines in, JSON:
+Namespace 2 is `urn:mec:asyncua`, Objects/Plant holds ns=2;s=<Type> for every entry of VARIABLES; `types` adds what
+asyncua_types has. Lines in, JSON:
 `{"set": "Double", "value": 1.5, "source_ns": ..., "status": 0}` (`source_ns`, `status` optional) or
 `{"set_many": {"Double": 1.5, ...}}`. Lines out: `ready`, then `done` after each command, or `error ...`. The end of
 stdin stops it.
@@ -18,6 +19,7 @@ from typing import Any
 
 from asyncua import Server, ua
 
+from tests.services.asyncua_types import add_types
 from tests.services.ports import HOST, free_port
 from tests.services.process import Service
 
@@ -50,12 +52,13 @@ VARIABLES: dict[str, tuple[ua.VariantType, Json]] = {
 class AsyncuaServer(Service):
     """The server, anonymous, security None; variables ns=2;s=<name> for each name of VARIABLES.
 
-    doubles: that many more variables ns=2;s=v0 ... of type Double, first value 0.0.
+    doubles: that many more variables ns=2;s=v0 ... of type Double, first value 0.0. types: also what asyncua_types has.
     """
 
-    def __init__(self, *, doubles: int = 0) -> None:
+    def __init__(self, *, doubles: int = 0, types: bool = False) -> None:
         super().__init__("asyncua", free_port())
-        self.run_as([sys.executable, "-m", "tests.services.asyncua_server", str(self.port), str(doubles)])
+        more = ["types"] if types else []
+        self.run_as([sys.executable, "-m", "tests.services.asyncua_server", str(self.port), str(doubles), *more])
 
     @property
     def url(self) -> str:
@@ -82,7 +85,7 @@ class AsyncuaServer(Service):
             raise ValueError(answer)
 
 
-async def serve(port: int, doubles: int) -> None:
+async def serve(port: int, doubles: int, with_types: bool) -> None:
     """Serves until stdin ends."""
     server = Server()
     await server.init()
@@ -95,6 +98,8 @@ async def serve(port: int, doubles: int) -> None:
     for name, (kind, value) in {**VARIABLES, **more}.items():
         types[name] = kind
         await plant.add_variable(_node_id(name, index), f"{index}:{name}", _variant(kind, value))
+    if with_types:
+        await add_types(server, index)
     async with server:
         print("ready", flush=True)
         commands = await _stdin()
@@ -145,4 +150,4 @@ async def _stdin() -> asyncio.StreamReader:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2]), "types" in sys.argv[3:]))
