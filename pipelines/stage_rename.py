@@ -14,7 +14,7 @@ from pipelines.tags import Tag, TagTable
 class RenameStage:
     """`rename: {"press4/temperature": temp, flow: volume_flow}`: by path, or by name in every device.
 
-    The new names are added to the tag table with the old tag's unit and labels; scale and deadband have been applied before.
+    The new names have the old tag's unit and labels in the tag table; scale and deadband have been applied before.
     """
 
     def __init__(self, tags: TagTable, names: dict[str, str]) -> None:
