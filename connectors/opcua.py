@@ -50,6 +50,9 @@ PROOF_S: Final = 3.0
 DISPROVED_MAX: Final = 3
 """Sessions in a row that ended before what they had taken over said anything."""
 
+PAUSE: Final = BatchBuilder().build(0, 0, 0)
+"""Among batches: the loop has been held long enough."""
+
 TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
 
 
@@ -125,7 +128,9 @@ class OpcUaSource:
     async def read(self) -> Batch:
         while True:
             batch = self._held or next(self._batches, None) or self._from_history()
-            if batch is not None:
+            if batch is PAUSE:
+                await asyncio.sleep(0)
+            elif batch is not None:
                 if self._describer.has_objects(batch):
                     self._held = batch  # a cancelled read loses nothing
                     await self._describer.read(batch)
@@ -179,11 +184,9 @@ class OpcUaSource:
 
     async def _describe(self) -> None:
         link = self._link
-        assert link.session is not None
-        nodes = [tag.node for tag in self._settings.tags.values()]
-        await self._describer.start(
-            link.session, link.state.server_start, list(zip(self._tag_ids.tolist(), nodes, strict=True))
-        )
+        assert link.session is not None and link.items is not None
+        tags = list(zip(self._tag_ids.tolist(), link.items.nodes, strict=True))
+        await self._describer.start(link.session, link.state.server_start, tags)
 
     async def _begin_backfill(self) -> None:
         assert self._link.session is not None
@@ -282,26 +285,28 @@ class OpcUaSource:
         return iter(())
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
+        """None of a message is delivered before all of it has turned out to be in order."""
         arrival_ns = self._clock.wall_ns()
-        left = response.rows
-        part = 0
+        parts: deque[Columns] = deque()
         try:
             for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
-                left -= len(columns.handle)
-                batch = self._batch(columns, arrival_ns, response, part if left else LAST_PART)
-                part += 1
-                if not left:
-                    self._streams.delivered(batch.number, response.subscription_id, response.sequence_number)
-                yield batch
+                if parts:
+                    yield PAUSE
+                if int(columns.handle.max()) >= len(self._tag_ids):
+                    raise DecodeError(f"client handle {int(columns.handle.max())} was never given to the server")
+                parts.append(columns)
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
+        for part in range(len(parts)):
+            batch = self._batch(parts.popleft(), arrival_ns, response, part if parts else LAST_PART)
+            if not parts:
+                self._streams.delivered(batch.number, response.subscription_id, response.sequence_number)
+            yield batch
         self._arrival_ns = arrival_ns
 
     def _batch(self, columns: Columns, arrival_ns: int, response: PublishResponse, part: int) -> Batch:
         handle, ts_ns = columns.handle, columns.ts_ns
-        if int(handle.max()) >= len(self._tag_ids):
-            raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
         overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
         if overflown.any():
             self._overflown(handle[overflown].tolist())

@@ -65,8 +65,8 @@ class Describer:
         shown = ", ".join(sorted(unread)[:TYPES_SHOWN_MAX]) + (", ..." if len(unread) > TYPES_SHOWN_MAX else "")
         return f"{sum(unread.values())} structures were delivered as they came: of type {shown}"
 
-    async def start(self, session: Session, server_start: str, tags: Sequence[tuple[int, str]]) -> None:
-        """Asks for what is not known of these (tag id, node id) pairs. Raises NotConnected."""
+    async def start(self, session: Session, server_start: str, tags: Sequence[tuple[int, bytes]]) -> None:
+        """Asks for what is not known of these (tag id, encoded node id) pairs. Raises NotConnected."""
         self._session = session
         if not server_start or server_start != self._server_start:
             self._types, self._described = Types(self._log), set()
@@ -138,13 +138,13 @@ class Describer:
             )
             return False
 
-    async def _data_types(self, session: Session, nodes: Sequence[str]) -> list[DataType | None]:
+    async def _data_types(self, session: Session, nodes: Sequence[bytes]) -> list[DataType | None]:
         """Of each node; None where the server does not say."""
         named = await attributes(session, nodes, opcua_requests.ATTRIBUTE_DATA_TYPE)
         await self._types.learn(session, {each for each in named if isinstance(each, str)})
         return [self._types.of(each) if isinstance(each, str) else None for each in named]
 
-    async def _properties(self, session: Session, tags: Sequence[tuple[int, str]]) -> None:
+    async def _properties(self, session: Session, tags: Sequence[tuple[int, bytes]]) -> None:
         try:
             for at in range(0, len(tags), NODES_PER_STEP):
                 part = tags[at : at + NODES_PER_STEP]

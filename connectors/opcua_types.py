@@ -142,7 +142,7 @@ class Types:
                 found[data_type] = named
         return found
 
-    async def properties(self, session: Session, nodes: Sequence[str]) -> list[dict[str, Any]]:
+    async def properties(self, session: Session, nodes: Sequence[str] | Sequence[bytes]) -> list[dict[str, Any]]:
         """Of each node those properties that say what its numbers mean: name -> value."""
         targets = await references(session, nodes, opcua_references.HAS_PROPERTY)
         wanted = [(index, each) for index, found in enumerate(targets) for each in found if each.name in PROPERTIES]
@@ -239,8 +239,8 @@ def _real(encodings: Collection[str]) -> list[str]:
     return [each for each in encodings if each != NULL_ID]
 
 
-async def attributes(session: Session, nodes: Sequence[str], attribute: int) -> list[Any]:
-    """One attribute of each node, None where it has none. Raises NotConnected, TimeoutError, DecodeError."""
+async def attributes(session: Session, nodes: Sequence[str] | Sequence[bytes], attribute: int) -> list[Any]:
+    """One attribute of each node (its id as text or encoded), None where it has none. Raises NotConnected, TimeoutError, DecodeError."""
 
     async def read(part: Sequence[bytes]) -> list[Any]:
         body = await session.request(partial(opcua_requests.read, nodes=part, attribute=attribute))
@@ -250,7 +250,7 @@ async def attributes(session: Session, nodes: Sequence[str], attribute: int) -> 
 
 
 async def references(
-    session: Session, nodes: Sequence[str], reference: int, inverse: bool = False
+    session: Session, nodes: Sequence[str] | Sequence[bytes], reference: int, inverse: bool = False
 ) -> list[list[Reference]]:
     """Where the references of one type lead from each node. Raises NotConnected, TimeoutError, DecodeError."""
 
@@ -276,7 +276,7 @@ async def _further(session: Session, continuation: bytes) -> list[Reference]:
 
 
 async def _in_parts(
-    nodes: Sequence[str], call: Callable[[Sequence[bytes]], Awaitable[list[_T]]], nothing: _T
+    nodes: Sequence[str] | Sequence[bytes], call: Callable[[Sequence[bytes]], Awaitable[list[_T]]], nothing: _T
 ) -> list[_T]:
     """`call` for all nodes, as many at a time as the server takes; `nothing` for what it takes not even alone."""
     encoded = [_encoded(node) for node in nodes]
@@ -293,8 +293,10 @@ async def _in_parts(
     return found
 
 
-def _encoded(node: str) -> bytes:
+def _encoded(node: str | bytes) -> bytes:
     """A null id, of which a server knows nothing, where the text is none of a node of this server."""
+    if isinstance(node, bytes):
+        return node
     try:
         return opcua_requests.encode_node_id(node)
     except (ValueError, ua.UaError):
