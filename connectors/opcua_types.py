@@ -240,7 +240,10 @@ def _real(encodings: Collection[str]) -> list[str]:
 
 
 async def attributes(session: Session, nodes: Sequence[str] | Sequence[bytes], attribute: int) -> list[Any]:
-    """One attribute of each node (its id as text or encoded), None where it has none. Raises NotConnected, TimeoutError, DecodeError."""
+    """One attribute of each node, None where it has none; node ids as text or encoded.
+
+    Raises NotConnected, TimeoutError, DecodeError.
+    """
 
     async def read(part: Sequence[bytes]) -> list[Any]:
         body = await session.request(partial(opcua_requests.read, nodes=part, attribute=attribute))
