@@ -16,7 +16,9 @@ from pipelines.clock import SystemClock
 from pipelines.tags import TagTable
 from tests.contract.source_suite import within
 from tests.services import asyncua_types
+from tests.services import node_opcua as node_opcua_types
 from tests.services.asyncua_server import AsyncuaServer
+from tests.services.node_opcua import NodeOpcua
 
 
 class Reading:
@@ -83,3 +85,14 @@ async def test_the_file_has_the_last_word(asyncua_server: Callable[..., AsyncuaS
         assert found["Motor"]["v"] == asyncua_types.EXPECTED["Motor"]
         assert read.unit("Temperature") == "degC"
         await read.source.close()
+
+
+async def test_node_opcua(node_opcua: NodeOpcua, reading: Read) -> None:
+    """Another stack's encoder and its own definitions, all scalar types beside them."""
+    scalars = ("Boolean", "Int64", "UInt64", "Float", "String", "Guid", "NodeId", "LocalizedText", "StringArray")
+    read = reading(node_opcua.url, {name: f"ns=1;s={name}" for name in (*node_opcua_types.EXPECTED, *scalars)})
+    found = await read.first()
+    assert {name: found[name]["v"] for name in node_opcua_types.EXPECTED} == node_opcua_types.EXPECTED
+    assert {name: sample["name"] for name, sample in found.items() if "name" in sample} == node_opcua_types.NAMES
+    assert read.unit("Temperature") == "°C"
+    assert found["UInt64"]["v"] == 12_800_000_000_000_000_000

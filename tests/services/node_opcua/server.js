@@ -3,7 +3,7 @@
 //   node server.js PORT PKI_FOLDER [USER PASSWORD]
 //
 // Objects/Plant has ns=1;s=<Type> for each type below and ns=1;s=<Type>Array for some, and ns=1;s=Historized, a Double
-// with a history. Lines in, JSON:
+// with a history; addTyped() says what else is there. Lines in, JSON:
 //   {"set": "Double", "value": 1.5, "source_ms": 1795343713695, "status": 0}   (source_ms and status may be left out)
 //   {"stop": true}
 // Lines out: "ready", "set NAME" after each set, "error ..." for what was not understood. The end of stdin is a stop.
@@ -95,8 +95,49 @@ function addVariables(server) {
     dataType: "Double",
     minimumSamplingInterval: 0,
   });
+  addTyped(server.engine.addressSpace, plant);
   server.engine.addressSpace.installHistoricalDataNode(variables.Historized, { maxOnlineValues: 10000 });
   return variables;
+}
+
+// Structures of types.xml, an enumeration, a matrix, a unit, names of states: what OpcuaTypes.EXPECTED of node_opcua.py has.
+function addTyped(addressSpace, plant) {
+  const namespace = addressSpace.getOwnNamespace();
+  const types = addressSpace.getNamespaceIndex("urn:mec:types");
+  const dataType = (name) => addressSpace.findDataType(name, types);
+  const make = (name, fields) => addressSpace.constructExtensionObject(dataType(name), fields);
+  const add = (name, type, value, more) => {
+    const options = { componentOf: plant, nodeId: `s=${name}`, browseName: name, dataType: type, minimumSamplingInterval: 0 };
+    namespace.addVariable({ ...options, ...more }).setValueFromSource(value);
+  };
+  const object = (value) => ({ dataType: DataType.ExtensionObject, value });
+  const motor = {
+    name: "spindle",
+    state: 1,
+    position: { x: 1.5, y: -2.5 },
+    path: [{ x: 0, y: 0.25 }],
+    counts: [1, 2, 3],
+    started: new Date("2026-11-23T10:00:00.123Z"),
+    cycle: 250.5,
+  };
+  add("Point", dataType("PointType").nodeId, object(make("PointType", { x: 1.5, y: -2.5 })));
+  add("Motor", dataType("MotorType").nodeId, object(make("MotorType", motor)));
+  add("Recipe", dataType("RecipeType").nodeId, object(make("RecipeType", { number: 7, amount: 2.5 })));
+  add("Limit", dataType("LimitType").nodeId, object(make("LimitType", { name: "top" })));
+  add("State", dataType("StateType").nodeId, { dataType: DataType.Int32, value: 2 });
+  const matrix = { dataType: DataType.Int32, arrayType: VariantArrayType.Matrix, dimensions: [2, 3] };
+  const dimensions = { valueRank: 2, arrayDimensions: [2, 3] };
+  add("Matrix", "Int32", { ...matrix, value: Int32Array.from([1, 2, 3, 4, 5, 6]) }, dimensions);
+  const place = (name) => ({ componentOf: plant, nodeId: `s=${name}`, browseName: name });
+  namespace.addAnalogDataItem({
+    ...place("Temperature"),
+    dataType: "Double",
+    engineeringUnitsRange: { low: -50, high: 150 },
+    engineeringUnits: opcua.standardUnits.degree_celsius,
+    value: { dataType: DataType.Double, value: 21.5 },
+  });
+  namespace.addMultiStateDiscrete({ ...place("Mode"), enumStrings: ["manual", "auto"], value: 1 });
+  namespace.addTwoStateDiscrete({ ...place("Valve"), trueState: "open", falseState: "shut", value: true });
 }
 
 function obey(variables, line, stop) {
@@ -132,6 +173,7 @@ async function main() {
     userManager: { isValidUser: (name, word) => user !== undefined && name === user && word === password },
     serverCapabilities: { minSupportedSampleRate: 0 },
     disableDiscovery: true,
+    nodeset_filename: [opcua.nodesets.standard, path.join(__dirname, "types.xml")],
   });
   await server.initialize();
   const variables = addVariables(server);

@@ -192,7 +192,7 @@ _OTHERS: Final[dict[int, tuple[type, ...]]] = {
     Kind.FLOAT: (float,), Kind.DOUBLE: (float,), Kind.STRING: (str, type(None)), Kind.DATETIME: (int,),
     Kind.GUID: (str,), Kind.BYTESTRING: (bytes, type(None)), Kind.XML_ELEMENT: (str, type(None)), Kind.NODE_ID: (str,),
     Kind.EXPANDED_NODE_ID: (str,), Kind.QUALIFIED_NAME: (str,), Kind.LOCALIZED_TEXT: (str, type(None)),
-    Kind.EXTENSION_OBJECT: (dict,), Kind.DATA_VALUE: (dict,), Kind.DIAGNOSTIC_INFO: (dict,),
+    Kind.EXTENSION_OBJECT: (dict, type(None)), Kind.DATA_VALUE: (dict,), Kind.DIAGNOSTIC_INFO: (dict,),
 }  # fmt: skip
 
 
