@@ -53,6 +53,8 @@ def structures() -> Structures:
     made.add("nothing", Structure(Form.PLAIN, ()), ["ns=2;i=5006"])
     nothings = (Field("All", DataType(Kind.EXTENSION_OBJECT, "nothing"), 1),)
     made.add("nothings", Structure(Form.PLAIN, nothings), ["ns=2;i=5007"])
+    nothing = DataType(Kind.EXTENSION_OBJECT, "nothing")
+    made.add("wide", Structure(Form.PLAIN, tuple(Field(f"f{i}", nothing) for i in range(30))), ["ns=2;i=5008"])
     return made
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
 from connectors.opcua_binary import DEPTH_MAX, Cursor, DecodeError, UnreadObject
 from connectors.opcua_records import RECORDS
 from connectors.opcua_structures import UNKNOWN_MAX
+from connectors.opcua_variable import READ
 from pipelines.batch import ARRAY, Kind
 from tests.unit.connectors.hostile import Oracle, mutated
 from tests.unit.connectors.opcua_messages import (
@@ -29,6 +34,12 @@ THOROUGH_EVERY = 5
 CPU_S = 5.0
 """Of one message of a few kilobytes: a hang, not slowness."""
 GROWTH_BYTES = 2**20
+FUZZED = 20_000
+HAS_WHEEL = sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
+"""Of atheris: as pyproject.toml says."""
+DECODER = ("decode", "binary", "variable", "records", "structures", "definitions", "dictionary")
+TESTS = ("hostile", "decode", "structures")
+ROOT = Path(__file__).parents[3]
 
 
 def test_twenty_thousand_mutations() -> None:
@@ -54,7 +65,7 @@ def test_memory_is_flat() -> None:
     held = []
     for _ in range(2):
         tracemalloc.start()
-        for _ in range(1000):
+        for _ in range(300):
             oracle.judge(mutated(chance.choice(originals), chance, originals), thoroughly=False)
         held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
@@ -95,6 +106,7 @@ def test_a_structure_cut_anywhere_stays_as_it_was_sent() -> None:
         (5005, struct.pack("<i", 2**31 - 1)),
         (5007, struct.pack("<i", 10**6) + bytes(10**3)),
         (5006, b"\0"),
+        (5008, b""),  # thirty structures in no byte at all: definitions may grow like that without end
     ],
 )
 def test_structures_that_cannot_be(number: int, body: bytes) -> None:
@@ -113,3 +125,43 @@ def test_nothing_can_be_nested_without_end() -> None:
         Cursor(nested).variant()
     matrix = struct.pack("<Bi", Kind.BYTE | ARRAY | 0x40, 1) + b"\7" + struct.pack("<i1000i", 1000, *[1] * 1000)
     assert Cursor(matrix).variant() == (Kind.BYTE | ARRAY, [7])
+
+
+def test_only_so_many_unknown_types_are_kept_in_mind() -> None:
+    """A server may send any type id."""
+    known = structures()
+    for number in range(UNKNOWN_MAX + 9):
+        assert known.value(UnreadObject(type=f"ns=3;i={number}", body=b"")) == {"type": f"ns=3;i={number}", "body": b""}
+    assert len(known.unread) == UNKNOWN_MAX
+
+
+def test_a_text_that_begins_behind_its_field() -> None:
+    with pytest.raises(DecodeError, match="begins beyond"):
+        READ[Kind.LOCALIZED_TEXT](b"\2", 1, 1)
+
+
+if HAS_WHEEL and "HOSTILE_MUTATIONS" not in os.environ:
+
+    def test_fuzzed() -> None:
+        """atheris, guided by coverage, finds nothing in a bounded number of runs."""
+        _run("-m", "tests.unit.connectors.fuzz_opcua", str(FUZZED))
+
+
+if "HOSTILE_MUTATIONS" not in os.environ:
+
+    def test_the_decoder_has_no_branch_that_no_test_takes(tmp_path: Path) -> None:
+        """The decoder's own tests, measured by coverage in a process of its own."""
+        include = ",".join(f"connectors/opcua_{module}.py" for module in DECODER)
+        tests = [f"tests/unit/connectors/test_opcua_{name}.py" for name in TESTS]
+        data = f"--data-file={tmp_path / 'coverage'}"
+        options = ["--branch", data, f"--include={include}"]
+        _run("-m", "coverage", "run", *options, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+        _run("-m", "coverage", "report", data, "--show-missing", "--fail-under=100")
+
+
+def _run(*arguments: str) -> None:
+    environment = {**os.environ, "HOSTILE_MUTATIONS": "200", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

@@ -13,6 +13,7 @@ from connectors.opcua_binary import Cursor, DecodeError, UnreadObject
 from connectors.opcua_definitions import (
     StructureDefinition,
     StructureField,
+    bit_labels,
     definition,
     labels_of_strings,
     labels_of_values,
@@ -20,9 +21,9 @@ from connectors.opcua_definitions import (
     unit_of,
 )
 from connectors.opcua_dictionary import structures_of
-from connectors.opcua_structures import DataType, Form, Structures
+from connectors.opcua_structures import DataType, Field, Form, Structure, Structures
 from pipelines.batch import Kind
-from tests.unit.connectors.opcua_messages import GUID, every_bytes, objects, structures, text_bytes
+from tests.unit.connectors.opcua_messages import GUID, STATE, every_bytes, objects, structures, text_bytes
 
 POINT = {"X": 1.5, "Y": -2.5}
 TIME = "2026-11-23T10:00:00Z"
@@ -93,6 +94,12 @@ def test_a_matrix_without_elements_and_one_that_cannot_be() -> None:
     assert known.value(endless) == dict(endless)
 
 
+def test_a_number_without_a_name_stands_alone() -> None:
+    known = Structures()
+    known.add("s", Structure(Form.PLAIN, (Field("State", STATE),)), ["ns=2;i=1"])
+    assert known.value(raw(1, struct.pack("<i", 7))) == {"State": 7}
+
+
 def encoded(value: Any) -> UnreadObject:
     """As a server that is asyncua would send it."""
     return Cursor(extensionobject_to_binary(value)).extension_object()
@@ -159,6 +166,7 @@ def test_units_and_labels_of_properties() -> None:
     assert labels_of_values(["four", {"Value": "4"}]) == labels_of_values(4) == ()
     assert labels_of_strings(["off", None, "on"]) == ((0, "off"), (2, "on"))
     assert labels_of_strings("on") == ()
+    assert bit_labels(((-1, "a"), (0, "b"), (63, "c"), (64, "d"))) == ((0, "b"), (63, "c"))
 
 
 SCHEMA = """<?xml version="1.0" encoding="utf-8"?>
