@@ -10,6 +10,8 @@ from asyncua import Server, ua
 from asyncua.common.structures104 import new_enum, new_struct, new_struct_field
 from asyncua.common.type_dictionary_builder import DataTypeDictionaryBuilder
 
+_LOADED: Any = ua
+"""asyncua puts a class for each type that it loads into this module."""
 STARTED = datetime(2026, 11, 23, 10, 0, 0, 123456, tzinfo=UTC)
 GUID = UUID("72962b91-fa75-4ae6-8d28-b404dc7daf63")
 _POINT = {"X": 1.5, "Y": -2.5}
@@ -113,12 +115,12 @@ async def _old_types(server: Server, index: int) -> dict[str, ua.NodeId]:
     builder = DataTypeDictionaryBuilder(server, index, "urn:mec:old", "OldTypes")
     await builder.init()
     point = await builder.create_data_type("OldPoint")
-    point.add_field("A", ua.VariantType.Int32.name)  # type: ignore[arg-type]
-    point.add_field("B", ua.VariantType.Double.name)  # type: ignore[arg-type]
-    point.add_field("Samples", ua.VariantType.UInt16.name, is_array=True)  # type: ignore[arg-type]
+    point.add_field("A", ua.VariantType.Int32.name)
+    point.add_field("B", ua.VariantType.Double.name)
+    point.add_field("Samples", ua.VariantType.UInt16.name, is_array=True)
     line = await builder.create_data_type("OldLine")
     line.add_field("From", point)
-    line.add_field("Name", ua.VariantType.String.name)  # type: ignore[arg-type]
+    line.add_field("Name", ua.VariantType.String.name)
     await builder.set_dict_byte_string()
     return {"OldPoint": point.data_type, "OldLine": line.data_type} | {
         "OldPoint.encoding": point.node_ids[-1],
@@ -128,14 +130,14 @@ async def _old_types(server: Server, index: int) -> dict[str, ua.NodeId]:
 
 def _values(types: dict[str, ua.NodeId]) -> dict[str, tuple[Any, ua.NodeId]]:
     """Name -> value and data type of each variable."""
-    point, kind = ua.PointType(1.5, -2.5), ua.VariantType
-    motor = ua.MotorType(
+    point, kind = _LOADED.PointType(1.5, -2.5), ua.VariantType
+    motor = _LOADED.MotorType(
         Name="spindle µ",
         Speed=0.5,
-        State=ua.StateType.FAULT,
+        State=_LOADED.StateType.FAULT,
         Flags=[True, False],
         Position=point,
-        Path=[point, ua.PointType(0.0, 0.25)],
+        Path=[point, _LOADED.PointType(0.0, 0.25)],
         Counts=[1, -2, 2**62],
         Started=STARTED,
         Id=GUID,
@@ -143,23 +145,23 @@ def _values(types: dict[str, ua.NodeId]) -> dict[str, tuple[Any, ua.NodeId]]:
         Raw=b"\0\xff",
         Any=ua.Variant([1, 2, 3], kind.Int32),
         When=ua.Variant(STARTED, kind.DateTime),
-        Modes=[ua.StateType.IDLE, ua.StateType.RUNNING],
+        Modes=[_LOADED.StateType.IDLE, _LOADED.StateType.RUNNING],
     )
-    limit = ua.LimitType()
+    limit = _LOADED.LimitType()
     limit.Absolute = 2**40
     old = struct.pack("<idi3H", 1, 0.5, 3, 1, 2, 3)
     line = struct.pack("<idi", 1, 0.5, 0) + struct.pack("<i", 3) + b"old"
-    unknown = ua.ExtensionObject(ua.NodeId(ua.Int32(99999), ua.Int16(2)), b"\1\2\3\4")
+    unknown = _LOADED.ExtensionObject(ua.NodeId(ua.Int32(99999), ua.Int16(2)), b"\1\2\3\4")
     structure = ua.NodeId(ua.Int32(ua.ObjectIds.Structure))
     of = {each: ua.NodeId(ua.Int32(each.value)) for each in kind}
     return {
         "Point": (point, types["Point"]),
-        "Points": ([point, ua.PointType(3.0, 4.0)], types["Point"]),
+        "Points": ([point, _LOADED.PointType(3.0, 4.0)], types["Point"]),
         "Motor": (motor, types["Motor"]),
-        "Recipe": (ua.RecipeType(Number=7, Comment=None, Amount=2.5), types["Recipe"]),
+        "Recipe": (_LOADED.RecipeType(Number=7, Comment=None, Amount=2.5), types["Recipe"]),
         "Limit": (limit, types["Limit"]),
-        "OldPoint": (ua.ExtensionObject(types["OldPoint.encoding"], old), types["OldPoint"]),
-        "OldLine": (ua.ExtensionObject(types["OldLine.encoding"], line), types["OldLine"]),
+        "OldPoint": (_LOADED.ExtensionObject(types["OldPoint.encoding"], old), types["OldPoint"]),
+        "OldLine": (_LOADED.ExtensionObject(types["OldLine.encoding"], line), types["OldLine"]),
         "Range": (ua.Range(-1.0, 1.0), ua.NodeId(ua.Int32(ua.ObjectIds.Range))),
         "Matrix": (ua.Variant([[1, 2, 3], [4, 5, 6]], kind.Int32), of[kind.Int32]),
         "State": (ua.Variant(1, kind.Int32), types["State"]),

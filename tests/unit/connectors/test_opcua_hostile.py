@@ -24,6 +24,7 @@ from tests.unit.connectors.opcua_messages import (
     every_bytes,
     message,
     messages,
+    rows,
     structures,
     values,
 )
@@ -42,7 +43,7 @@ TESTS = ("hostile", "decode", "structures")
 ROOT = Path(__file__).parents[3]
 
 
-def test_twenty_thousand_mutations() -> None:
+def test_mutations() -> None:
     """Columns and single rows agree, and every value has its kind's type and is made of its own bytes."""
     seed = random.randrange(2**32)
     chance, originals, oracle = random.Random(seed), messages(), Oracle(structures())
@@ -77,6 +78,7 @@ def test_what_is_sent_is_read() -> None:
     oracle = Oracle(structures())
     for body in messages():
         oracle.judge(body, thoroughly=True)
+        assert repr(rows(body, 8)) == repr(rows(body)), "the size of parts makes a difference"
     assert oracle.refused == 0 and oracle.rows > len(values())
 
 
@@ -138,6 +140,8 @@ def test_only_so_many_unknown_types_are_kept_in_mind() -> None:
 def test_a_text_that_begins_behind_its_field() -> None:
     with pytest.raises(DecodeError, match="begins beyond"):
         READ[Kind.LOCALIZED_TEXT](b"\2", 1, 1)
+    with pytest.raises(DecodeError, match="cannot fit"):
+        READ[Kind.STRING | ARRAY](struct.pack("<i", 1), 0, 4)
 
 
 if HAS_WHEEL and "HOSTILE_MUTATIONS" not in os.environ:
