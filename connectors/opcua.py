@@ -114,9 +114,8 @@ class OpcUaSource:
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
-            opened = await self._link.open(durable=bool(resume))
+            self._begin(await self._link.open(durable=bool(resume)), resume)
             await self._describe()
-            self._begin(opened, resume)
             await self._begin_backfill()
         except BaseException as error:
             await self.close()
