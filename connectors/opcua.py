@@ -114,8 +114,9 @@ class OpcUaSource:
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
-            self._begin(await self._link.open(durable=bool(resume)), resume)
-            await self._describe()
+            opened = await self._link.open(durable=bool(resume))
+            await self._describe(waits=not opened.available)
+            self._begin(opened, resume)
             await self._begin_backfill()
         except BaseException as error:
             await self.close()
@@ -181,11 +182,11 @@ class OpcUaSource:
         if not self._due:
             self._arm()
 
-    async def _describe(self) -> None:
+    async def _describe(self, waits: bool) -> None:
         link = self._link
         assert link.session is not None and link.items is not None
         tags = list(zip(self._tag_ids.tolist(), link.items.nodes, strict=True))
-        await self._describer.start(link.session, link.state.server_start, tags)
+        await self._describer.start(link.session, link.state.server_start, tags, waits=waits)
 
     async def _begin_backfill(self) -> None:
         assert self._link.session is not None

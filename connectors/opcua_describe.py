@@ -1,8 +1,9 @@
 """What a server says of the tags: the structures that they are made of, engineering units, names of numbers.
 
-Data types come first, before any value is read: a connection waits for them. Units and names that variables have as
-properties (AnalogItemType, MultiStateDiscreteType, TwoStateDiscreteType: Part 8, 5.3) are asked for with patience, and
-beside the live values where there are very many. All of it is kept until the server is restarted; nothing of it is
+Data types come first: a new connection waits for them, and no structure is read before. Units and names that variables
+have as properties (AnalogItemType, MultiStateDiscreteType, TwoStateDiscreteType: Part 8, 5.3) are asked for with
+patience, and beside the live values where there are very many, or where a server has something that waits to be sent
+again. All of it is kept until the server is restarted; nothing of it is
 needed: where a server does not answer, values are delivered as they are.
 """
 
@@ -55,6 +56,7 @@ class Describer:
         self._described: set[int] = set()  # tag ids
         self._session: Session | None = None
         self._task: asyncio.Task[None] | None = None
+        self._typed = asyncio.Event()
 
     @property
     def info(self) -> str:
@@ -65,28 +67,24 @@ class Describer:
         shown = ", ".join(sorted(unread)[:TYPES_SHOWN_MAX]) + (", ..." if len(unread) > TYPES_SHOWN_MAX else "")
         return f"{sum(unread.values())} structures were delivered as they came: of type {shown}"
 
-    async def start(self, session: Session, server_start: str, tags: Sequence[tuple[int, bytes]]) -> None:
-        """Asks for what is not known of these (tag id, encoded node id) pairs. Raises NotConnected."""
+    async def start(
+        self, session: Session, server_start: str, tags: Sequence[tuple[int, bytes]], *, waits: bool
+    ) -> None:
+        """Asks for what is not known of these (tag id, encoded node id) pairs.
+
+        waits: returns when data types are known, and soon after that. Where something waits at the server it must
+        not: what is published meanwhile may push out what has to be sent again.
+        """
         self._session = session
         if not server_start or server_start != self._server_start:
             self._types, self._described = Types(self._log), set()
             self._server_start = server_start
         new = [(tag, node) for tag, node in tags if tag not in self._described]
-        try:
-            async with asyncio.timeout(TYPES_S):
-                types = await self._data_types(session, [node for _, node in new])
-        except (TimeoutError, ServiceError, DecodeError) as error:
-            self._log.warning("data types cannot be read, structures are delivered as they come: %s", error)
-            return
-        plain = []
-        for (tag, node), data_type in zip(new, types, strict=True):
-            if data_type is not None and data_type.labels:
-                self._tags.learn(tag, labels=data_type.labels, bits=data_type.bits)
-            elif data_type is None or Kind.BOOLEAN <= data_type.kind <= Kind.DOUBLE or data_type.kind == Kind.VARIANT:
-                plain.append((tag, node))
-        self._described.update(tag for (tag, _), data_type in zip(new, types, strict=True) if data_type is not None)
-        self._task = asyncio.create_task(self._properties(session, plain), name=f"properties {self._name}")
-        await asyncio.wait([self._task], timeout=PATIENCE_S)
+        self._typed.clear()
+        self._task = asyncio.create_task(self._learn(session, new), name=f"descriptions {self._name}")
+        if waits:
+            await self._typed.wait()
+            await asyncio.wait([self._task], timeout=PATIENCE_S)
 
     async def stop(self) -> None:
         """Idempotent."""
@@ -94,6 +92,7 @@ class Describer:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+        self._typed.set()
 
     def has_objects(self, batch: Batch) -> bool:
         """`read` has something to do."""
@@ -102,6 +101,7 @@ class Describer:
     async def read(self, batch: Batch) -> None:
         """Structures in place of the objects in a batch that nobody has yet; what is not known of them is asked for."""
         assert batch.extra is not None
+        await self._typed.wait()
         raw = {row: batch.extra[row] for row in np.flatnonzero(_OBJECTS[batch.kind]).tolist() if row in batch.extra}
         structures = self._types.structures
         before = dict(structures.unread)
@@ -137,6 +137,24 @@ class Describer:
                 error,
             )
             return False
+
+    async def _learn(self, session: Session, tags: Sequence[tuple[int, bytes]]) -> None:
+        try:
+            async with asyncio.timeout(TYPES_S):
+                types = await self._data_types(session, [node for _, node in tags])
+        except (TimeoutError, ServiceError, DecodeError, NotConnected) as error:
+            self._log.warning("data types cannot be read, structures are delivered as they come: %s", error)
+            return
+        finally:
+            self._typed.set()
+        plain = []
+        for (tag, node), data_type in zip(tags, types, strict=True):
+            if data_type is not None and data_type.labels:
+                self._tags.learn(tag, labels=data_type.labels, bits=data_type.bits)
+            elif data_type is None or Kind.BOOLEAN <= data_type.kind <= Kind.DOUBLE or data_type.kind == Kind.VARIANT:
+                plain.append((tag, node))
+        self._described.update(tag for (tag, _), data_type in zip(tags, types, strict=True) if data_type is not None)
+        await self._properties(session, plain)
 
     async def _data_types(self, session: Session, nodes: Sequence[bytes]) -> list[DataType | None]:
         """Of each node; None where the server does not say."""

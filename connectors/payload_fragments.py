@@ -56,14 +56,13 @@ class Names:
 
     def __init__(self, tags: TagTable) -> None:
         self._tags = tags
-        self._known = 0
-        self._version = tags.version
+        self._version = 0
         self._labels: dict[int, tuple[dict[int, str], bool]] = {}  # of the tags that have any
         self._mask = np.zeros(0, dtype=np.bool_)
 
     def of(self, batch: Batch) -> dict[int, Any]:
         """Row -> a name, or a list of names, for the rows that have one. Nothing is done where no tag has labels."""
-        if self._known < len(self._tags) or self._version != self._tags.version:
+        if self._version != self._tags.version:
             self._look()
         if not self._labels:
             return {}
@@ -86,10 +85,10 @@ class Names:
     def _look(self) -> None:
         """At tags that are new or described anew."""
         tags = self._tags
-        for tag in (*range(self._known, len(tags)), *tags.changed_since(self._version)):
+        for tag in tags.changed_since(self._version):
             if tags[tag].labels:
                 self._labels[tag] = dict(tags[tag].labels), tags[tag].bits
-        self._known, self._version = len(tags), tags.version
+        self._version = tags.version
         self._mask = np.zeros(len(tags), dtype=np.bool_)
         self._mask[list(self._labels)] = True
 

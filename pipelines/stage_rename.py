@@ -21,7 +21,7 @@ class RenameStage:
         self._tags = tags
         self._names = names
         self._ids = np.zeros(0, dtype=np.uint32)
-        self._version = tags.version
+        self._version = 0
 
     @classmethod
     def from_setting(cls, tags: TagTable, setting: Any) -> Self:
@@ -47,7 +47,7 @@ class RenameStage:
     def _describe(self) -> None:
         """What a machine has said of its tags since is said of their new names too."""
         for tag_id in self._tags.changed_since(self._version):
-            tag, renamed = self._tags[tag_id], int(self._ids[tag_id])
+            tag, renamed = self._tags[tag_id], int(self._ids[tag_id]) if tag_id < len(self._ids) else tag_id
             if renamed != tag_id:
                 self._tags.learn(renamed, tag.unit, tag.labels, tag.bits)
         self._version = self._tags.version

@@ -45,7 +45,7 @@ class TagTable:
         self._given: list[Tag] = []  # as they were added
         self._ids: dict[str, int] = {}
         self.version = 0
-        """+1 with each description that has changed since its tag was added: who keeps something by id looks here."""
+        """+1 with each tag and each description that has changed: who keeps something by id looks here."""
         self._changed: dict[int, int] = {}  # id -> version
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class TagTable:
         self._ids[tag.path] = len(self._tags)
         self._tags.append(tag)
         self._given.append(tag)
-        return len(self._tags) - 1
+        return self._changes(len(self._tags) - 1)
 
     def learn(self, tag_id: int, unit: str = "", labels: tuple[tuple[int, str], ...] = (), bits: bool = False) -> None:
         """The machine's own words for what was left open when the tag was added; those before them are forgotten."""
@@ -85,14 +85,18 @@ class TagTable:
         self._describe(tag_id, replace(given, unit=given.unit or unit or before.unit, labels=labels, bits=bits))
 
     def changed_since(self, version: int) -> list[int]:
-        """Ids whose description has changed after `version`."""
+        """Ids that were added or described anew after `version`."""
         return [tag_id for tag_id, changed in self._changed.items() if changed > version]
 
     def _describe(self, tag_id: int, tag: Tag) -> None:
         if self._tags[tag_id] != tag:
             self._tags[tag_id] = tag
-            self.version += 1
-            self._changed[tag_id] = self.version
+            self._changes(tag_id)
+
+    def _changes(self, tag_id: int) -> int:
+        self.version += 1
+        self._changed[tag_id] = self.version
+        return tag_id
 
     def id_of(self, path: str) -> int | None:
         """The id of `device/name`, or None."""

@@ -25,7 +25,7 @@ from tests.services.hostile_proxy import HostileProxy
 from tests.services.node_opcua import NodeOpcua
 from tests.unit.connectors.opcua_messages import is_well_typed
 
-HARMED = 24
+HARMED = 16
 CHUNKS_PER_HARM = 6
 
 
