@@ -127,10 +127,12 @@ class OpcUaSource:
 
     async def read(self) -> Batch:
         while True:
-            batch = self._held or next(self._batches, None) or self._from_history()
+            batch = self._held or next(self._batches, None)
             if batch is PAUSE:
                 await asyncio.sleep(0)
-            elif batch is not None:
+                continue
+            batch = batch or self._from_history()
+            if batch is not None:
                 if self._describer.has_objects(batch):
                     self._held = batch  # a cancelled read loses nothing
                     await self._describer.read(batch)
