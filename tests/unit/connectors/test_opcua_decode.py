@@ -372,6 +372,9 @@ def test_node_ids_of_every_form(encoded: bytes, text: str) -> None:
 def test_a_text_without_its_length_at_the_end_of_the_message() -> None:
     """There is nothing behind it that could be taken for one."""
     record = struct.pack("<IBBi", 1, 1, Kind.STRING, 0)
+    even = record * 16 + bytes(4)
+    parts = decode_changes(even, PublishResponse(0, changes=[DataChange(0, len(even), 16)]), ARRIVAL_NS, 8)
+    assert [len(part.extra) for part in parts] == [8, 8]
     body = record * 6 + record[:-2]
     whole = PublishResponse(0, changes=[DataChange(0, len(body), 7)])
     with pytest.raises(DecodeError, match="beyond the end of the message"):
