@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
 from connectors.opcua_describe import Describer
+from connectors.opcua_events import EventReader
 from connectors.opcua_link import Link, Opened, mapped
+from connectors.opcua_plan import plan_events
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
@@ -54,6 +57,9 @@ PAUSE: Final = BatchBuilder().build(0, 0, 0)
 """Among batches: the loop has been held long enough."""
 
 TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
+
+Rows = tuple[npt.NDArray[np.uint32], Columns, int, int]
+"""Tags and rows of one part, their newest source time (0: they do not say), and how many records were read for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ class OpcUaSource:
         self._clock = clock
         self._names = list(settings.tags)
         self._tag_ids = np.array([tags.add(tag) for tag in _tags(name, settings)], dtype=np.uint32)
+        self._events = EventReader(name, plan_events(settings), tags)
         self._link = Link(name, settings, clock, data_dir, self._log)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
@@ -178,7 +185,11 @@ class OpcUaSource:
         self._how = f"{opened.how}, {asked} notifications are sent again" if asked else opened.how
         if opened.created and before_ns:
             lost = [item.handle for one in opened.created for item in one.items]
-            self._backfill.missed(lost, before_ns)
+            if lost:
+                self._backfill.missed(lost, before_ns)
+            if any(one.events for one in opened.created):
+                self._note(Reason.DISCONNECTED, self._events.names, before_ns)
+        self._events.begin(self._link.items.events.unfiltered)
         self._batches = iter(self._bad_rows())
         self._to_arm = max(OUTSTANDING_MIN, 2 * len(subscriptions))
         if not self._due:
@@ -187,7 +198,7 @@ class OpcUaSource:
     async def _describe(self, waits: bool) -> None:
         link = self._link
         assert link.session is not None and link.items is not None
-        tags = list(zip(self._tag_ids.tolist(), link.items.nodes, strict=True))
+        tags = list(zip(self._tag_ids.tolist(), link.items.nodes, strict=False))  # events have none
         await self._describer.start(link.session, link.state.server_start, tags, waits=waits)
 
     async def _begin_backfill(self) -> None:
@@ -213,6 +224,8 @@ class OpcUaSource:
             self._due.popleft()  # only now: a cancelled read loses nothing
             return batches
         self._arm()
+        if self._events.take_refresh(self._clock.mono_ns()):
+            await link.items.events.refresh()
         retry_s = link.items.retry_in_s()
         wait_s = self._patience_s(link.session, link.items.keep_alive_s)
         try:
@@ -282,47 +295,72 @@ class OpcUaSource:
         self.counters.add("unread_notifications", response.skipped)
         if response.rows:
             return self._batches_of(body, response)
-        if response.changes or response.skipped:
+        if response.numbered:
             self._streams.acknowledge(response.subscription_id, response.sequence_number)
         return iter(())
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         """None of a message is delivered before all of it has turned out to be in order."""
         arrival_ns = self._clock.wall_ns()
-        parts: deque[Columns] = deque()
+        parts: deque[Rows] = deque()
         try:
-            for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
+            for part in self._rows_of(body, response, arrival_ns):
                 if parts:
                     yield PAUSE
-                if int(columns.handle.max()) >= len(self._tag_ids):
-                    raise DecodeError(f"client handle {int(columns.handle.max())} was never given to the server")
-                parts.append(columns)
+                parts.append(part)
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
-        for part in range(len(parts)):
-            batch = self._batch(parts.popleft(), arrival_ns, response, part if parts else LAST_PART)
-            if not parts:
+        left, number = response.rows, 0
+        while parts:
+            tag, columns, newest_ns, read = parts.popleft()
+            left -= read
+            batch = self._batch(tag, columns, newest_ns, arrival_ns, response, number if left else LAST_PART)
+            number += 1
+            if not left:
                 self._streams.delivered(batch.number, response.subscription_id, response.sequence_number)
             yield batch
+        if left and not number:  # events that nobody wants
+            self._streams.acknowledge(response.subscription_id, response.sequence_number)
+        elif left:
+            self._streams.delivered(self._number, response.subscription_id, response.sequence_number)
         self._arrival_ns = arrival_ns
 
-    def _batch(self, columns: Columns, arrival_ns: int, response: PublishResponse, part: int) -> Batch:
-        handle, ts_ns = columns.handle, columns.ts_ns
-        overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
-        if overflown.any():
-            self._overflown(handle[overflown].tolist())
-        self._backfill.live(handle, ts_ns)
-        # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
-        newest_ns = min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns)
+    def _rows_of(self, body: bytes, response: PublishResponse, arrival_ns: int) -> Iterator[Rows]:
+        """Values, then events, part by part."""
+        for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
+            handle, ts_ns = columns.handle, columns.ts_ns
+            if int(handle.max()) >= len(self._tag_ids):
+                raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
+            overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
+            if overflown.any():
+                self._overflown([self._names[item] for item in handle[overflown].tolist()])
+            self._backfill.live(handle, ts_ns)
+            # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
+            yield self._tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), len(handle)
+        if response.events:
+            for tag, columns, read in self._events.parts(body, response, arrival_ns):
+                yield tag, columns, 0, read  # their times say nothing of how far the values are
+            if overflown_events := self._events.take_overflown():
+                self._overflown(overflown_events)
+
+    def _batch(
+        self,
+        tag: npt.NDArray[np.uint32],
+        columns: Columns,
+        newest_ns: int,
+        arrival_ns: int,
+        response: PublishResponse,
+        part: int,
+    ) -> Batch:
         self._number += 1
         return Batch(
             source_id=self._source_id,
             number=self._number,
             origin=self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns),
             received_ns=arrival_ns,
-            tag=self._tag_ids[handle],
-            ts_ns=ts_ns,
+            tag=tag,
+            ts_ns=columns.ts_ns,
             value=columns.value,
             status=columns.status,
             kind=columns.kind,
@@ -350,6 +388,8 @@ class OpcUaSource:
         now = self._clock.wall_ns()
         for index, status in self._link.items.take_changed():
             builder.add(int(self._tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
+        for index, status in self._link.items.events.take_changed():
+            builder.add(int(self._events.tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
         return [self._built(builder)] if len(builder) else []
 
     def _built(self, builder: BatchBuilder) -> Batch:
@@ -410,13 +450,13 @@ class OpcUaSource:
         )
         self._note(Reason.MISSED, ())
 
-    def _overflown(self, items: list[int]) -> None:
-        self.counters.add("queue_overflows", len(items))
-        self._note(Reason.QUEUE_OVERFLOW, tuple(self._names[item] for item in sorted(set(items))))
+    def _overflown(self, names: Sequence[str]) -> None:
+        self.counters.add("queue_overflows", len(names))
+        self._note(Reason.QUEUE_OVERFLOW, tuple(dict.fromkeys(names)))
 
-    def _note(self, reason: Reason, tags: tuple[str, ...]) -> None:
+    def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0) -> None:
         now = self._clock.wall_ns()
-        self._ledger.note(Gap(reason, self.name, "", tags, self._arrival_ns or now, now, None))
+        self._ledger.note(Gap(reason, self.name, "", tags, from_ns or self._arrival_ns or now, now, None))
 
 
 def _tags(device: str, settings: OpcUaDevice) -> list[Tag]:

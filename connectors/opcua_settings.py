@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from connectors.opcua_event_settings import OpcUaEvents, events_from_text
+from connectors.opcua_node_id import NodeIdText, checked_node_id
+from pipelines.commands import CallRule, Writing
 from pipelines.quantities import Duration, Settings, duration_ns
-
-_NODE_ID = re.compile(r"(ns=\d+;)?(i=\d+|s=.+|b=[A-Za-z0-9+/]+=*|g=[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})")
 
 QUEUE_NS: Final = 10 * 10**9
 """A gateway that is restarted is back by then."""
@@ -33,13 +33,12 @@ class OpcUaTag(Settings):
     every: Duration | None = Field(None, description="Publishing interval of this tag; default: the device's.")
     sampling: Duration | None = Field(None, description="Sampling interval of this tag; default: the device's.")
     queue: int | None = Field(None, ge=1, le=100_000, description="Server-side queue in values; default: the device's.")
+    write: Writing = None
 
     @field_validator("node")
     @classmethod
     def _node_id(cls, text: str) -> str:
-        if not _NODE_ID.fullmatch(text):
-            raise ValueError(f"{text!r} is not a node id: write ns=2;s=Name or ns=2;i=1234")
-        return text
+        return checked_node_id(text)
 
 
 class OpcUaAuth(Settings):
@@ -47,6 +46,13 @@ class OpcUaAuth(Settings):
 
     user: str = Field(description="User name.")
     password: SecretStr = Field(SecretStr(""), description="Password; write `${file:...}` or `${env:...}`.")
+
+
+class OpcUaMethod(CallRule):
+    """`reset: {object: ns=2;s=Press4, method: ns=2;s=Press4.Reset}`: that it is there allows calling it."""
+
+    object: NodeIdText = Field(description="The object whose method it is.")
+    method: NodeIdText = Field(description="The method.")
 
 
 class OpcUaDevice(Settings):
@@ -89,6 +95,13 @@ class OpcUaDevice(Settings):
         dict[str, Annotated[OpcUaTag, BeforeValidator(_tag_from_text)]],
         Field(min_length=1, description="Tag name -> node id, or a mapping with `node:` and options."),
     ]
+    events: dict[str, Annotated[OpcUaEvents, BeforeValidator(events_from_text)]] = Field(
+        {}, description="Events and alarms: name -> notifier's node id, or a mapping; `{}` has all of the server's."
+    )
+
+    methods: dict[str, OpcUaMethod] = Field(
+        {}, description="Methods that may be called (`gateway call`): name -> object and method. No other one may."
+    )
 
     @field_validator("opcua")
     @classmethod
@@ -98,6 +111,13 @@ class OpcUaDevice(Settings):
         if "@" in url:
             raise ValueError("user and password do not belong into the URL: use `auth: {user: ..., password: ...}`")
         return url
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> OpcUaDevice:
+        for name in self.events:
+            if name in self.tags:
+                raise ValueError(f"`{name}` is a tag and a stream of events: give them different names")
+        return self
 
     @property
     def learns_tags(self) -> bool:

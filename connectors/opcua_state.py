@@ -48,6 +48,10 @@ class Subscription:
     keep_alive_count: int
     lifetime_count: int
     items: list[MonitoredItem]
+    events: list[MonitoredItem] = field(default_factory=list)
+    """Likewise, by their place in the device's `events:`."""
+    unfiltered: list[int] = field(default_factory=list)
+    """Handles of events that the gateway filters: the server does not take their where clause."""
 
     @property
     def keep_alive_s(self) -> float:
@@ -130,6 +134,7 @@ def _unpacked(packed: dict[str, object]) -> DeviceState:
 def _subscription(packed: object) -> Subscription:
     subscription = Subscription(**packed)  # type: ignore[arg-type]
     subscription.items = [MonitoredItem(**item) for item in subscription.items]  # type: ignore[arg-type]
+    subscription.events = [MonitoredItem(**item) for item in subscription.events]  # type: ignore[arg-type]
     return subscription
 
 

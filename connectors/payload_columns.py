@@ -4,10 +4,10 @@
      "tags":["temperature","pressure"],"t":[1795343713695123,1795343713695123],"v":[21.37,7.25],
      "status":[0,1083179008],"arrival":[true,false],"clock":["suspect",null]}
 
-(without the line breaks). `t` is us since 1970 UTC. More columns are there only when they say something: `name` (null
-where a number has none) unless no row has one, `status` (OPC UA StatusCodes) unless every row is plain Good (0),
-`arrival` unless no time is the gateway's own, `clock` unless no clock is in doubt. Where one is there, it has an entry
-for each row.
+(without the line breaks). `t` is us since 1970 UTC. More columns are there only when they say something: `kind`
+(`"event"` or null) behind `tags` where some row is an event; `name` (null where a number has none) unless no row has
+one, `status` (OPC UA StatusCodes) unless every row is plain Good (0), `arrival` unless no time is the gateway's own,
+`clock` unless no clock is in doubt. Where one is there, it has an entry for each row.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import orjson
 
 from connectors.payload import Identity
 from connectors.payload_fragments import (
+    NULL,
     SMALL_ROWS,
     Names,
     TagTexts,
@@ -33,6 +34,7 @@ from connectors.payload_json import JsonHeads
 from pipelines.batch import Batch, Flag, Kind
 from pipelines.tags import Tag, TagTable
 
+_EVENT = b'"event"'
 _CLOCK = Flag.MACHINE_CLOCK_SUSPECT | Flag.GATEWAY_CLOCK_STEPPED
 
 
@@ -44,14 +46,17 @@ class JsonColumnsFormat:
     def __init__(self, identity: Identity, tags: TagTable) -> None:
         self._heads = JsonHeads(identity, tags)
         self._tags = TagTexts(tags, _name)
+        self._kinds = TagTexts(tags, _kind)
         self._names = Names(tags)
 
     def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
         """One message with all rows of the batch (at least one)."""
         tags, names = b",".join(self._tags.of(batch.tag)), self._names.of(batch)
-        return b'%b,"tags":[%b],"t":%b,"v":%b%b%b}' % (
+        kinds = self._kinds.of(batch.tag) if batch.extra else ()
+        return b'%b,"tags":[%b]%b,"t":%b,"v":%b%b%b}' % (
             self._heads.head(stream, batch, historical),
             tags,
+            b',"kind":[%b]' % b",".join(kinds) if _EVENT in kinds else b"",
             _times(batch),
             _values(batch),
             _name_column([names.get(row) for row in range(len(batch))]) if names else b"",
@@ -64,7 +69,13 @@ class JsonColumnsFormat:
         values, rare = value_fragments(batch), _rare_rows(batch)
         for row, name in self._names.of(batch).items():
             rare[row] = _name_column([name]) + rare[row]
-        columns = zip(self._tags.of(batch.tag), microseconds(batch), values, rare, strict=True)
+        tags = self._tags.of(batch.tag)
+        kinds = self._kinds.of(batch.tag) if batch.extra else ()
+        if _EVENT in kinds:
+            tags = [
+                tag + b'],"kind":[' + kind if kind == _EVENT else tag for tag, kind in zip(tags, kinds, strict=True)
+            ]
+        columns = zip(tags, microseconds(batch), values, rare, strict=True)
         return [b'%b%b],"t":[%b],"v":[%b]%b}' % (head, *columns_of_row) for columns_of_row in columns]
 
 
@@ -74,6 +85,10 @@ def _name_column(names: list[Any]) -> bytes:
 
 def _name(tag: Tag) -> bytes:
     return orjson.dumps(tag.name)
+
+
+def _kind(tag: Tag) -> bytes:
+    return _EVENT if tag.event else NULL
 
 
 def _times(batch: Batch) -> bytes:
