@@ -24,6 +24,7 @@ from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
+from connectors.opcua_describe import Describer
 from connectors.opcua_events import EventReader
 from connectors.opcua_link import Link, Opened, mapped
 from connectors.opcua_plan import plan_events
@@ -55,6 +56,9 @@ PROOF_S: Final = 3.0
 
 DISPROVED_MAX: Final = 3
 """Sessions in a row that ended before what they had taken over said anything."""
+
+PAUSE: Final = BatchBuilder().build(0, 0, 0)
+"""Among batches: the loop has been held long enough."""
 
 TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
 
@@ -102,6 +106,8 @@ class OpcUaSource:
         self._events = EventReader(name, plan_events(settings), tags)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
+        self._describer = Describer(name, tags, clock, self.counters, self._log)
+        self._held: Batch | None = None  # while its structures are read
         self._number = 0
         self._how = ""
         self._arrival_ns = 0
@@ -120,15 +126,17 @@ class OpcUaSource:
     @property
     def info(self) -> str:
         """How the present session came about, what is read from history, what is not as it should be."""
-        link = self._link
+        link, upkeep = self._link, self._upkeep
         unfiltered = link.items.unfiltered.info if link.items else ""
-        parts = (self._how, self._backfill.info, unfiltered, self._upkeep.info, link.server.info, *link.alarms)
-        return "; ".join(filter(None, parts))
+        beside = (self._backfill.info, unfiltered, self._describer.info, upkeep.info, link.server.info)
+        return "; ".join(filter(None, (self._how, *beside, *link.alarms)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
             await self._choose_server()
-            self._begin(await self._link.open(durable=bool(resume)), resume)
+            opened = await self._link.open(durable=bool(resume))
+            await self._describe(waits=not opened.available)
+            self._begin(opened, resume)
             await self._begin_backfill()
             self._unfiltered = await self._deadband()
             assert self._link.session is not None
@@ -142,8 +150,16 @@ class OpcUaSource:
 
     async def read(self) -> Batch:
         while True:
-            batch = next(self._batches, None) or self._from_history() or self._from_heartbeat()
+            batch = self._held or next(self._batches, None)
+            if batch is PAUSE:
+                await asyncio.sleep(0)
+                continue
+            batch = batch or self._from_history() or self._from_heartbeat()
             if batch is not None:
+                if self._describer.has_objects(batch):
+                    self._held = batch  # a cancelled read loses nothing
+                    await self._describer.read(batch)
+                self._held = None
                 return batch
             try:
                 self._batches = await self._next_batches()
@@ -158,11 +174,12 @@ class OpcUaSource:
         if self._disproved >= DISPROVED_MAX:
             self._link.forget()
         self._unproven = set()
-        self._batches = iter(())
+        self._batches, self._held = iter(()), None
         self._due.clear()
         self._how = ""
         await self._upkeep.stop()
         await self._backfill.stop()
+        await self._describer.stop()
         await self._link.close()
 
     # --- connecting -------------------------------------------------------------------------------------------------
@@ -203,6 +220,12 @@ class OpcUaSource:
         self._to_arm = max(OUTSTANDING_MIN, 2 * len(subscriptions))
         if not self._due:
             self._arm()
+
+    async def _describe(self, waits: bool) -> None:
+        link = self._link
+        assert link.session is not None and link.items is not None
+        tags = list(zip(self._tag_ids.tolist(), link.items.nodes, strict=False))  # events have none
+        await self._describer.start(link.session, link.state.server_start, tags, waits=waits)
 
     async def _begin_backfill(self) -> None:
         assert self._link.session is not None
@@ -313,24 +336,30 @@ class OpcUaSource:
         return iter(())
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
+        """None of a message is delivered before all of it has turned out to be in order."""
         arrival_ns = self._clock.wall_ns()
-        left = response.rows
-        part, some = 0, False
+        parts: deque[Rows] = deque()
         try:
-            for tag, columns, newest_ns, read in self._rows_of(body, response, arrival_ns):
-                left -= read
-                batch = self._worth_it(
-                    self._batch(tag, columns, newest_ns, arrival_ns, response, part if left else LAST_PART)
-                )
-                part += 1
-                some = some or batch is not None
-                if not left:
-                    self._settle(response, some)
-                if batch is not None:
-                    yield batch
+            for part in self._rows_of(body, response, arrival_ns):
+                if parts:
+                    yield PAUSE
+                parts.append(part)
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
+        left, number, some = response.rows, 0, False
+        while parts:
+            tag, columns, newest_ns, read = parts.popleft()
+            left -= read
+            batch = self._worth_it(
+                self._batch(tag, columns, newest_ns, arrival_ns, response, number if left else LAST_PART)
+            )
+            number += 1
+            some = some or batch is not None
+            if not left:
+                self._settle(response, some)
+            if batch is not None:
+                yield batch
         if left:  # events that nobody wants
             self._settle(response, some)
         self._arrival_ns = arrival_ns

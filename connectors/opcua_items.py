@@ -64,6 +64,11 @@ class MonitoredItems:
         self.events = EventItems(session, log, self.faults)
 
     @property
+    def nodes(self) -> Sequence[bytes]:
+        """The encoded node id of each item, by index."""
+        return self._nodes
+
+    @property
     def keep_alive_s(self) -> float:
         """Nothing at all for longer than this is a sign of trouble."""
         return max([1.0, *(subscription.keep_alive_s for subscription in self.subscriptions)])

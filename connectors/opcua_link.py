@@ -303,9 +303,19 @@ def mapped(error: BaseException, settings: OpcUaDevice) -> BaseException:
         return NotConnected(f"{url}: {reason}; is the machine on, are address and port right?")
     if isinstance(error, ServiceError | DecodeError | ua.UaError):
         return NotConnected(f"{url}: {error}")
+    if isinstance(error, Exception) and _is_of_asyncua(error):
+        return NotConnected(f"{url}: the server's answer makes no sense: {error!r}")
     return error
 
 
 def _at(url: str, error: BaseException) -> str:
     """Where a redundant server was meant, the text says which."""
     return str(error) if str(error).startswith("opc.tcp://") else f"{url}: {error}"
+
+
+def _is_of_asyncua(error: Exception) -> bool:
+    """Raised there: what asyncua's decoders make of nonsense is anything from an AssertionError to a TypeError."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and str(at.tb_frame.f_globals.get("__name__", "")).startswith("asyncua.")

@@ -74,7 +74,7 @@ class OpcUaTag(Settings):
     """One monitored item: `temperature: ns=2;s=Press4.Temp`, or a mapping with these keys."""
 
     node: str = Field(description="Node id: `ns=2;s=Press4.Temp`, `i=2258`, `ns=3;g=...`, `ns=1;b=...`.")
-    unit: str = Field("", description="Engineering unit, for people and for formats that carry it.")
+    unit: str = Field("", description="Engineering unit; default: what the server says (`EngineeringUnits`).")
     scale: float = Field(1.0, description="Factor applied to numbers; the result is a Double.")
     offset: float = Field(0.0, description="Added after `scale`.")
     deadband: float = Field(

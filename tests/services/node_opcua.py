@@ -16,6 +16,30 @@ from tests.services.process import Service
 _FILES = Path(__file__).parent / "node_opcua"
 _PACKAGE = _FILES / "package.json"
 
+EXPECTED: dict[str, Any] = {
+    "Point": {"X": 1.5, "Y": -2.5},
+    "Motor": {
+        "Name": "spindle",
+        "State": 1,
+        "State.name": "RUNNING",
+        "Position": {"X": 1.5, "Y": -2.5},
+        "Path": [{"X": 0.0, "Y": 0.25}],
+        "Counts": [1, 2, 3],
+        "Started": "2026-11-23T10:00:00.123Z",
+        "Cycle": 250.5,
+    },
+    "Recipe": {"Number": 7, "Amount": 2.5},
+    "Limit": {"Name": "top"},
+    "State": 2,
+    "Matrix": [[1, 2, 3], [4, 5, 6]],
+    "Temperature": 21.5,
+    "Mode": 1,
+    "Valve": True,
+}
+"""What a JSON consumer is to get of ns=1;s=<name> beyond the plain types (addTyped in server.js)."""
+NAMES = {"State": "FAULT", "Mode": "auto", "Valve": "open"}
+"""What stands beside the value."""
+
 Json = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
 
 

@@ -3,8 +3,8 @@
 //   node server.js PORT PKI_FOLDER [USER PASSWORD]
 //
 // Objects/Plant has ns=1;s=<Type> for each type below and ns=1;s=<Type>Array for some, and ns=1;s=Historized, a Double
-// with a history, and ns=1;s=Analog, a Double with EURange 0 ... 200. NODE_OPCUA_OPTIONS, JSON: `server`, options of the
-// server; `clock_offset_ms`, by which its clock is wrong. Lines in, JSON:
+// with a history, and ns=1;s=Analog, a Double with EURange 0 ... 200; addTyped() says what else is there.
+// NODE_OPCUA_OPTIONS, JSON: `server`, options of the server; `clock_offset_ms`, by which its clock is wrong. Lines in, JSON:
 //   {"set": "Double", "value": 1.5, "source_ms": 1795343713695, "status": 0}   (source_ms and status may be left out)
 //   {"bind": "i=2267", "type": "Byte", "value": 150}   (what a node of the standard holds)
 //   {"stop": true}
@@ -118,6 +118,7 @@ function addVariables(server) {
     minimumSamplingInterval: 0,
   });
   variables.Analog.setValueFromSource({ dataType: DataType.Double, value: 100 });
+  addTyped(server.engine.addressSpace, plant);
   server.engine.addressSpace.installHistoricalDataNode(variables.Historized, { maxOnlineValues: 10000 });
   return variables;
 }
@@ -127,6 +128,46 @@ function bind(server, { bind, type, value }) {
   node.bindVariable({ get: () => new opcua.Variant({ dataType: DataType[type], value }) }, true);
   node.touchValue();
   console.log(`bound ${bind}`);
+}
+
+// Structures of types.xml, an enumeration, a matrix, a unit, names of states: what OpcuaTypes.EXPECTED of node_opcua.py has.
+function addTyped(addressSpace, plant) {
+  const namespace = addressSpace.getOwnNamespace();
+  const types = addressSpace.getNamespaceIndex("urn:mec:types");
+  const dataType = (name) => addressSpace.findDataType(name, types);
+  const make = (name, fields) => addressSpace.constructExtensionObject(dataType(name), fields);
+  const add = (name, type, value, more) => {
+    const options = { componentOf: plant, nodeId: `s=${name}`, browseName: name, dataType: type, minimumSamplingInterval: 0 };
+    namespace.addVariable({ ...options, ...more }).setValueFromSource(value);
+  };
+  const object = (value) => ({ dataType: DataType.ExtensionObject, value });
+  const motor = {
+    name: "spindle",
+    state: 1,
+    position: { x: 1.5, y: -2.5 },
+    path: [{ x: 0, y: 0.25 }],
+    counts: [1, 2, 3],
+    started: new Date("2026-11-23T10:00:00.123Z"),
+    cycle: 250.5,
+  };
+  add("Point", dataType("PointType").nodeId, object(make("PointType", { x: 1.5, y: -2.5 })));
+  add("Motor", dataType("MotorType").nodeId, object(make("MotorType", motor)));
+  add("Recipe", dataType("RecipeType").nodeId, object(make("RecipeType", { number: 7, amount: 2.5 })));
+  add("Limit", dataType("LimitType").nodeId, object(make("LimitType", { name: "top" })));
+  add("State", dataType("StateType").nodeId, { dataType: DataType.Int32, value: 2 });
+  const matrix = { dataType: DataType.Int32, arrayType: VariantArrayType.Matrix, dimensions: [2, 3] };
+  const dimensions = { valueRank: 2, arrayDimensions: [2, 3] };
+  add("Matrix", "Int32", { ...matrix, value: Int32Array.from([1, 2, 3, 4, 5, 6]) }, dimensions);
+  const place = (name) => ({ componentOf: plant, nodeId: `s=${name}`, browseName: name });
+  namespace.addAnalogDataItem({
+    ...place("Temperature"),
+    dataType: "Double",
+    engineeringUnitsRange: { low: -50, high: 150 },
+    engineeringUnits: opcua.standardUnits.degree_celsius,
+    value: { dataType: DataType.Double, value: 21.5 },
+  });
+  namespace.addMultiStateDiscrete({ ...place("Mode"), enumStrings: ["manual", "auto"], value: 1 });
+  namespace.addTwoStateDiscrete({ ...place("Valve"), trueState: "open", falseState: "shut", value: true });
 }
 
 function obey(server, variables, line, stop) {
@@ -173,6 +214,7 @@ async function main() {
     userManager: { isValidUser: (name, word) => user !== undefined && name === user && word === password },
     serverCapabilities: { minSupportedSampleRate: 0 },
     disableDiscovery: true,
+    nodeset_filename: [opcua.nodesets.standard, path.join(__dirname, "types.xml")],
     ...options.server,
   });
   await server.initialize();
