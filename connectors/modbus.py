@@ -131,7 +131,7 @@ class ModbusSource:
         """The batch of the poll cycle that is due next. Raises NotConnected."""
         if self._link.lost:
             raise NotConnected(self._link.lost)
-        if await self._changed():
+        if self._follower and await self._changed(self._follower):
             await self._recall()
             self._schedule.restart(self._clock.mono_ns(), self._source_id)
         wait_ns = self._schedule.due_ns - self._clock.mono_ns()
@@ -182,12 +182,10 @@ class ModbusSource:
         for one in self._schedule.polls:
             self._replan(one)
 
-    async def _changed(self) -> bool:
-        """Asks a device with a profile again where it is time, or it was silent; True where it is another one."""
-        if self._follower is None:
-            return False
+    async def _changed(self, follower: Follower) -> bool:
+        """Asks again what the device is, where it is time or it was silent; True where it is another one."""
         in_doubt = self._doubt or self._clock.mono_ns() - self._asked_ns >= self._settings.recheck
-        return in_doubt and await self._follow(self._follower)
+        return in_doubt and await self._follow(follower)
 
     async def _follow(self, follower: Follower) -> bool:
         """Asks the device what it is; True where it is read by another map from now on."""

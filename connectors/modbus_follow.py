@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
 
-from connectors.modbus_identify import Interview, device_identification, probed, server_id, sunspec, with_former
+from connectors.modbus_identify import (
+    Interview,
+    described,
+    device_identification,
+    probed,
+    server_id,
+    sunspec,
+    with_former,
+)
 from connectors.modbus_link import ModbusLink
 from connectors.modbus_profile import Chain, MappedTag, ModbusProfile, Polling, RegisterMap, parsed, resolve
 from connectors.modbus_settings import ModbusDevice
@@ -36,7 +44,6 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "modbus"
 FORMAT: Final = 1
-_SHOWN: Final = ("vendor", "model", "firmware", "map")
 _CHANGED_SHOWN_MAX: Final = 5
 
 
@@ -53,14 +60,7 @@ class Identity:
     @property
     def shown(self) -> str:
         """`KEBA P40 firmware 1.2.1`: for people."""
-        words = [
-            self.facts[name] if name in ("vendor", "model") else f"{name} {self.facts[name]}" for name in self._told
-        ]
-        return " ".join(words) or "a device that tells nothing of itself"
-
-    @property
-    def _told(self) -> list[str]:
-        return [name for name in _SHOWN if self.facts.get(name)]
+        return described(self.facts) or "a device that tells nothing of itself"
 
 
 @lru_cache(maxsize=8)

@@ -101,6 +101,12 @@ class Interview:
         return None
 
 
+def described(facts: Mapping[str, str]) -> str:
+    """`KEBA P40 firmware 1.2.1`: for people; empty where it tells nothing of itself."""
+    known = {name: facts[name] for name in ("vendor", "model", "firmware", "map") if facts.get(name)}
+    return " ".join(text if name in ("vendor", "model") else f"{name} {text}" for name, text in known.items())
+
+
 async def device_identification(interview: Interview) -> dict[str, str]:
     """The facts that function 43 / 14 gives; empty where the device does not know it."""
     objects = await _objects(interview, _BASIC)

@@ -50,10 +50,13 @@ def reads(settings: ModbusDevice, profile: RegisterMap | None = None) -> Reads:
     every = settings.every if poll.every is None or "every" in settings.model_fields_set else poll.every
     if known:
         periods.setdefault(every, []).extend(tag.point for tag in known.values())
+    gap, size = poll.limits(settings)
+    longest = max((tag.point.count for tag in known.values() if not tag.point.table.of_bits), default=0)
     return Reads(
         dict(sorted(periods.items())),
         {name: tag.meaning for name, tag in known.items()},
-        *poll.limits(settings),
+        gap,
+        max(size, longest),  # no value is divided
         [*settings.holes, *map(parse_range, poll.forbidden)],
     )
 

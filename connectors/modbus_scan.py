@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from connectors.modbus_decode import Layout
 from connectors.modbus_frames import Reply, query
-from connectors.modbus_identify import Interview, device_identification, server_id
+from connectors.modbus_identify import Interview, described, device_identification, server_id
 from connectors.modbus_link import ALONE, ModbusLink
 from connectors.modbus_plan import REGISTERS, Block, DataType, Point, WordOrder
 from connectors.modbus_register import ORDERS
@@ -52,7 +52,7 @@ class Found(NamedTuple):
     """`holding 0 = 42`, or the exception's text."""
     ms: float
     identity: str
-    """What it says of itself, in its own words; empty where it says nothing."""
+    """What it says of itself; empty where it says nothing."""
 
 
 def parse_units(text: str) -> list[int]:
@@ -93,7 +93,7 @@ async def _identity(link: ModbusLink, url: ModbusUrl) -> str:
         facts = await device_identification(interview) or await server_id(interview)
     except NotConnected:
         return ""
-    return " ".join(dict.fromkeys(text for name, text in facts.items() if name != "code" or "model" not in facts))
+    return described(facts) or facts.get("server_id", "")
 
 
 async def read_block(url: ModbusUrl, place: Point, timeout_ns: int, clock: Clock) -> tuple[bytes, float]:

@@ -14,6 +14,7 @@ from connectors.modbus_identify import Interview, device_identification
 from connectors.modbus_link import ModbusLink
 from connectors.modbus_settings import ModbusDevice
 from connectors.modbus_url import parse_url
+from gateway.cli import main
 from pipelines.clock import SystemClock
 from pipelines.counters import Counters
 from pipelines.tags import TagTable
@@ -63,3 +64,8 @@ async def test_device_identification_of_a_real_server(pymodbus_server: StartPymo
         "product": "Power meter",
         "model": "PM-1 light",
     }
+
+
+def test_scan_shows_what_a_unit_says_it_is(pymodbus_server: StartPymodbus, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["modbus", "scan", pymodbus_server().url, "--units", "1", "--pause", "1ms", "--timeout", "60s"]) == 0
+    assert capsys.readouterr().out.endswith("  (Acme PM-1 light firmware 1.2.3)\n")

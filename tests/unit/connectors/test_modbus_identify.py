@@ -244,6 +244,27 @@ async def test_another_firmware_after_a_silence_without_a_reconnect(tmp_path: Pa
         await setup.source.close()
 
 
+async def test_a_unit_that_became_silent_costs_one_request_a_connect(tmp_path: Path) -> None:
+    """Others may share its line: it is asked what it is only after it has answered something."""
+    meter = Meter(KEBA_OLD)
+    async with Device(meter) as device:
+        setup = Setup(device, tmp_path, profile="keba-p40", timeout="1s")
+        await setup.source.connect([])
+        assert (await setup.values())["active_energy_total"] == 3810.0
+        meter.silent = True
+        assert (await setup.values())["active_energy_total"] is None
+        with pytest.raises(NotConnected, match="while it was asked what it is"):
+            await setup.source.read()
+        asked = len(device.requests)
+        with pytest.raises(NotConnected, match="the unit is silent"):
+            await setup.source.connect([])
+        assert len(device.requests) == asked + 1
+        meter.silent = False
+        await setup.source.connect([])
+        assert (await setup.values())["active_energy_total"] == 3810.0
+        await setup.source.close()
+
+
 async def test_a_silent_device_is_not_taken_for_another(tmp_path: Path) -> None:
     meter = Meter(KEBA_OLD)
     meter.silent = True
@@ -365,6 +386,25 @@ async def test_another_device_at_the_same_place(tmp_path: Path) -> None:
         await again.source.connect([])
         assert await again.values() == {"power": 400, "state": 1}
         await again.source.close()
+
+
+async def test_holes_are_those_of_one_device(tmp_path: Path) -> None:
+    """Another one has the register that the former did not have."""
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "one.yaml").write_text(ONE)
+    two = ONE.replace("one", "two").replace("One", "Two").replace("1: Two", "2: Two")
+    (tmp_path / "profiles" / "two.yaml").write_text(two)
+    meter = Meter({"holding 0": [1], "holding 2": [1]})
+    async with Device(meter) as device:
+        setup = Setup(device, tmp_path, profile="auto")
+        await setup.source.connect([])
+        assert [await setup.values() for _ in range(2)] == [{"power": None, "state": 1}] * 2
+        assert list(setup.source.faults) == ["power"]
+        meter.become({"holding 0": [2, 3, 1]})
+        await setup.source.connect([])
+        assert await setup.values() == {"power": 3, "state": 1}
+        assert not setup.source.faults
+        await setup.source.close()
 
 
 async def test_a_profile_without_a_tag_for_this_device(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from connectors.modbus import ModbusSource
 from connectors.modbus_convert import UNCERTAIN
 from connectors.modbus_decode import BAD_NO_DATA
 from connectors.modbus_follow import load_profiles
+from connectors.modbus_plan import WordOrder
+from connectors.modbus_profile import ModbusProfile, parsed, resolve
 from connectors.modbus_settings import ModbusDevice
-from connectors.profile import fits
+from connectors.profile import ProfileError, fits
 from pipelines.batch import GOOD, Flag
 from pipelines.tags import TagTable
 from tests.unit.connectors.modbus_device import Device
@@ -76,3 +78,43 @@ def test_units_are_ucum(name: str) -> None:
     profile = PROFILES[name]
     points = [point for model in profile.sunspec for point in model.points.values()]
     assert {tag.unit for tag in [*profile.tags.values(), *points]} <= {"", *UCUM.split()}
+
+
+def _profile(tag: dict[str, Any]) -> ModbusProfile:
+    content = {
+        "profile": "p",
+        "protocol": "modbus",
+        "vendor": "Acme",
+        "models": ["One"],
+        "grade": "C",
+        "sources": ["me"],
+    }
+    scale = {"register": "holding 2 int16", "hidden": True}
+    return parsed(content | {"word_order": "little", "tags": {"a": tag, "sf": scale}}, "p.yaml")
+
+
+def test_a_scale_is_a_part_of_the_point_that_it_scales() -> None:
+    found = resolve(_profile({"register": "holding 5 uint32", "scale_from": "sf", "invalid": [7]}), {})
+    assert list(found.tags) == ["a"]
+    point = found.tags["a"].point
+    assert point.invalid == (7,)
+    assert point.scale_from is not None
+    assert (point.scale_from.name, point.scale_from.address) == ("", 2)
+
+
+@pytest.mark.parametrize(
+    ("tag", "reason"),
+    [
+        ({"register": "holding 1 int16", "scale_from": "other"}, "tag a: scale_from: there is no tag 'other'"),
+        ({"register": "input 1 int16", "scale_from": "sf"}, "must be a input register"),
+        ({"register": "holding 1 string 4", "scale_from": "sf"}, "for single numbers"),
+    ],
+)
+def test_a_scale_that_cannot_be_one(tag: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ProfileError, match=reason):
+        _profile(tag)
+
+
+def test_strings_have_the_byte_order_of_the_device_but_not_its_word_order() -> None:
+    tags = resolve(_profile({"register": "holding 5 string 4"}), {}).tags
+    assert tags["a"].point.order is WordOrder.BIG

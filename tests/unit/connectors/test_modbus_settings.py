@@ -248,3 +248,8 @@ def test_describe_plan_is_one_line_a_request() -> None:
         "every 1s: coil 3 (1 bit, 1 tag)",
         "every 1m: input 5 (1 register, 1 tag)",
     ]
+
+
+def test_a_profile_s_value_that_is_longer_than_max_block_is_read_whole() -> None:
+    device = ModbusDevice.model_validate({"modbus": "tcp://x", "profile": "eastron-sdm120", "max_block": 1})
+    assert "(2 registers, 1 tag)" in describe_plan(device)[0]
