@@ -92,7 +92,7 @@ class OpcUaProfile(ProfileBase):
 
 def load_server_profiles(data_dir: Path | None = None) -> dict[str, OpcUaProfile]:
     """Every profile by name; the user's own take the place of shipped ones. Raises ProfileError."""
-    known = profile_files("opcua", data_dir / OWN_PROFILES if data_dir else None)
+    known = profile_files("opcua_models", data_dir / OWN_PROFILES if data_dir else None)
     found = {}
     for name, file in known.items():
         content = raw_profile(file, known)
