@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
 from connectors.opcua_link import Link, Opened, mapped
+from connectors.opcua_refresh import Refresh
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
@@ -80,11 +82,14 @@ class OpcUaSource:
         self._source_id = source_id
         self._settings = settings
         self._clock = clock
-        self._names = list(settings.tags)
-        self._tag_ids = np.array([tags.add(tag) for tag in _tags(name, settings)], dtype=np.uint32)
+        self._tags = tags
+        self._names: list[str] = []  # by client handle
+        self._tag_ids = np.zeros(0, dtype=np.uint32)
         self._link = Link(name, settings, clock, data_dir, self._log)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
+        self._refresh = Refresh(name, settings, clock, self._log, self._learn)
+        self._learn()
         self._number = 0
         self._how = ""
         self._arrival_ns = 0
@@ -97,17 +102,24 @@ class OpcUaSource:
 
     @property
     def faults(self) -> Mapping[str, str]:
-        return self._link.items.faults if self._link.items else {}
+        of_items = self._link.items.faults if self._link.items else {}
+        of_selection = self._link.directory.faults
+        if self._refresh.fault:
+            of_selection = {**of_selection, "select": self._refresh.fault}
+        return {**of_items, **of_selection} if of_selection else of_items
 
     @property
     def info(self) -> str:
         """How the present session came about, and what is read from history."""
-        return "; ".join(filter(None, (self._how, self._backfill.info)))
+        return "; ".join(filter(None, (self._how, self._link.directory.info, self._backfill.info)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
-            self._begin(await self._link.open(durable=bool(resume)), resume)
+            opened = await self._link.open(durable=bool(resume))
+            self._learn()
+            self._begin(opened, resume)
             await self._begin_backfill()
+            self._refresh.start(self._link)
         except BaseException as error:
             await self.close()
             as_contracted = mapped(error, self._settings)
@@ -136,8 +148,21 @@ class OpcUaSource:
         self._batches = iter(())
         self._due.clear()
         self._how = ""
+        await self._refresh.stop()
         await self._backfill.stop()
         await self._link.close()
+
+    def _learn(self) -> None:
+        """Tags that have become known, behind those that were; one that a buffer has named already stays as it is."""
+        known = len(self._names)
+        device = self._link.directory.device
+        self._backfill.grow(device)
+        added = [
+            found if (found := self._tags.id_of(tag.path)) is not None and device.learns_tags else self._tags.add(tag)
+            for tag in _tags(self.name, device, known)
+        ]
+        self._names += list(device.tags)[known:]
+        self._tag_ids = np.concatenate([self._tag_ids, np.array(added, dtype=np.uint32)])
 
     # --- connecting -------------------------------------------------------------------------------------------------
 
@@ -187,6 +212,7 @@ class OpcUaSource:
             batches = await self._asked_again(due) if isinstance(due, _Ask) else self._open_response(due)
             self._due.popleft()  # only now: a cancelled read loses nothing
             return batches
+        self._refresh.check()
         self._arm()
         retry_s = link.items.retry_in_s()
         wait_s = self._patience_s(link.session, link.items.keep_alive_s)
@@ -196,11 +222,10 @@ class OpcUaSource:
         except TimeoutError:
             if retry_s is None or retry_s > wait_s:
                 self._silent(wait_s)
-            await link.items.retry()
-            await link.save()
+            await link.retry()
             return iter(self._bad_rows())
         if body is None:
-            return iter(())
+            return iter(self._bad_rows())
         self._to_arm += 1
         return self._open_response(body)
 
@@ -254,7 +279,8 @@ class OpcUaSource:
         return self._parts(body, response)
 
     def _parts(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
-        self.counters.add("unread_notifications", response.skipped)
+        if response.skipped and not self._refresh.changed():
+            self.counters.add("unread_notifications", response.skipped)
         if response.rows:
             return self._batches_of(body, response)
         if response.changes or response.skipped:
@@ -390,8 +416,9 @@ class OpcUaSource:
         self._ledger.note(Gap(reason, self.name, "", tags, self._arrival_ns or now, now, None))
 
 
-def _tags(device: str, settings: OpcUaDevice) -> list[Tag]:
+def _tags(device: str, settings: OpcUaDevice, start: int) -> list[Tag]:
+    """From the handle `start` on."""
     return [
         Tag(device, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband)
-        for name, tag in settings.tags.items()
+        for name, tag in islice(settings.tags.items(), start, None)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -32,14 +32,21 @@ class MonitoredItems:
     """Monitored items by their index in the device's `tags:`, which is also their client handle."""
 
     def __init__(
-        self, session: PublishSession, settings: OpcUaDevice, clock: Clock, log: logging.LoggerAdapter[logging.Logger]
+        self,
+        session: PublishSession,
+        settings: OpcUaDevice,
+        clock: Clock,
+        log: logging.LoggerAdapter[logging.Logger],
+        why: Mapping[str, str] | None = None,
     ) -> None:
+        """`settings` by node ids; `why` says of a tag what is wrong with its address."""
         self._log = log
+        self._why = why or {}
         self._session = session
         self._clock = clock
         self._plan = plan_subscriptions(settings)
         self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
-        self._per_call = PER_CALL
+        self._per_read = self._per_call = PER_CALL
         self._bad: dict[int, tuple[Subscription, PlannedItem]] = {}  # index -> its subscription, item
         self._known: dict[int, MonitoredItem] = {}  # by index
         self._changed: list[int] = []
@@ -59,19 +66,49 @@ class MonitoredItems:
         Returns what was created. A bad item becomes a fault, never an error. Raises NotConnected, TimeoutError,
         ServiceError, ua.UaError.
         """
-        per_read, self._per_call = await _operation_limits(client)
-        columns = [] if all(kept) else await self._column_keys(per_read)
+        self._per_read, self._per_call = await _operation_limits(client)
         created = []
         for planned, subscription in zip(self._plan, kept, strict=True):
             if subscription is not None:
                 self._adopt(subscription, planned.items)
                 continue
-            made = await self._subscribe(planned)
-            created.append(made)
-            # Values of one type in a row are decoded as one column, so they are created in a row.
-            await self._create_items(made, sorted(planned.items, key=lambda item: columns[item.index]))
-        self._schedule_retry()
+            created.append(await self._subscribe(planned))
+        await self.create_missing()
         return created
+
+    def take(self, settings: OpcUaDevice, why: Mapping[str, str]) -> None:
+        """The tags that are known, and maybe more behind them, for what is created from now on."""
+        self._why = why
+        self._plan = plan_subscriptions(settings)
+        self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
+        planned = {item.index: item for subscription in self._plan for item in subscription.items}
+        self._bad = {index: (owner, planned[index]) for index, (owner, _) in self._bad.items()}
+
+    async def remove(self, indexes: Collection[int], status: int, why: str) -> None:
+        """The nodes of these are gone: bad, and tried again with the others. Raises like `create`."""
+        planned = {item.index: item for subscription in self._plan for item in subscription.items}
+        for subscription in self.subscriptions:
+            gone = [item for item in subscription.items if item.handle in indexes and not item.status & 0x8000_0000]
+            for part in _chunks([item.id for item in gone], self._per_call):
+                await self._session.delete_monitored_items(
+                    ua.DeleteMonitoredItemsParameters(SubscriptionId=subscription.id, MonitoredItemIds=list(part))
+                )
+            for item in gone:
+                item.id, item.status = 0, status
+                self._turned_bad(subscription, planned[item.handle], status, why)
+        self._schedule_retry()
+
+    async def create_missing(self) -> None:
+        """Every planned item that was never asked for. Raises like `create`."""
+        missing = [
+            (subscription, [item for item in planned.items if item.index not in self._known])
+            for planned, subscription in zip(self._plan, self.subscriptions, strict=True)
+        ]
+        columns = await self._column_keys([item.index for _, items in missing for item in items])
+        for subscription, items in missing:
+            # Values of one type in a row are decoded as one column, so they are created in a row.
+            await self._create_items(subscription, sorted(items, key=lambda item: columns[item.index]))
+        self._schedule_retry()
 
     async def retry(self) -> None:
         """Creates again what was bad. Raises like `create`."""
@@ -95,14 +132,15 @@ class MonitoredItems:
     def _schedule_retry(self) -> None:
         self._retry_at_ns = self._clock.mono_ns() + int(self._retry_s * 1e9)
 
-    async def _column_keys(self, per_call: int) -> list[tuple[int, bool]]:
-        """(built-in type, is an array) per item, for grouping; a large number where the type is not built in."""
-        types: list[int] = []
-        arrays: list[bool] = []
-        for nodes in _chunks(self._nodes, per_call):
-            types += map(_builtin_type, await self._attribute(nodes, ATTRIBUTE_DATA_TYPE))
-            arrays += map(_is_array, await self._attribute(nodes, ATTRIBUTE_VALUE_RANK))
-        return list(zip(types, arrays, strict=True))
+    async def _column_keys(self, indexes: Sequence[int]) -> dict[int, tuple[int, bool]]:
+        """(built-in type, is an array) by index, for grouping; a large number where the type is not built in."""
+        keys: dict[int, tuple[int, bool]] = {}
+        for part in _chunks(indexes, self._per_read):
+            nodes = [self._nodes[index] for index in part]
+            types = map(_builtin_type, await self._attribute(nodes, ATTRIBUTE_DATA_TYPE))
+            arrays = map(_is_array, await self._attribute(nodes, ATTRIBUTE_VALUE_RANK))
+            keys.update(zip(part, zip(types, arrays, strict=True), strict=True))
+        return keys
 
     async def _attribute(self, nodes: Sequence[bytes], attribute: int) -> list[Any]:
         body = await self._session.request(partial(opcua_requests.read, nodes=nodes, attribute=attribute))
@@ -165,10 +203,11 @@ class MonitoredItems:
             self.faults.pop(item.name, None)
             self._log.info("tag %s can be read again", item.name)
 
-    def _turned_bad(self, subscription: Subscription, item: PlannedItem, status: int) -> None:
+    def _turned_bad(self, subscription: Subscription, item: PlannedItem, status: int, why: str = "") -> None:
         self._bad[item.index] = (subscription, item)
         self._changed.append(item.index)
-        self.faults[item.name] = f"{item.node}: {status_name(status)}; check the node id"
+        why = why or self._why.get(item.name) or f"{item.node}: {status_name(status)}; check the node id"
+        self.faults[item.name] = why
         self._log.warning("tag %s cannot be read: %s", item.name, self.faults[item.name])
 
 

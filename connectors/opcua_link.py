@@ -8,7 +8,7 @@ subscriptions live on when the gateway stops, and are kept in a file for the nex
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from typing import Final
 from asyncua import ua
 
 from connectors.opcua_binary import DecodeError
+from connectors.opcua_directory import Directory
 from connectors.opcua_items import MonitoredItems
 from connectors.opcua_plan import plan_subscriptions
 from connectors.opcua_requests import ServiceError, status_name
@@ -31,7 +32,7 @@ from connectors.opcua_resume import (
 from connectors.opcua_security import secure
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
-from connectors.opcua_state import DeviceState, StateFile, Subscription, fingerprint, pack
+from connectors.opcua_state import DeviceState, StateFile, Subscription, fingerprint, known, pack
 from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.clock import Clock
 from pipelines.errors import Corrupt, NotConnected, Permanent
@@ -73,9 +74,9 @@ class Link:
         self._data_dir = data_dir
         self._log = log
         self._timeout_s = settings.timeout / 1e9
+        self.directory = Directory(name, settings, data_dir, log)
         self._plan = plan_subscriptions(settings)
         self._file = StateFile(data_dir, name)
-        self._fingerprint = fingerprint(settings.opcua, self._plan)
         self._saving = asyncio.Lock()
         self._loaded = False
         self._durable = False
@@ -96,17 +97,25 @@ class Link:
         kept, self._kept = self._kept, None
         client = await self._connected(kept if live else None)
         assert self.session is not None
-        self.items = MonitoredItems(self.session, self._settings, self._clock, self._log)
+        await self.directory.resolve(self.session.request)
+        if not self._replanned():
+            live = []
+        self.items = MonitoredItems(self.session, self.directory.device, self._clock, self._log, self.directory.why)
         start = await server_start(client)
         available: dict[int, Sequence[int] | None]
         if client.resumed:
+            await delete(client, self._stale, self._timeout_s, self._log)
+            self._stale = []
             available = {one.id: None for one in live}
         else:
             available = {**await self._taken_over(client, start)} if live or self._stale else {}
         self.session.keep_subscriptions = durable and bool(available)  # not those of an attempt that fails
-        known = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
-        created = await self.items.create(client, known)
-        self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
+        kept_items = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
+        try:
+            created = await self.items.create(client, kept_items)
+            self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
+        finally:
+            self.state.fingerprint = self._fingerprint()  # items may have been added to what was there
         if self._remember_session(client) or created or not durable:
             await self.save()
         self.session.keep_subscriptions = durable
@@ -124,6 +133,23 @@ class Link:
                     await asyncio.to_thread(self._file.remove)
         except OSError as error:
             self._log.warning("%s cannot be kept: %s; a restart will lose what is under way", self._file.path, error)
+
+    async def retry(self) -> None:
+        """Bad items again, at what their addresses mean by now. Raises what requests raise."""
+        assert self.session is not None
+        await self.directory.resolve_missing(self.session.request)
+        await self.with_items(MonitoredItems.retry)
+
+    async def with_items(self, change: Callable[[MonitoredItems], Awaitable[None]]) -> None:
+        """Takes the directory as it is now, has `change` done, and keeps what has come of it. Raises like `change`."""
+        assert self.items is not None
+        self._plan = plan_subscriptions(self.directory.device)
+        self.items.take(self.directory.device, self.directory.why)
+        try:
+            await change(self.items)
+        finally:
+            self.state.fingerprint = self._fingerprint()
+        await self.save()
 
     def forget(self) -> None:
         """The subscriptions are of no use: the next `open` makes new ones."""
@@ -209,16 +235,25 @@ class Link:
         if self._is_anonymous and found.session is not None:
             timeout_ms = max(self._settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
             self._kept = KeptSession.anonymous(found.session, timeout_ms)
-        if found.fingerprint == self._fingerprint and len(found.subscriptions) == len(self._plan):
-            self.state = found
-            return
-        self._log.info("the device's configuration has changed: new subscriptions")
-        self.state.gaps = found.gaps
-        self.state.server_start = found.server_start
-        self._stale = [one for one in found.subscriptions if one is not None]
+        self.state = found
+
+    def _replanned(self) -> bool:
+        """Plans for what the addresses mean now. False: what the state has is of another plan, and of no use."""
+        self._plan = plan_subscriptions(self.directory.device)
+        same_length = len(self.state.subscriptions) == len(self._plan)
+        if same_length and self.state.fingerprint == self._fingerprint():
+            return True
+        self._stale = [one for one in self.state.subscriptions if one is not None]
+        self.state.subscriptions = [None] * len(self._plan)
+        if self._stale:
+            self._log.info("the device's configuration has changed, or what it means at its server: new subscriptions")
+        return not self._stale
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self._settings.opcua, known(self._plan, self.state.subscriptions))
 
     def _nothing(self) -> DeviceState:
-        return DeviceState(self._fingerprint, subscriptions=[None] * len(self._plan))
+        return DeviceState("", subscriptions=[None] * len(self._plan))
 
     def _opened(
         self, resumed: bool, available: Mapping[int, Sequence[int] | None], created: list[Subscription], before: bool

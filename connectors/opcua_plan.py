@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from connectors.opcua_select import described
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.quantities import format_duration
 
@@ -46,8 +47,10 @@ class PlannedSubscription:
 
 
 def plan_subscriptions(settings: OpcUaDevice) -> list[PlannedSubscription]:
-    """One subscription per publishing interval, shortest first; items in the order of the file."""
-    by_interval: dict[int, list[PlannedItem]] = {}
+    """One subscription per publishing interval, shortest first; items in the order of `settings.tags`."""
+    by_interval: dict[int, list[PlannedItem]] = (
+        {settings.every: []} if settings.select else {}
+    )  # room for what is learnt
     for index, (name, tag) in enumerate(settings.tags.items()):
         item = PlannedItem(index, name, tag.node, settings.sampling_ns(tag), settings.queue_values(tag))
         by_interval.setdefault(settings.publishing_ns(tag), []).append(item)
@@ -64,4 +67,6 @@ def describe_plan(settings: OpcUaDevice) -> list[str]:
         for item in subscription.items:
             sampling = format_duration(item.sampling_ns) if item.sampling_ns else "every change"
             lines.append(f"  {item.name}: {item.node}, sampling {sampling}, queue {item.queue}")
+    if settings.select:
+        lines += described(settings.select)
     return lines

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from connectors import opcua_address
+from connectors.opcua_select import OpcUaSelect, select_from_text
 from pipelines.quantities import Duration, Settings, duration_ns
-
-_NODE_ID = re.compile(r"(ns=\d+;)?(i=\d+|s=.+|b=[A-Za-z0-9+/]+=*|g=[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})")
 
 QUEUE_NS: Final = 10 * 10**9
 """A gateway that is restarted is back by then."""
@@ -23,7 +22,10 @@ def _tag_from_text(value: Any) -> Any:
 class OpcUaTag(Settings):
     """One monitored item: `temperature: ns=2;s=Press4.Temp`, or a mapping with these keys."""
 
-    node: str = Field(description="Node id: `ns=2;s=Press4.Temp`, `i=2258`, `ns=3;g=...`, `ns=1;b=...`.")
+    node: Annotated[str, AfterValidator(opcua_address.checked)] = Field(
+        description="Node id (`ns=2;s=Press4.Temp`, `ns=3;i=2258`, `nsu=http://vendor.com/UA/;s=Temp`) or browse path "
+        "(`/Objects/Press4/Temp`, `/Objects/2:Press4/2:Temp`)."
+    )
     unit: str = Field("", description="Engineering unit, for people and for formats that carry it.")
     scale: float = Field(1.0, description="Factor applied to numbers; the result is a Double.")
     offset: float = Field(0.0, description="Added after `scale`.")
@@ -33,13 +35,6 @@ class OpcUaTag(Settings):
     every: Duration | None = Field(None, description="Publishing interval of this tag; default: the device's.")
     sampling: Duration | None = Field(None, description="Sampling interval of this tag; default: the device's.")
     queue: int | None = Field(None, ge=1, le=100_000, description="Server-side queue in values; default: the device's.")
-
-    @field_validator("node")
-    @classmethod
-    def _node_id(cls, text: str) -> str:
-        if not _NODE_ID.fullmatch(text):
-            raise ValueError(f"{text!r} is not a node id: write ns=2;s=Name or ns=2;i=1234")
-        return text
 
 
 class OpcUaAuth(Settings):
@@ -87,8 +82,22 @@ class OpcUaDevice(Settings):
     )
     tags: Annotated[
         dict[str, Annotated[OpcUaTag, BeforeValidator(_tag_from_text)]],
-        Field(min_length=1, description="Tag name -> node id, or a mapping with `node:` and options."),
+        Field(
+            default_factory=dict,
+            description="Tag name -> node id or browse path, or a mapping with `node:` and options.",
+        ),
     ]
+    select: Annotated[OpcUaSelect, BeforeValidator(select_from_text)] | None = Field(
+        None,
+        description="Tags that the server is looked through for, beside `tags` or instead of them.",
+        examples=["/Objects/Machine/**"],
+    )
+
+    @model_validator(mode="after")
+    def _has_tags(self) -> OpcUaDevice:
+        if not self.tags and self.select is None:
+            raise ValueError("a device has `tags:`, `select:` or both")
+        return self
 
     @field_validator("opcua")
     @classmethod
@@ -102,7 +111,7 @@ class OpcUaDevice(Settings):
     @property
     def learns_tags(self) -> bool:
         """More tags than `tags` become known when the device is connected."""
-        return False
+        return self.select is not None
 
     def publishing_ns(self, tag: OpcUaTag) -> int:
         """Publishing interval of a tag."""

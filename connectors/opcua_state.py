@@ -10,7 +10,7 @@ import hashlib
 import threading
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +48,8 @@ class Subscription:
     keep_alive_count: int
     lifetime_count: int
     items: list[MonitoredItem]
+    model_changes: int = 0
+    """The server's id of the item that says when its address space has changed; 0 where there is none."""
 
     @property
     def keep_alive_s(self) -> float:
@@ -74,6 +76,12 @@ class DeviceState:
 def fingerprint(url: str, plan: list[PlannedSubscription]) -> str:
     """Equal where the same items are subscribed to, under the same handles and in the same way, at the same server."""
     return hashlib.sha256(orjson.dumps([url, plan])).hexdigest()
+
+
+def known(plan: list[PlannedSubscription], subscriptions: list[Subscription | None]) -> list[PlannedSubscription]:
+    """The part of a plan that these subscriptions have: what a device has learnt since may follow behind it."""
+    handles = {item.handle for one in subscriptions if one is not None for item in one.items}
+    return [replace(one, items=[item for item in one.items if item.index in handles]) for one in plan]
 
 
 class StateFile:

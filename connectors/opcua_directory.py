@@ -1,0 +1,196 @@
+"""What the tags of a device mean at its server: addresses resolved at every connect, and the tags that `select:` finds.
+
+The tags' order is that of their client handles: first the file's, then the learnt ones in the order in which they were
+found, which a file keeps. A tag is never taken out: one whose node is gone is a fault, and keeps its handle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from connectors import opcua_names
+from connectors.opcua_address import NO_NODE, is_plain, path_text, with_uri
+from connectors.opcua_learnt import Learnt, LearntFile
+from connectors.opcua_limits import Request, ViewLimits, namespace_array, view_limits
+from connectors.opcua_resolve import resolve
+from connectors.opcua_select import OpcUaSelect, compiled
+from connectors.opcua_settings import OpcUaDevice, OpcUaTag
+from connectors.opcua_units import engineering_units
+from connectors.opcua_walk import Selector, Variable, Walked, subtypes, walk
+from pipelines.errors import Corrupt
+
+REFUSED_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a look through the server has brought, as client handles."""
+
+    new: range
+    gone: Collection[int]
+    """Since the last look."""
+    back: Collection[int]
+    """Were gone."""
+
+
+class Directory:
+    """`resolve` for each session, `refresh` to look for what `select:` means."""
+
+    def __init__(
+        self, name: str, settings: OpcUaDevice, data_dir: Path, log: logging.LoggerAdapter[logging.Logger]
+    ) -> None:
+        self._settings = settings
+        self._select = settings.select
+        self._log = log
+        rules = self._select.meaning if self._select else None
+        self._file = LearntFile(data_dir, name, [settings.opcua, rules])
+        self._plain = self._select is None and all(is_plain(tag.node) for tag in settings.tags.values())
+        self._loaded = self._select is None
+        self._learnt: list[Learnt] = []
+        self._gone: set[int] = set()
+        self._namespaces: list[str] = []
+        self._limits = ViewLimits()
+        unknown = {name: tag.model_copy(update={"node": NO_NODE}) for name, tag in settings.tags.items()}
+        self.device = settings if self._plain else settings.model_copy(update={"tags": unknown})
+        """The settings with every tag that is known, by node ids with this server's namespace indexes."""
+        self.why: dict[str, str] = {}
+        """Tag -> why its address means no node."""
+        self.faults: dict[str, str] = {}
+        """What `select:` says and the server does not have, or has too much of."""
+
+    @property
+    def info(self) -> str:
+        """For people."""
+        return f"{len(self._learnt) - len(self._gone):,} tags selected" if self._select else ""
+
+    async def resolve(self, request: Request) -> None:
+        """Sets `device` and `why` for the server that is connected. Raises what requests raise."""
+        if self._plain:
+            return
+        if not self._loaded:
+            await asyncio.to_thread(self._load)
+        self._namespaces = await namespace_array(request)
+        self._limits = await view_limits(request)
+        self._gone = set()
+        self.device = self._settings.model_copy(update={"tags": await self._resolved(request, dict(self._all()))})
+
+    async def resolve_missing(self, request: Request) -> None:
+        """The addresses that meant no node, once more. Raises what requests raise."""
+        if self.why:
+            tags = dict(self._all())
+            found = await self._resolved(request, {name: tags[name] for name in self.why})
+            self.device = self.device.model_copy(update={"tags": {**self.device.tags, **found}})
+
+    async def refresh(self, request: Request) -> Changes:
+        """Looks through the server; `device` has the new tags afterwards. Raises what requests raise."""
+        assert self._select is not None
+        selector, faults = await self._selector(request, self._select)
+        walked = await walk(request, selector, self._limits)
+        changes = await self._changes(request, walked)
+        self._say(faults | dict(self._missing(walked, selector, self._select)))
+        return changes
+
+    def _all(self) -> Iterator[tuple[str, OpcUaTag]]:
+        yield from self._settings.tags.items()
+        for one in self._learnt:
+            yield one.name, OpcUaTag.model_construct(node=one.node, unit=one.unit)
+
+    async def _resolved(self, request: Request, tags: Mapping[str, OpcUaTag]) -> dict[str, OpcUaTag]:
+        """These tags by node ids; NO_NODE, and an entry in `why`, where there is none."""
+        addresses = {tag.node for tag in tags.values() if not is_plain(tag.node)}
+        nodes, why = await resolve(request, addresses, self._namespaces, self._limits.translate)
+        self.why = {name: f"{tag.node}: {why[tag.node]}" for name, tag in tags.items() if tag.node in why}
+        return {
+            name: tag.model_copy(update={"node": nodes.get(tag.node, NO_NODE)}) if tag.node in addresses else tag
+            for name, tag in tags.items()
+        }
+
+    async def _selector(self, request: Request, select: OpcUaSelect) -> tuple[Selector, dict[str, str]]:
+        asked = {one.type for one in select.types}
+        nodes, why = await resolve(request, asked, self._namespaces, self._limits.translate)
+        types = {text: await subtypes(request, node, self._limits.browse) for text, node in nodes.items()}
+        include, exclude, unknown = compiled(select, self._namespaces, types)
+        return Selector(include, exclude, select.limit, select.properties), _named(why | unknown)
+
+    async def _changes(self, request: Request, walked: Walked) -> Changes:
+        """New tags are learnt; those that are not found any more are gone, where nothing else can explain it."""
+        assert self._select is not None
+        first = len(self._settings.tags)
+        tags = list(self.device.tags.values())
+        own = {tag.node for tag in tags[:first]}
+        handles = {tag.node: first + index for index, tag in enumerate(tags[first:])}
+        found = [one for one in walked.variables if one.node not in own]
+        present = {handles[one.node] for one in found if one.node in handles}
+        new = [one for one in found if one.node not in handles]
+        room = self._select.limit - len(self._learnt)
+        if len(new) > room:
+            walked.cut = walked.cut or f"{len(self._learnt) + len(new):,} with those that are gone (limit)"
+        await self._learn(request, new[:room])
+        back = self._gone & present
+        gone = {handle for handle in handles.values() if handle not in present} if walked.whole else self._gone - back
+        fresh = gone - self._gone
+        self._gone = gone
+        return Changes(range(len(tags), len(self.device.tags)), fresh, back)
+
+    async def _learn(self, request: Request, new: list[Variable]) -> None:
+        if not new:
+            return
+        units = await engineering_units(request, [one.node for one in new], self._limits)
+        paths = [(one.path, with_uri(one.node, self._namespaces)) for one in new]
+        names = opcua_names.names(paths, self.device.tags)
+        learnt = [Learnt(name, node, unit) for name, (_, node), unit in zip(names, paths, units, strict=True)]
+        self._learnt += learnt
+        added = {
+            one.name: OpcUaTag.model_construct(node=variable.node, unit=one.unit)
+            for one, variable in zip(learnt, new, strict=True)
+        }
+        self.device = self.device.model_copy(update={"tags": {**self.device.tags, **added}})
+        try:
+            await asyncio.to_thread(self._file.save, self._learnt)
+        except OSError as error:
+            self._log.warning("%s cannot be kept: %s; a restart looks for the tags again", self._file.path, error)
+
+    def _missing(self, walked: Walked, selector: Selector, select: OpcUaSelect) -> Iterator[tuple[str, str]]:
+        if walked.cut:
+            yield "select", f"{walked.cut}: what is beyond is not collected; raise `limit` or select less"
+        if walked.refused:
+            shown = ", ".join(f"{path_text(path)}: {status}" for path, status in walked.refused[:REFUSED_SHOWN])
+            yield "select: not looked into", f"{len(walked.refused)} nodes could not be browsed: {shown}"
+        if not walked.whole:
+            return
+        for number, rule in enumerate(selector.rules.rules):
+            if number in walked.matched:
+                continue
+            if rule.types is not None:
+                yield f"select {rule.text}", "there is no instance of this type"
+            elif rule.starts:
+                yield f"select {rule.text}", "no variable matches; `/**` behind a path means all that is below it"
+            else:
+                yield f"select {rule.text}", "no instance has such a variable"
+
+    def _say(self, faults: dict[str, str]) -> None:
+        for name, text in faults.items():
+            if self.faults.get(name) != text:
+                self._log.warning("%s: %s", name, text)
+        self.faults = faults
+
+    def _load(self) -> None:
+        assert self._select is not None
+        try:
+            found = self._file.load()
+        except (Corrupt, OSError) as error:
+            self._log.warning("the tags are looked for again: %s", error)
+            found = []
+        # A full list may hold many that are gone for good: then it begins anew.
+        taken = self._settings.tags
+        self._learnt = [one for one in found if one.name not in taken] if len(found) < self._select.limit else []
+        self._loaded = True
+
+
+def _named(why: Mapping[str, str]) -> dict[str, str]:
+    return {f"select {text}": reason for text, reason in why.items()}
