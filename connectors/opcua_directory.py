@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,11 +17,12 @@ from connectors import opcua_names
 from connectors.opcua_address import NO_NODE, is_plain, path_text, with_uri
 from connectors.opcua_learnt import Learnt, LearntFile
 from connectors.opcua_limits import Request, ViewLimits, namespace_array, view_limits
+from connectors.opcua_pattern import Rule
 from connectors.opcua_resolve import resolve
 from connectors.opcua_select import OpcUaSelect, compiled
 from connectors.opcua_settings import OpcUaDevice, OpcUaTag
 from connectors.opcua_units import engineering_units
-from connectors.opcua_walk import Selector, Variable, Walked, subtypes, walk
+from connectors.opcua_walk import Progress, Selector, Variable, Walked, subtypes, walk
 from pipelines.errors import Corrupt
 
 REFUSED_SHOWN: Final = 3
@@ -36,6 +37,8 @@ class Changes:
     """Since the last look."""
     back: Collection[int]
     """Were gone."""
+    beyond: int = 0
+    """Found and not learnt, for there is no room."""
 
 
 class Directory:
@@ -89,10 +92,11 @@ class Directory:
     async def refresh(self, request: Request) -> Changes:
         """Looks through the server; `device` has the new tags afterwards. Raises what requests raise."""
         assert self._select is not None
-        selector, faults = await self._selector(request, self._select)
-        walked = await walk(request, selector, self._limits)
+        walked, faults = await look(request, self._select, self._namespaces, self._limits)
         changes = await self._changes(request, walked)
-        self._say(faults | dict(self._missing(walked, selector, self._select)))
+        if changes.beyond and not walked.cut:
+            faults["select"] = f"{changes.beyond:,} variables are beyond `limit`, beside tags that are gone; raise it"
+        self._say(faults)
         return changes
 
     def _all(self) -> Iterator[tuple[str, OpcUaTag]]:
@@ -110,13 +114,6 @@ class Directory:
             for name, tag in tags.items()
         }
 
-    async def _selector(self, request: Request, select: OpcUaSelect) -> tuple[Selector, dict[str, str]]:
-        asked = {one.type for one in select.types}
-        nodes, why = await resolve(request, asked, self._namespaces, self._limits.translate)
-        types = {text: await subtypes(request, node, self._limits.browse) for text, node in nodes.items()}
-        include, exclude, unknown = compiled(select, self._namespaces, types)
-        return Selector(include, exclude, select.limit, select.properties), _named(why | unknown)
-
     async def _changes(self, request: Request, walked: Walked) -> Changes:
         """New tags are learnt; those that are not found any more are gone, where nothing else can explain it."""
         assert self._select is not None
@@ -128,14 +125,12 @@ class Directory:
         present = {handles[one.node] for one in found if one.node in handles}
         new = [one for one in found if one.node not in handles]
         room = self._select.limit - len(self._learnt)
-        if len(new) > room:
-            walked.cut = walked.cut or f"{len(self._learnt) + len(new):,} with those that are gone (limit)"
         await self._learn(request, new[:room])
         back = self._gone & present
         gone = {handle for handle in handles.values() if handle not in present} if walked.whole else self._gone - back
         fresh = gone - self._gone
         self._gone = gone
-        return Changes(range(len(tags), len(self.device.tags)), fresh, back)
+        return Changes(range(len(tags), len(self.device.tags)), fresh, back, max(len(new) - room, 0))
 
     async def _learn(self, request: Request, new: list[Variable]) -> None:
         if not new:
@@ -154,24 +149,6 @@ class Directory:
             await asyncio.to_thread(self._file.save, self._learnt)
         except OSError as error:
             self._log.warning("%s cannot be kept: %s; a restart looks for the tags again", self._file.path, error)
-
-    def _missing(self, walked: Walked, selector: Selector, select: OpcUaSelect) -> Iterator[tuple[str, str]]:
-        if walked.cut:
-            yield "select", f"{walked.cut}: what is beyond is not collected; raise `limit` or select less"
-        if walked.refused:
-            shown = ", ".join(f"{path_text(path)}: {status}" for path, status in walked.refused[:REFUSED_SHOWN])
-            yield "select: not looked into", f"{len(walked.refused)} nodes could not be browsed: {shown}"
-        if not walked.whole:
-            return
-        for number, rule in enumerate(selector.rules.rules):
-            if number in walked.matched:
-                continue
-            if rule.types is not None:
-                yield f"select {rule.text}", "there is no instance of this type"
-            elif rule.starts:
-                yield f"select {rule.text}", "no variable matches; `/**` behind a path means all that is below it"
-            else:
-                yield f"select {rule.text}", "no instance has such a variable"
 
     def _say(self, faults: dict[str, str]) -> None:
         for name, text in faults.items():
@@ -192,5 +169,38 @@ class Directory:
         self._loaded = True
 
 
-def _named(why: Mapping[str, str]) -> dict[str, str]:
-    return {f"select {text}": reason for text, reason in why.items()}
+async def look(
+    request: Request,
+    select: OpcUaSelect,
+    namespaces: Sequence[str],
+    limits: ViewLimits,
+    progress: Progress = lambda _, __: None,
+) -> tuple[Walked, dict[str, str]]:
+    """What `select` means at a server, and what of it the server does not have. Raises what requests raise."""
+    asked = {one.type for one in select.types}
+    nodes, unknown_types = await resolve(request, asked, namespaces, limits.translate)
+    types = {text: await subtypes(request, node, limits.browse) for text, node in nodes.items()}
+    include, exclude, unknown = compiled(select, namespaces, types)
+    selector = Selector(include, exclude, select.limit, select.properties)
+    walked = await walk(request, selector, limits, progress)
+    why = {f"select {text}": reason for text, reason in (unknown_types | unknown).items()}
+    return walked, why | dict(_missing(walked, include.rules))
+
+
+def _missing(walked: Walked, rules: Sequence[Rule]) -> Iterator[tuple[str, str]]:
+    if walked.cut:
+        yield "select", f"{walked.cut}: what is beyond is left out; raise `limit` or select less"
+    if walked.refused:
+        shown = ", ".join(f"{path_text(path)}: {status}" for path, status in walked.refused[:REFUSED_SHOWN])
+        yield "select: not looked into", f"{len(walked.refused)} nodes could not be browsed: {shown}"
+    for number, rule in enumerate(rules if walked.whole else ()):
+        if number not in walked.matched:
+            yield f"select {rule.text}", _nothing(rule)
+
+
+def _nothing(rule: Rule) -> str:
+    if rule.types is not None:
+        return "there is no instance of this type"
+    if rule.starts:
+        return "no variable matches; `/**` behind a path means all that is below it"
+    return "no instance has such a variable"

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 from connectors.opcua_address import QualifiedName
 from connectors.opcua_limits import Request, ViewLimits
@@ -33,6 +33,9 @@ from connectors.opcua_view import (
     browse_next,
     browsed,
 )
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Is told (nodes to be looked into, variables found) after each level."""
 
 OBJECTS: Final = "i=85"
 REFERENCES_PER_NODE: Final = 1000
@@ -102,9 +105,9 @@ class Selector:
 
 
 async def walk(
-    request: Request, selector: Selector, limits: ViewLimits, progress: Callable[[int, int], None] = lambda _, __: None
+    request: Request, selector: Selector, limits: ViewLimits, progress: Progress = lambda _, __: None
 ) -> Walked:
-    """Raises what requests raise. `progress` is told (nodes looked into, variables found) now and then."""
+    """Raises what requests raise."""
     walked = Walked()
     found: dict[str, Variable] = {}
     objects = QualifiedName(0, "Objects")
