@@ -40,6 +40,8 @@ from pipelines.tags import Tag, TagTable
 
 ROWS_MAX: Final = 1000
 """Rows of one batch: about 0.1 ms of decoding when they are numbers."""
+LEARNT_PER_TURN: Final = 500
+"""Tags that become known: about a millisecond."""
 OUTSTANDING_MIN: Final = 4
 SILENCE_KEEP_ALIVES: Final = 3
 """Keep-alive times without any PublishResponse after which the connection counts as dead."""
@@ -89,7 +91,8 @@ class OpcUaSource:
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
         self._refresh = Refresh(name, settings, clock, self._log, self._learn)
-        self._learn()
+        while self._learn():
+            pass
         self._number = 0
         self._how = ""
         self._arrival_ns = 0
@@ -116,7 +119,8 @@ class OpcUaSource:
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
             opened = await self._link.open(durable=bool(resume))
-            self._learn()
+            while self._learn():  # noqa: ASYNC110  other tasks get a turn, nothing is waited for
+                await asyncio.sleep(0)
             self._begin(opened, resume)
             await self._begin_backfill()
             self._refresh.start(self._link)
@@ -152,17 +156,24 @@ class OpcUaSource:
         await self._backfill.stop()
         await self._link.close()
 
-    def _learn(self) -> None:
-        """Tags that have become known, behind those that were; one that a buffer has named already stays as it is."""
+    def _learn(self) -> bool:
+        """Some of the tags that have become known, behind those that were; True: there are more.
+
+        One that a buffer has named already stays as it is.
+        """
         known = len(self._names)
-        device = self._link.directory.device
-        self._backfill.grow(device)
+        resolved = self._link.directory.resolved
+        tags = [*_tags(self.name, resolved.device, known, known + LEARNT_PER_TURN)]
+        learns = self._settings.learns_tags
         added = [
-            found if (found := self._tags.id_of(tag.path)) is not None and device.learns_tags else self._tags.add(tag)
-            for tag in _tags(self.name, device, known)
+            found if learns and (found := self._tags.id_of(tag.path)) is not None else self._tags.add(tag)
+            for tag in tags
         ]
-        self._names += list(device.tags)[known:]
+        names = [tag.name for tag in tags]
+        self._names += names
         self._tag_ids = np.concatenate([self._tag_ids, np.array(added, dtype=np.uint32)])
+        self._backfill.grow(names, resolved.nodes)
+        return len(self._names) < len(resolved.device.tags)
 
     # --- connecting -------------------------------------------------------------------------------------------------
 
@@ -416,9 +427,7 @@ class OpcUaSource:
         self._ledger.note(Gap(reason, self.name, "", tags, self._arrival_ns or now, now, None))
 
 
-def _tags(device: str, settings: OpcUaDevice, start: int) -> list[Tag]:
+def _tags(device: str, settings: OpcUaDevice, start: int, stop: int) -> Iterator[Tag]:
     """From the handle `start` on."""
-    return [
-        Tag(device, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband)
-        for name, tag in islice(settings.tags.items(), start, None)
-    ]
+    for name, tag in islice(settings.tags.items(), start, stop):
+        yield Tag(device, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband)

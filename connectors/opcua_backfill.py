@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from connectors import opcua_requests
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_gaps import GAPS_MAX, WAITING_MAX, Gap, History, Int64s, named
 from connectors.opcua_history import Row
@@ -51,11 +50,11 @@ class Backfill:
         self._waiting: deque[tuple[int, Sequence[Row]]] = deque()
         self._room = asyncio.Event()
 
-    def grow(self, settings: OpcUaDevice) -> None:
-        """Tags by their present node ids; those that are new stand behind the others."""
-        more = len(settings.tags) - len(self._names)
-        self._names += list(settings.tags)[len(self._names) :]
-        self._nodes[:] = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
+    def grow(self, names: Sequence[str], nodes: list[bytes]) -> None:
+        """`names` stand behind those that are known; `nodes` are all, as they are now."""
+        more = len(names)
+        self._names += names
+        self._nodes = nodes
         self._newest_ns = np.pad(self._newest_ns, (0, more))
         for gap in self._gaps:
             gap.grow(more)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from connectors.opcua_address import NO_NODE, is_plain, path_text, with_uri
 from connectors.opcua_learnt import Learnt, LearntFile
 from connectors.opcua_limits import Request, ViewLimits, namespace_array, view_limits
 from connectors.opcua_pattern import Rule
+from connectors.opcua_plan import Resolved
 from connectors.opcua_resolve import resolve
 from connectors.opcua_select import OpcUaSelect, compiled
 from connectors.opcua_settings import OpcUaDevice, OpcUaTag
@@ -59,10 +60,8 @@ class Directory:
         self._namespaces: list[str] = []
         self._limits = ViewLimits()
         unknown = {name: tag.model_copy(update={"node": NO_NODE}) for name, tag in settings.tags.items()}
-        self.device = settings if self._plain else settings.model_copy(update={"tags": unknown})
-        """The settings with every tag that is known, by node ids with this server's namespace indexes."""
-        self.why: dict[str, str] = {}
-        """Tag -> why its address means no node."""
+        self.resolved = Resolved.of(settings if self._plain else settings.model_copy(update={"tags": unknown}), {})
+        """Every tag that is known."""
         self.faults: dict[str, str] = {}
         """What `select:` says and the server does not have, or has too much of."""
 
@@ -72,7 +71,7 @@ class Directory:
         return f"{len(self._learnt) - len(self._gone):,} tags selected" if self._select else ""
 
     async def resolve(self, request: Request) -> None:
-        """Sets `device` and `why` for the server that is connected. Raises what requests raise."""
+        """Sets `resolved` for the server that is connected. Raises what requests raise."""
         if self._plain:
             return
         if not self._loaded:
@@ -80,17 +79,17 @@ class Directory:
         self._namespaces = await namespace_array(request)
         self._limits = await view_limits(request)
         self._gone = set()
-        self.device = self._settings.model_copy(update={"tags": await self._resolved(request, dict(self._all()))})
+        await self._take({}, *await self._nodes_of(request, dict(self._all())))
 
     async def resolve_missing(self, request: Request) -> None:
         """The addresses that meant no node, once more. Raises what requests raise."""
-        if self.why:
+        if self.resolved.why:
             tags = dict(self._all())
-            found = await self._resolved(request, {name: tags[name] for name in self.why})
-            self.device = self.device.model_copy(update={"tags": {**self.device.tags, **found}})
+            found, why = await self._nodes_of(request, {name: tags[name] for name in self.resolved.why})
+            await self._take(self.resolved.device.tags, found, why)
 
     async def refresh(self, request: Request) -> Changes:
-        """Looks through the server; `device` has the new tags afterwards. Raises what requests raise."""
+        """Looks through the server; `resolved` has the new tags afterwards. Raises what requests raise."""
         assert self._select is not None
         walked, faults = await look(request, self._select, self._namespaces, self._limits)
         changes = await self._changes(request, walked)
@@ -104,21 +103,28 @@ class Directory:
         for one in self._learnt:
             yield one.name, OpcUaTag.model_construct(node=one.node, unit=one.unit)
 
-    async def _resolved(self, request: Request, tags: Mapping[str, OpcUaTag]) -> dict[str, OpcUaTag]:
-        """These tags by node ids; NO_NODE, and an entry in `why`, where there is none."""
+    async def _nodes_of(
+        self, request: Request, tags: Mapping[str, OpcUaTag]
+    ) -> tuple[dict[str, OpcUaTag], dict[str, str]]:
+        """These tags by node ids, NO_NODE where there is none; and why."""
         addresses = {tag.node for tag in tags.values() if not is_plain(tag.node)}
         nodes, why = await resolve(request, addresses, self._namespaces, self._limits.translate)
-        self.why = {name: f"{tag.node}: {why[tag.node]}" for name, tag in tags.items() if tag.node in why}
-        return {
+        found = {
             name: tag.model_copy(update={"node": nodes.get(tag.node, NO_NODE)}) if tag.node in addresses else tag
             for name, tag in tags.items()
         }
+        return found, {name: f"{tag.node}: {why[tag.node]}" for name, tag in tags.items() if tag.node in why}
+
+    async def _take(self, known: Mapping[str, OpcUaTag], more: Mapping[str, OpcUaTag], why: Mapping[str, str]) -> None:
+        """`resolved` anew. In a thread: ten thousand tags take 0.1 s."""
+        device = self._settings.model_copy(update={"tags": {**known, **more}})
+        self.resolved = await asyncio.to_thread(Resolved.of, device, why)
 
     async def _changes(self, request: Request, walked: Walked) -> Changes:
         """New tags are learnt; those that are not found any more are gone, where nothing else can explain it."""
         assert self._select is not None
         first = len(self._settings.tags)
-        tags = list(self.device.tags.values())
+        tags = list(self.resolved.device.tags.values())
         own = {tag.node for tag in tags[:first]}
         handles = {tag.node: first + index for index, tag in enumerate(tags[first:])}
         found = [one for one in walked.variables if one.node not in own]
@@ -130,21 +136,20 @@ class Directory:
         gone = {handle for handle in handles.values() if handle not in present} if walked.whole else self._gone - back
         fresh = gone - self._gone
         self._gone = gone
-        return Changes(range(len(tags), len(self.device.tags)), fresh, back, max(len(new) - room, 0))
+        return Changes(range(len(tags), len(self.resolved.device.tags)), fresh, back, max(len(new) - room, 0))
 
     async def _learn(self, request: Request, new: list[Variable]) -> None:
         if not new:
             return
         units = await engineering_units(request, [one.node for one in new], self._limits)
-        paths = [(one.path, with_uri(one.node, self._namespaces)) for one in new]
-        names = opcua_names.names(paths, self.device.tags)
-        learnt = [Learnt(name, node, unit) for name, (_, node), unit in zip(names, paths, units, strict=True)]
+        known = self.resolved.device.tags
+        learnt = await asyncio.to_thread(_learnt, new, units, self._namespaces, known)
         self._learnt += learnt
         added = {
             one.name: OpcUaTag.model_construct(node=variable.node, unit=one.unit)
             for one, variable in zip(learnt, new, strict=True)
         }
-        self.device = self.device.model_copy(update={"tags": {**self.device.tags, **added}})
+        await self._take(known, added, self.resolved.why)
         try:
             await asyncio.to_thread(self._file.save, self._learnt)
         except OSError as error:
@@ -167,6 +172,14 @@ class Directory:
         taken = self._settings.tags
         self._learnt = [one for one in found if one.name not in taken] if len(found) < self._select.limit else []
         self._loaded = True
+
+
+def _learnt(
+    new: Sequence[Variable], units: Sequence[str], namespaces: Sequence[str], taken: Container[str]
+) -> list[Learnt]:
+    paths = [(one.path, with_uri(one.node, namespaces)) for one in new]
+    names = opcua_names.names(paths, taken)
+    return [Learnt(name, node, unit) for name, (_, node), unit in zip(names, paths, units, strict=True)]
 
 
 async def look(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from asyncua import Client, ua
 
 from connectors import opcua_requests
-from connectors.opcua_plan import PlannedItem, PlannedSubscription, plan_subscriptions
+from connectors.opcua_plan import PlannedItem, PlannedSubscription, Resolved
 from connectors.opcua_requests import ATTRIBUTE_DATA_TYPE, ATTRIBUTE_VALUE_RANK, Item, ItemResult, status_name
 from connectors.opcua_session import PublishSession
-from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_state import MonitoredItem, Subscription
 from pipelines.batch import GOOD
 from pipelines.clock import Clock
@@ -34,18 +33,14 @@ class MonitoredItems:
     def __init__(
         self,
         session: PublishSession,
-        settings: OpcUaDevice,
+        resolved: Resolved,
         clock: Clock,
         log: logging.LoggerAdapter[logging.Logger],
-        why: Mapping[str, str] | None = None,
     ) -> None:
-        """`settings` by node ids; `why` says of a tag what is wrong with its address."""
         self._log = log
-        self._why = why or {}
         self._session = session
         self._clock = clock
-        self._plan = plan_subscriptions(settings)
-        self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
+        self._resolved = resolved
         self._per_read = self._per_call = PER_CALL
         self._bad: dict[int, tuple[Subscription, PlannedItem]] = {}  # index -> its subscription, item
         self._known: dict[int, MonitoredItem] = {}  # by index
@@ -68,7 +63,7 @@ class MonitoredItems:
         """
         self._per_read, self._per_call = await _operation_limits(client)
         created = []
-        for planned, subscription in zip(self._plan, kept, strict=True):
+        for planned, subscription in zip(self._resolved.plan, kept, strict=True):
             if subscription is not None:
                 self._adopt(subscription, planned.items)
                 continue
@@ -76,17 +71,15 @@ class MonitoredItems:
         await self.create_missing()
         return created
 
-    def take(self, settings: OpcUaDevice, why: Mapping[str, str]) -> None:
+    def take(self, resolved: Resolved) -> None:
         """The tags that are known, and maybe more behind them, for what is created from now on."""
-        self._why = why
-        self._plan = plan_subscriptions(settings)
-        self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
-        planned = {item.index: item for subscription in self._plan for item in subscription.items}
+        self._resolved = resolved
+        planned = {item.index: item for subscription in resolved.plan for item in subscription.items}
         self._bad = {index: (owner, planned[index]) for index, (owner, _) in self._bad.items()}
 
     async def remove(self, indexes: Collection[int], status: int, why: str) -> None:
         """The nodes of these are gone: bad, and tried again with the others. Raises like `create`."""
-        planned = {item.index: item for subscription in self._plan for item in subscription.items}
+        planned = {item.index: item for subscription in self._resolved.plan for item in subscription.items}
         for subscription in self.subscriptions:
             gone = [item for item in subscription.items if item.handle in indexes and not item.status & 0x8000_0000]
             for part in _chunks([item.id for item in gone], self._per_call):
@@ -102,7 +95,7 @@ class MonitoredItems:
         """Every planned item that was never asked for. Raises like `create`."""
         missing = [
             (subscription, [item for item in planned.items if item.index not in self._known])
-            for planned, subscription in zip(self._plan, self.subscriptions, strict=True)
+            for planned, subscription in zip(self._resolved.plan, self.subscriptions, strict=True)
         ]
         columns = await self._column_keys([item.index for _, items in missing for item in items])
         for subscription, items in missing:
@@ -136,7 +129,7 @@ class MonitoredItems:
         """(built-in type, is an array) by index, for grouping; a large number where the type is not built in."""
         keys: dict[int, tuple[int, bool]] = {}
         for part in _chunks(indexes, self._per_read):
-            nodes = [self._nodes[index] for index in part]
+            nodes = [self._resolved.nodes[index] for index in part]
             types = map(_builtin_type, await self._attribute(nodes, ATTRIBUTE_DATA_TYPE))
             arrays = map(_is_array, await self._attribute(nodes, ATTRIBUTE_VALUE_RANK))
             keys.update(zip(part, zip(types, arrays, strict=True), strict=True))
@@ -178,7 +171,9 @@ class MonitoredItems:
 
     async def _create_items(self, subscription: Subscription, items: Sequence[PlannedItem]) -> None:
         for part in _chunks(items, self._per_call):
-            requested = [Item(self._nodes[item.index], item.index, item.sampling_ns / 1e6, item.queue) for item in part]
+            requested = [
+                Item(self._resolved.nodes[item.index], item.index, item.sampling_ns / 1e6, item.queue) for item in part
+            ]
             body = await self._session.request(
                 partial(opcua_requests.create_monitored_items, subscription_id=subscription.id, items=requested)
             )
@@ -206,7 +201,7 @@ class MonitoredItems:
     def _turned_bad(self, subscription: Subscription, item: PlannedItem, status: int, why: str = "") -> None:
         self._bad[item.index] = (subscription, item)
         self._changed.append(item.index)
-        why = why or self._why.get(item.name) or f"{item.node}: {status_name(status)}; check the node id"
+        why = why or self._resolved.why.get(item.name) or f"{item.node}: {status_name(status)}; check the node id"
         self.faults[item.name] = why
         self._log.warning("tag %s cannot be read: %s", item.name, self.faults[item.name])
 

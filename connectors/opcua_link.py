@@ -18,7 +18,6 @@ from asyncua import ua
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_directory import Directory
 from connectors.opcua_items import MonitoredItems
-from connectors.opcua_plan import plan_subscriptions
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_resume import (
     SESSION_TIMEOUT_MIN_MS,
@@ -32,7 +31,7 @@ from connectors.opcua_resume import (
 from connectors.opcua_security import secure
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
-from connectors.opcua_state import DeviceState, StateFile, Subscription, fingerprint, known, pack
+from connectors.opcua_state import DeviceState, StateFile, Subscription, fingerprint, of_handles, pack
 from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.clock import Clock
 from pipelines.errors import Corrupt, NotConnected, Permanent
@@ -75,7 +74,8 @@ class Link:
         self._log = log
         self._timeout_s = settings.timeout / 1e9
         self.directory = Directory(name, settings, data_dir, log)
-        self._plan = plan_subscriptions(settings)
+        self._plan = self.directory.resolved.plan
+        self._unchecked = False  # whether the file's state is of this plan
         self._file = StateFile(data_dir, name)
         self._saving = asyncio.Lock()
         self._loaded = False
@@ -100,7 +100,7 @@ class Link:
         await self.directory.resolve(self.session.request)
         if not self._replanned():
             live = []
-        self.items = MonitoredItems(self.session, self.directory.device, self._clock, self._log, self.directory.why)
+        self.items = MonitoredItems(self.session, self.directory.resolved, self._clock, self._log)
         start = await server_start(client)
         available: dict[int, Sequence[int] | None]
         if client.resumed:
@@ -110,12 +110,9 @@ class Link:
         else:
             available = {**await self._taken_over(client, start)} if live or self._stale else {}
         self.session.keep_subscriptions = durable and bool(available)  # not those of an attempt that fails
-        kept_items = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
-        try:
-            created = await self.items.create(client, kept_items)
-            self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
-        finally:
-            self.state.fingerprint = self._fingerprint()  # items may have been added to what was there
+        known = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
+        created = await self.items.create(client, known)
+        self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
         if self._remember_session(client) or created or not durable:
             await self.save()
         self.session.keep_subscriptions = durable
@@ -127,6 +124,8 @@ class Link:
         try:
             async with self._saving:
                 if self._durable:
+                    now = of_handles(self._plan, self.state.subscriptions)
+                    self.state.fingerprint = await asyncio.to_thread(fingerprint, self._settings.opcua, now)
                     packed = pack(self.state)
                     await asyncio.to_thread(self._file.save, packed)
                 else:
@@ -143,12 +142,9 @@ class Link:
     async def with_items(self, change: Callable[[MonitoredItems], Awaitable[None]]) -> None:
         """Takes the directory as it is now, has `change` done, and keeps what has come of it. Raises like `change`."""
         assert self.items is not None
-        self._plan = plan_subscriptions(self.directory.device)
-        self.items.take(self.directory.device, self.directory.why)
-        try:
-            await change(self.items)
-        finally:
-            self.state.fingerprint = self._fingerprint()
+        self._plan = self.directory.resolved.plan
+        self.items.take(self.directory.resolved)
+        await change(self.items)
         await self.save()
 
     def forget(self) -> None:
@@ -235,22 +231,25 @@ class Link:
         if self._is_anonymous and found.session is not None:
             timeout_ms = max(self._settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
             self._kept = KeptSession.anonymous(found.session, timeout_ms)
-        self.state = found
+        self.state, self._unchecked = found, True
 
     def _replanned(self) -> bool:
         """Plans for what the addresses mean now. False: what the state has is of another plan, and of no use."""
-        self._plan = plan_subscriptions(self.directory.device)
-        same_length = len(self.state.subscriptions) == len(self._plan)
-        if same_length and self.state.fingerprint == self._fingerprint():
+        before, self._plan = self._plan, self.directory.resolved.plan
+        subscriptions = self.state.subscriptions
+        now = of_handles(self._plan, subscriptions)
+        if self._unchecked:
+            same = self.state.fingerprint == fingerprint(self._settings.opcua, now)
+        else:
+            same = now == of_handles(before, subscriptions)
+        self._unchecked = False
+        if same and len(subscriptions) == len(self._plan):
             return True
-        self._stale = [one for one in self.state.subscriptions if one is not None]
+        self._stale = [one for one in subscriptions if one is not None]
         self.state.subscriptions = [None] * len(self._plan)
         if self._stale:
             self._log.info("the device's configuration has changed, or what it means at its server: new subscriptions")
         return not self._stale
-
-    def _fingerprint(self) -> str:
-        return fingerprint(self._settings.opcua, known(self._plan, self.state.subscriptions))
 
     def _nothing(self) -> DeviceState:
         return DeviceState("", subscriptions=[None] * len(self._plan))

@@ -32,9 +32,12 @@ GONE: Final = ua.StatusCodes.BadNodeIdUnknown
 
 
 class Refresh:
-    """`start` for each session, `stop` at its end. `learnt` is called before items for new tags are created."""
+    """`start` for each session, `stop` at its end.
 
-    def __init__(self, name: str, settings: OpcUaDevice, clock: Clock, log: Log, learnt: Callable[[], None]) -> None:
+    `learnt` is called, until it is False, before items for new tags are created.
+    """
+
+    def __init__(self, name: str, settings: OpcUaDevice, clock: Clock, log: Log, learnt: Callable[[], bool]) -> None:
         self.fault = ""
         self._name = name
         self._every_s = settings.select.refresh / 1e9 if settings.select else 0.0
@@ -96,7 +99,8 @@ class Refresh:
             return
         assert link.session is not None
         self._log.info("%d new tags, %d are gone, %d are back", len(changes.new), len(changes.gone), len(changes.back))
-        self._learnt()
+        while self._learnt():  # noqa: ASYNC110  other tasks get a turn, nothing is waited for
+            await asyncio.sleep(0)
 
         async def change(items: MonitoredItems) -> None:
             await items.remove(changes.gone, GONE, "its node is no longer in the selection, or the server")

@@ -78,7 +78,7 @@ def fingerprint(url: str, plan: list[PlannedSubscription]) -> str:
     return hashlib.sha256(orjson.dumps([url, plan])).hexdigest()
 
 
-def known(plan: list[PlannedSubscription], subscriptions: list[Subscription | None]) -> list[PlannedSubscription]:
+def of_handles(plan: list[PlannedSubscription], subscriptions: list[Subscription | None]) -> list[PlannedSubscription]:
     """The part of a plan that these subscriptions have: what a device has learnt since may follow behind it."""
     handles = {item.handle for one in subscriptions if one is not None for item in one.items}
     return [replace(one, items=[item for item in one.items if item.index in handles]) for one in plan]
