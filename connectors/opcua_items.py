@@ -78,23 +78,23 @@ class MonitoredItems:
         self._bad = {index: (owner, planned[index]) for index, (owner, _) in self._bad.items()}
 
     async def remove(self, indexes: Collection[int], status: int, why: str) -> None:
-        """The nodes of these are gone: bad, and tried again with the others. Raises like `create`."""
+        """Bad from now on, until `create_missing` is told to make them again. Raises like `create`."""
         planned = {item.index: item for subscription in self._resolved.plan for item in subscription.items}
         for subscription in self.subscriptions:
-            gone = [item for item in subscription.items if item.handle in indexes and not item.status & 0x8000_0000]
-            for part in _chunks([item.id for item in gone], self._per_call):
+            gone = [item for item in subscription.items if item.handle in indexes]
+            for part in _chunks([item.id for item in gone if item.id], self._per_call):
                 await self._session.delete_monitored_items(
                     ua.DeleteMonitoredItemsParameters(SubscriptionId=subscription.id, MonitoredItemIds=list(part))
                 )
             for item in gone:
                 item.id, item.status = 0, status
                 self._turned_bad(subscription, planned[item.handle], status, why)
-        self._schedule_retry()
+                del self._bad[item.handle]
 
-    async def create_missing(self) -> None:
-        """Every planned item that was never asked for. Raises like `create`."""
+    async def create_missing(self, again: Collection[int] = ()) -> None:
+        """Every planned item that was never asked for, and `again` those that were removed. Raises like `create`."""
         missing = [
-            (subscription, [item for item in planned.items if item.index not in self._known])
+            (subscription, [item for item in planned.items if item.index not in self._known or item.index in again])
             for planned, subscription in zip(self._resolved.plan, self.subscriptions, strict=True)
         ]
         columns = await self._column_keys([item.index for _, items in missing for item in items])

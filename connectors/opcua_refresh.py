@@ -103,10 +103,8 @@ class Refresh:
             await asyncio.sleep(0)
 
         async def change(items: MonitoredItems) -> None:
-            await items.remove(changes.gone, GONE, "its node is no longer in the selection, or the server")
-            await items.create_missing()
-            if changes.back:
-                await items.retry()
+            await items.remove(changes.gone, GONE, "its node is no longer there, or no longer selected")
+            await items.create_missing(again=changes.back)
 
         await link.with_items(change)
         link.session.nudge()

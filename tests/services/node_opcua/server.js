@@ -3,10 +3,12 @@
 //   node server.js PORT PKI_FOLDER [USER PASSWORD]
 //
 // Objects/Plant has ns=1;s=<Type> for each type below and ns=1;s=<Type>Array for some, and ns=1;s=Historized, a Double
-// with a history. Lines in, JSON:
+// with a history. Objects/Hall has the AnalogItem ns=1;s=Hall.Pressure in bar, and says when something is added to it or
+// removed (GeneralModelChangeEvent). Lines in, JSON:
 //   {"set": "Double", "value": 1.5, "source_ms": 1795343713695, "status": 0}   (source_ms and status may be left out)
+//   {"add": "Flow"} and {"remove": "Flow"}: the Double ns=1;s=Hall.Flow
 //   {"stop": true}
-// Lines out: "ready", "set NAME" after each set, "error ..." for what was not understood. The end of stdin is a stop.
+// Lines out: "ready", "set NAME", "add NAME", "remove NAME" after each, "error ..." for what was not understood. The end of stdin is a stop.
 "use strict";
 
 const path = require("path");
@@ -99,10 +101,43 @@ function addVariables(server) {
   return variables;
 }
 
-function obey(variables, line, stop) {
+function addHall(server) {
+  const { addressSpace } = server.engine;
+  const namespace = addressSpace.getOwnNamespace();
+  const organizedBy = addressSpace.rootFolder.objects;
+  const hall = namespace.addObject({ organizedBy, browseName: "Hall", nodeVersion: "0" });
+  namespace.addAnalogDataItem({
+    componentOf: hall,
+    nodeId: "s=Hall.Pressure",
+    browseName: "Pressure",
+    engineeringUnitsRange: { low: 0, high: 10 },
+    engineeringUnits: opcua.standardUnits.bar,
+    dataType: "Double",
+    value: { dataType: "Double", value: 1.5 },
+  });
+  return {
+    add: (name) =>
+      namespace.addVariable({
+        componentOf: hall,
+        nodeId: `s=Hall.${name}`,
+        browseName: name,
+        dataType: "Double",
+        value: { dataType: "Double", value: 2.5 },
+      }),
+    remove: (name) => addressSpace.deleteNode(hall.getComponentByName(name)),
+  };
+}
+
+function obey(variables, hall, line, stop) {
   const command = JSON.parse(line);
   if (command.stop) {
     return stop();
+  }
+  for (const verb of ["add", "remove"]) {
+    if (command[verb]) {
+      hall[verb](command[verb]);
+      return console.log(`${verb} ${command[verb]}`);
+    }
   }
   const status = opcua.getStatusCodeFromCode(command.status || 0);
   const time = command.source_ms === undefined ? new Date() : new Date(command.source_ms);
@@ -135,12 +170,13 @@ async function main() {
   });
   await server.initialize();
   const variables = addVariables(server);
+  const hall = addHall(server);
   await server.start();
   const stop = () => server.shutdown(0).then(() => process.exit(0));
   const commands = readline.createInterface({ input: process.stdin });
   commands.on("line", (line) => {
     try {
-      obey(variables, line, stop);
+      obey(variables, hall, line, stop);
     } catch (error) {
       console.log(`error ${line}: ${error.message}`);
     }
