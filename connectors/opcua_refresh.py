@@ -139,7 +139,7 @@ class Refresh:
 def _model_changes(subscription_id: int) -> ua.CreateMonitoredItemsParameters:
     """Events of the Server object that say so; of an event its type is enough (Part 4, 7.22.3)."""
     of_type = ua.ContentFilterElement(FilterOperator=ua.FilterOperator.OfType)
-    of_type.FilterOperands = [ua.LiteralOperand(Value=ua.Variant(_numeric(ua.ObjectIds.BaseModelChangeEventType)))]
+    of_type.FilterOperands = [ua.LiteralOperand(Value=ua.Variant(_numeric(ua.ObjectIds.GeneralModelChangeEventType)))]
     event_type = ua.SimpleAttributeOperand(
         TypeDefinitionId=_numeric(ua.ObjectIds.BaseEventType),
         BrowsePath=[ua.QualifiedName("EventType", 0)],
