@@ -55,10 +55,10 @@ def running(make: Callable[[], Service]) -> Iterator[Any]:
         yield server
 
 
-def plant(server: Any, namespace: int) -> Machine:
+def plant(server: Any, address: str) -> Machine:
     counter = itertools.count(1)
     names = [*PLANT, "Double", "Missing"]
-    settings = opcua(server, {name: f"ns={namespace};s={name}" for name in names})
+    settings = opcua(server, {name: address.format(name) for name in names})
     return Machine(
         "opcua", server, settings, PLANT, "Missing", lambda: server.set_value("Double", float(next(counter)))
     )
@@ -71,17 +71,17 @@ class TestAsyncua(SourceSuite):
     @classmethod
     def machine(cls) -> Iterator[Machine]:
         for server in running(AsyncuaServer):
-            yield plant(server, 2)
+            yield plant(server, "ns=2;s={}")
 
 
 class TestNodeOpcua(SourceSuite):
-    """node-opcua: the second stack."""
+    """node-opcua: the second stack; its nodes by browse path."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def machine(cls) -> Iterator[Machine]:
         for server in running(NodeOpcua):
-            yield plant(server, 1)
+            yield plant(server, "/Objects/Plant/{}")
 
 
 class TestMilo(SourceSuite):
