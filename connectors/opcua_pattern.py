@@ -106,6 +106,10 @@ class Rules:
             found.append(number)
         return found
 
+    def goes_on(self, places: Iterable[Place]) -> bool:
+        """Something below may match."""
+        return any(place < len(self.rules[number].steps) for number, place in places)
+
     def takes_all_below(self, places: Iterable[Place]) -> bool:
         """Every node below matches as well."""
         return any(

@@ -96,7 +96,7 @@ class OpcUaDevice(Settings):
     @model_validator(mode="after")
     def _has_tags(self) -> OpcUaDevice:
         if not self.tags and self.select is None:
-            raise ValueError("a device has `tags:`, `select:` or both")
+            raise ValueError("give it `tags:`, `select:` or both")
         return self
 
     @field_validator("opcua")

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeAlias
 
 from connectors.opcua_address import QualifiedName
+from connectors.opcua_binary import DecodeError
 from connectors.opcua_limits import Request, ViewLimits
 from connectors.opcua_pattern import Path, Place, Rules
 from connectors.opcua_requests import encode_node_id, status_name
@@ -167,7 +168,7 @@ def _child(selector: Selector, parent: _Branch, reference: Reference) -> _Branch
 def _enter(
     selector: Selector, branch: _Branch, reference: Reference, walked: Walked, found: dict[str, Variable]
 ) -> _Branch | None:
-    """Notes a variable that is meant; what to look into, None where everything below is excluded."""
+    """Notes a variable that is meant; what to look into, None where nothing below is meant."""
     if selector.exclude.takes_all_below(branch.excluded):
         return None
     places, types = selector.rules.entered(branch.places, reference.type_definition)
@@ -180,7 +181,7 @@ def _enter(
         walked.matched.update(rules)
         if rules and len(found) <= selector.limit:
             found.setdefault(branch.node, Variable(branch.path, branch.node))
-    return _Branch(branch.path, branch.node, places, branch.excluded)
+    return replace(branch, places=places) if selector.rules.goes_on(places) else None
 
 
 async def _references(
@@ -228,18 +229,20 @@ async def _pages(
     expected, turn = BROWSE_RESPONSE, 0
     while True:
         points: list[tuple[int, bytes]] = []
-        index = 0
+        index, before = 0, turn
         for part in browsed(body, expected, len(asked)):
+            if isinstance(part, Page):
+                index = asked[part.index]
+                _sort_out(part, index, points, refused, alone)
+                continue
             turn += 1
             if turn % DECODED_PER_TURN == 0:
                 await asyncio.sleep(0)
-            if isinstance(part, Reference):
-                yield index, part
-                continue
-            index = asked[part.index]
-            _sort_out(part, index, points, refused, alone)
+            yield index, part
         if not points:
             return
+        if expected == BROWSE_NEXT_RESPONSE and turn == before:
+            raise DecodeError("pages of references without an end")
         asked, expected = [index for index, _ in points], BROWSE_NEXT_RESPONSE
         body = await request(partial(browse_next, points=[point for _, point in points]))
 
@@ -263,7 +266,7 @@ async def subtypes(request: Request, type_node: str, per_call: int) -> Collectio
     """The type itself and all its subtypes. Raises what requests raise."""
     known, level = {type_node}, [type_node]
     wanted = partial(browse, reference_type=HAS_SUBTYPE, node_classes=TYPES)
-    while level:
+    while level and len(known) < NODES_MAX:
         below = []
         nodes = [encode_node_id(node) for node in level]
         async for _, reference in _all_pages(request, nodes, per_call, wanted, lambda _, __: None):
