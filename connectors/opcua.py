@@ -43,6 +43,8 @@ ROWS_MAX: Final = 1000
 LEARNT_PER_TURN: Final = 500
 """Tags that become known: about a millisecond."""
 OUTSTANDING_MIN: Final = 4
+ARM_TOGETHER: Final = 2
+"""PublishRequests in one write: each wakes a core at the server and costs us 0.1 ms."""
 SILENCE_KEEP_ALIVES: Final = 3
 """Keep-alive times without any PublishResponse after which the connection counts as dead."""
 PROOF_S: Final = 3.0
@@ -367,8 +369,10 @@ class OpcUaSource:
         return builder.build(self._source_id, self._number, self._clock.wall_ns(), clock=self._clock.state)
 
     def _arm(self) -> None:
-        """Sends the PublishRequests that are due; what may be acknowledged goes with the first."""
+        """Sends the PublishRequests that are due, some together; what may be acknowledged goes with the first."""
         assert self._link.session is not None
+        if self._to_arm < ARM_TOGETHER <= self._link.session.outstanding:
+            return
         for _ in range(self._to_arm):
             self._link.session.arm(self._streams.take_acks())
         self._to_arm = 0

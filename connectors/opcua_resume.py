@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from asyncua import Client, ua
+from asyncua.common.shortcuts import Shortcuts
 
+from connectors.opcua_channel import ChannelClient
 from connectors.opcua_requests import status_name
 from connectors.opcua_state import DeviceState, Subscription
 
@@ -59,6 +61,9 @@ class ResumingClient(Client):
 
     def __init__(self, url: str, timeout_s: float, kept: KeptSession | None, log: Log) -> None:
         super().__init__(url, timeout=timeout_s, watchdog_intervall=5.0)
+        self.uaclient = ChannelClient(timeout_s)
+        self.uaclient.pre_request_hook = self._wait_until_ready
+        self.nodes = Shortcuts(self.uaclient.session)
         self._kept = kept
         self._log = log
         self._budget_s = timeout_s

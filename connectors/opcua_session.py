@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from asyncua.client.ua_client import UaClient
 from asyncua.client.ua_session import SessionState, UaSession
-from asyncua.ua import MessageType
 from asyncua.ua.ua_binary import nodeid_to_binary
 
 from connectors import opcua_requests
+from connectors.opcua_channel import Channel
 from connectors.opcua_requests import RequestHeader
 from pipelines.clock import Clock
 from pipelines.errors import NotConnected
@@ -101,7 +101,7 @@ class PublishSession(UaSession):
 
     def _send(self, encode: Callable[[RequestHeader], bytes], timeout_ms: int) -> asyncio.Future[Any]:
         protocol = self._client.protocol
-        if protocol is None or protocol.transport is None:
+        if not isinstance(protocol, Channel) or protocol.transport is None:
             raise NotConnected(self._lost or "the connection is closed")
         protocol._request_handle += 1
         header = RequestHeader(
@@ -109,8 +109,7 @@ class PublishSession(UaSession):
         )
         protocol.revolve_security_token()
         protocol._request_id += 1
-        secure = cast(MessageType, MessageType.SecureMessage)
-        message = protocol._connection.message_to_binary(encode(header), secure, protocol._request_id)
+        message = protocol.message(encode(header), protocol._request_id)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         protocol._callbackmap[protocol._request_id] = future
         protocol.transport.write(message)

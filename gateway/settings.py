@@ -235,7 +235,7 @@ class Buffer(Settings):
         ge=duration_ns("1ms"),
         le=duration_ns("10s"),
         description="How often what was buffered is forced to disk; a machine that can wait (OPC UA) gets its "
-        "acknowledgement then.",
+        "acknowledgement then. While all of it has been delivered already: once a second.",
     )
     max_age: Duration | None = Field(
         None, gt=0, description="Older samples are dropped from disk, counted; null: kept until the buffer is full."

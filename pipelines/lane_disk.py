@@ -1,8 +1,9 @@
 """The durable lane: a journal, a cursor and what was appended lately in memory. The same contract as the memory lane.
 
 `append` writes to the page cache and returns; only the one who appends the batch that needs a new segment waits for the
-disk. One task, the keeper, syncs what was appended every `fsync_every`, writes the cursor at most once a second, and
-removes segments that are delivered. What was appended lately is read from memory, everything else in a thread.
+disk. One task, the keeper, syncs what was appended every `fsync_every`, but only once a second while all of it has been
+delivered already; it writes the cursor at most once a second, and removes segments that are delivered. What was
+appended lately is read from memory, everything else in a thread.
 
 Full (bytes, the disk's reserve, a full disk): whole segments are dropped, the oldest first, but none of which a reader
 has a batch in hand; or what comes is dropped (`when_full`). Every drop is counted in rows, and has used up its numbers.
@@ -41,6 +42,8 @@ from pipelines.worker import Offload, Worker
 __all__ = ["DiskLane", "Limits"]
 
 CURSOR_EVERY_NS: Final = 10**9
+CALM_NS: Final = 10**9
+"""What is delivered is not lost with the power: its sync, which wears the disk, may wait this long."""
 
 
 class DiskLane:
@@ -83,6 +86,7 @@ class DiskLane:
         self._syncs: list[tuple[int, asyncio.Future[None]]] = []
         self._cursor_dirty = True
         self._cursor_due_ns = 0
+        self._calm_until_ns = 0
         self._journal = Journal(
             self._files,
             folder,
@@ -238,18 +242,26 @@ class DiskLane:
         while True:
             await self._work.wait()
             self._work.clear()
-            async with self._writing:
-                try:
-                    await self._group()
-                except Poisoned as error:
-                    self._fail(error)  # before anyone else may write
-                    return
-            if self._cursor_dirty or (self._limits.max_age_ns and self._held.rows):
+            if self._is_calm():
                 self._work.set()
+            else:
+                async with self._writing:
+                    try:
+                        await self._group()
+                    except Poisoned as error:
+                        self._fail(error)  # before anyone else may write
+                        return
+                if self._cursor_dirty or (self._limits.max_age_ns and self._held.rows):
+                    self._work.set()
             await self._clock.sleep(self._limits.fsync_every_ns / 1e9)
+
+    def _is_calm(self) -> bool:
+        """Nothing that is not on disk waits for anything but its delivery's being remembered."""
+        return not self._held.rows and self._clock.mono_ns() < self._calm_until_ns
 
     async def _group(self) -> None:
         """One sync for all that was appended; what else is due."""
+        self._calm_until_ns = self._clock.mono_ns() + CALM_NS
         end, origins = self._state.end, dict(self._journal.origins)
         if self._synced < end:
             await self._worker.change(self._journal.sync)
