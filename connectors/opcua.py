@@ -197,7 +197,12 @@ class OpcUaSource:
         self._how = f"{opened.how}, {asked} notifications are sent again" if asked else opened.how
         if opened.created and before_ns:
             lost = [item.handle for one in opened.created for item in one.items]
-            self._backfill.missed(lost, before_ns)
+            if lost:
+                self._backfill.missed(lost, before_ns)
+            if self._settings.learns_tags and len(self._names) == len(self._settings.tags):
+                # Tags that a former process had learnt by other rules: which they were is not known any more.
+                now = self._clock.wall_ns()
+                self._ledger.note(Gap(Reason.DISCONNECTED, self.name, "", (), before_ns, now, None))
         self._batches = iter(self._bad_rows())
         self._to_arm = max(OUTSTANDING_MIN, 2 * len(subscriptions))
         if not self._due:

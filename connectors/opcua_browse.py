@@ -17,7 +17,6 @@ from connectors import opcua_names, opcua_requests
 from connectors.opcua_address import path_text, with_uri
 from connectors.opcua_binary import Cursor, DecodeError
 from connectors.opcua_directory import look
-from connectors.opcua_limits import Request, ViewLimits, namespace_array, view_limits
 from connectors.opcua_requests import (
     ATTRIBUTE_VALUE,
     READ_RESPONSE,
@@ -33,6 +32,7 @@ from connectors.opcua_select import OpcUaSelect
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_units import engineering_units
+from connectors.opcua_view_limits import Request, ViewLimits, namespace_array, view_limits
 from connectors.opcua_walk import Progress
 from pipelines.batch import ARRAY, GOOD, Kind
 from pipelines.clock import SystemClock

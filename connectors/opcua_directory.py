@@ -16,13 +16,13 @@ from typing import Final
 from connectors import opcua_names
 from connectors.opcua_address import NO_NODE, is_plain, path_text, with_uri
 from connectors.opcua_learnt import Learnt, LearntFile
-from connectors.opcua_limits import Request, ViewLimits, namespace_array, view_limits
 from connectors.opcua_pattern import Rule
 from connectors.opcua_plan import Resolved
 from connectors.opcua_resolve import resolve
 from connectors.opcua_select import OpcUaSelect, compiled
 from connectors.opcua_settings import OpcUaDevice, OpcUaTag
 from connectors.opcua_units import engineering_units
+from connectors.opcua_view_limits import Request, ViewLimits, namespace_array, view_limits
 from connectors.opcua_walk import Progress, Selector, Variable, Walked, subtypes, walk
 from pipelines.errors import Corrupt
 

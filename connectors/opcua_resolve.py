@@ -21,9 +21,9 @@ from connectors.opcua_address import (
     unescaped,
     with_index,
 )
-from connectors.opcua_limits import Request
 from connectors.opcua_requests import encode_node_id
 from connectors.opcua_view import translate, translated
+from connectors.opcua_view_limits import Request
 
 ROOT: Final = "i=84"
 SHOWN_MAX: Final = 3

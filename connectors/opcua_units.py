@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from connectors import opcua_requests
 from connectors.opcua_binary import Cursor, DecodeError
-from connectors.opcua_limits import Request, ViewLimits
 from connectors.opcua_requests import ATTRIBUTE_VALUE, encode_node_id
 from connectors.opcua_view import translate, translated
+from connectors.opcua_view_limits import Request, ViewLimits
 
 EU_INFORMATION: Final = "i=889"
 """Its binary encoding (Part 6, annex A)."""

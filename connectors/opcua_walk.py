@@ -16,7 +16,6 @@ from typing import Final, TypeAlias
 
 from connectors.opcua_address import QualifiedName
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_limits import Request, ViewLimits
 from connectors.opcua_pattern import Path, Place, Rules
 from connectors.opcua_requests import encode_node_id, status_name
 from connectors.opcua_view import (
@@ -34,6 +33,7 @@ from connectors.opcua_view import (
     browse_next,
     browsed,
 )
+from connectors.opcua_view_limits import Request, ViewLimits
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Is told (nodes to be looked into, variables found) after each level."""

@@ -195,7 +195,7 @@ async def _live(opened: PublishSession, found: Sequence[Seen]) -> None:
     from rich.live import Live
 
     from connectors.opcua_browse import present
-    from connectors.opcua_limits import view_limits
+    from connectors.opcua_view_limits import view_limits
 
     limits = await view_limits(opened.request)
     console = Console()

@@ -15,6 +15,7 @@ from connectors import opcua_items, opcua_refresh, opcua_walk
 from connectors.opcua import OpcUaSource
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.clock import SystemClock
+from pipelines.gaps import Reason
 from pipelines.tags import TagTable
 from tests.contract.source_suite import within
 from tests.integration.opcua_rig import Rig
@@ -306,6 +307,24 @@ async def test_learnt_tags_outlive_the_process(server: Server, tmp_path: Path, m
         [taken] = second.source._link.state.subscriptions
         assert taken is not None and (taken.id, taken.model_changes) == (kept.id, kept.model_changes)
         assert [(item.handle, item.id) for item in taken.items][:2] == before
+    finally:
+        await second.stop()
+
+
+async def test_other_rules_begin_anew(server: Server, tmp_path: Path) -> None:
+    """The old tags are forgotten, the old subscription is gone from the server, and the ledger has the gap."""
+    await hall(server, "Ruled")
+    await add(server, "Ruled", "a", 1.0)
+    first = Rig(tmp_path / "first", settings(url(server), select="/Objects/Ruled/*", timeout="5s"))
+    await first.start()
+    await first.has(1.0, "Ruled.a")
+    await first.kill(tmp_path / "second")
+    second = Rig(tmp_path / "second", settings(url(server), select="/Objects/Ruled/a", timeout="5s"))
+    try:
+        await second.start()
+        await second.until(lambda values: len(values) == 2, "Ruled.a")
+        assert [(note.reason, note.tags) for note in second.notes] == [(Reason.DISCONNECTED, ())]
+        assert len(second.source._link.state.subscriptions) == 1 and second.counted["recreated"] == 1
     finally:
         await second.stop()
 

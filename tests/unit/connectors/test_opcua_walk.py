@@ -12,9 +12,9 @@ from asyncua.ua.ua_binary import nodeid_from_binary, struct_from_binary, struct_
 
 from connectors import opcua_walk
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_limits import ViewLimits
 from connectors.opcua_pattern import Rules, include
 from connectors.opcua_requests import RequestHeader
+from connectors.opcua_view_limits import ViewLimits
 from connectors.opcua_walk import Selector, walk
 from tests.unit.connectors.test_opcua_requests import HEADER
 
