@@ -6,6 +6,7 @@ first use, so that a gateway without OPC UA machines does not carry an OPC UA st
 Constructors (no I/O in any of them):
     a source: (name: str, source_id: int, settings, tags: TagTable, clock: Clock, data_dir: Path)
     a sink:   (name: str, settings, identity: Identity, tags: TagTable, clock: Clock)
+    a writer: (settings, data_dir: Path)
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ SINKS: Mapping[str, str] = {
     "mqtt": "connectors.mqtt:MqttSink",
     "kafka": "connectors.kafka:KafkaSink",
 }
+WRITERS: Mapping[str, str] = {
+    "opcua": "connectors.opcua_write:OpcUaWriter",
+}
+"""For commands (`pipelines.commands.Writer`); a protocol that is not here cannot be written to."""
 
 
 def load(place: str) -> Any:

@@ -20,6 +20,7 @@ from connectors.modbus_plan import (
     Table,
     WordOrder,
 )
+from pipelines.commands import Writing
 from pipelines.quantities import Duration, Settings, duration_ns
 
 PORT = 502
@@ -120,6 +121,7 @@ class ModbusTag(Settings):
         0.0, ge=0.0, description="Absolute, in engineering units: smaller changes are not sent. 0 sends every poll."
     )
     every: Duration | None = Field(None, gt=0, description="Poll period of this tag; default: the device's.")
+    write: Writing = None
 
     @field_validator("place")
     @classmethod

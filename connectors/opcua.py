@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
+from connectors.opcua_events import EventReader
 from connectors.opcua_link import Link, Opened, mapped
+from connectors.opcua_plan import plan_events
 from connectors.opcua_refresh import Refresh
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_session import PublishSession
@@ -54,6 +57,9 @@ DISPROVED_MAX: Final = 3
 """Sessions in a row that ended before what they had taken over said anything."""
 
 TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
+
+Rows = tuple[npt.NDArray[np.uint32], Columns, int, int]
+"""Tags and rows of one part, their newest source time (0: they do not say), and how many records were read for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ class OpcUaSource:
         self._tags = tags
         self._names: list[str] = []  # by client handle
         self._tag_ids = np.zeros(0, dtype=np.uint32)
+        self._events = EventReader(name, plan_events(settings), tags)
         self._link = Link(name, settings, clock, data_dir, self._log)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
@@ -203,6 +210,9 @@ class OpcUaSource:
                 # Tags that a former process had learnt by other rules: which they were is not known any more.
                 now = self._clock.wall_ns()
                 self._ledger.note(Gap(Reason.DISCONNECTED, self.name, "", (), before_ns, now, None))
+            if any(one.events for one in opened.created):
+                self._note(Reason.DISCONNECTED, self._events.names, before_ns)
+        self._events.begin(self._link.items.events.unfiltered)
         self._batches = iter(self._bad_rows())
         self._to_arm = max(OUTSTANDING_MIN, 2 * len(subscriptions))
         if not self._due:
@@ -232,6 +242,8 @@ class OpcUaSource:
             return batches
         self._refresh.check()
         self._arm()
+        if self._events.take_refresh(self._clock.mono_ns()):
+            await link.items.events.refresh()
         retry_s = link.items.retry_in_s()
         wait_s = self._patience_s(link.session, link.items.keep_alive_s)
         try:
@@ -297,11 +309,12 @@ class OpcUaSource:
         return self._parts(body, response)
 
     def _parts(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
-        if response.skipped and not self._refresh.changed():
-            self.counters.add("unread_notifications", response.skipped)
+        self.counters.add("unread_notifications", response.skipped)
+        if response.events and self._refresh.changed(response.subscription_id):
+            response.events, response.skipped = [], 1  # there is nothing more in them
         if response.rows:
             return self._batches_of(body, response)
-        if response.changes or response.skipped:
+        if response.numbered:
             self._streams.acknowledge(response.subscription_id, response.sequence_number)
         return iter(())
 
@@ -310,9 +323,9 @@ class OpcUaSource:
         left = response.rows
         part = 0
         try:
-            for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
-                left -= len(columns.handle)
-                batch = self._batch(columns, arrival_ns, response, part if left else LAST_PART)
+            for tag, columns, newest_ns, read in self._rows_of(body, response, arrival_ns):
+                left -= read
+                batch = self._batch(tag, columns, newest_ns, arrival_ns, response, part if left else LAST_PART)
                 part += 1
                 if not left:
                     self._streams.delivered(batch.number, response.subscription_id, response.sequence_number)
@@ -320,26 +333,47 @@ class OpcUaSource:
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
+        if left and not part:  # events that nobody wants
+            self._streams.acknowledge(response.subscription_id, response.sequence_number)
+        elif left:
+            self._streams.delivered(self._number, response.subscription_id, response.sequence_number)
         self._arrival_ns = arrival_ns
 
-    def _batch(self, columns: Columns, arrival_ns: int, response: PublishResponse, part: int) -> Batch:
-        handle, ts_ns = columns.handle, columns.ts_ns
-        if int(handle.max()) >= len(self._tag_ids):
-            raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
-        overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
-        if overflown.any():
-            self._overflown(handle[overflown].tolist())
-        self._backfill.live(handle, ts_ns)
-        # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
-        newest_ns = min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns)
+    def _rows_of(self, body: bytes, response: PublishResponse, arrival_ns: int) -> Iterator[Rows]:
+        """Values, then events, part by part."""
+        for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
+            handle, ts_ns = columns.handle, columns.ts_ns
+            if int(handle.max()) >= len(self._tag_ids):
+                raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
+            overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
+            if overflown.any():
+                self._overflown([self._names[item] for item in handle[overflown].tolist()])
+            self._backfill.live(handle, ts_ns)
+            # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
+            yield self._tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), len(handle)
+        if response.events:
+            for tag, columns, read in self._events.parts(body, response, arrival_ns):
+                yield tag, columns, 0, read  # their times say nothing of how far the values are
+            if overflown_events := self._events.take_overflown():
+                self._overflown(overflown_events)
+
+    def _batch(
+        self,
+        tag: npt.NDArray[np.uint32],
+        columns: Columns,
+        newest_ns: int,
+        arrival_ns: int,
+        response: PublishResponse,
+        part: int,
+    ) -> Batch:
         self._number += 1
         return Batch(
             source_id=self._source_id,
             number=self._number,
             origin=self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns),
             received_ns=arrival_ns,
-            tag=self._tag_ids[handle],
-            ts_ns=ts_ns,
+            tag=tag,
+            ts_ns=columns.ts_ns,
             value=columns.value,
             status=columns.status,
             kind=columns.kind,
@@ -367,6 +401,8 @@ class OpcUaSource:
         now = self._clock.wall_ns()
         for index, status in self._link.items.take_changed():
             builder.add(int(self._tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
+        for index, status in self._link.items.events.take_changed():
+            builder.add(int(self._events.tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
         return [self._built(builder)] if len(builder) else []
 
     def _built(self, builder: BatchBuilder) -> Batch:
@@ -427,13 +463,13 @@ class OpcUaSource:
         )
         self._note(Reason.MISSED, ())
 
-    def _overflown(self, items: list[int]) -> None:
-        self.counters.add("queue_overflows", len(items))
-        self._note(Reason.QUEUE_OVERFLOW, tuple(self._names[item] for item in sorted(set(items))))
+    def _overflown(self, names: Sequence[str]) -> None:
+        self.counters.add("queue_overflows", len(names))
+        self._note(Reason.QUEUE_OVERFLOW, tuple(dict.fromkeys(names)))
 
-    def _note(self, reason: Reason, tags: tuple[str, ...]) -> None:
+    def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0) -> None:
         now = self._clock.wall_ns()
-        self._ledger.note(Gap(reason, self.name, "", tags, self._arrival_ns or now, now, None))
+        self._ledger.note(Gap(reason, self.name, "", tags, from_ns or self._arrival_ns or now, now, None))
 
 
 def _tags(device: str, settings: OpcUaDevice, start: int, stop: int) -> Iterator[Tag]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from asyncua import Client, ua
 
 from connectors import opcua_names, opcua_requests
-from connectors.opcua_address import path_text, with_uri
+from connectors.opcua_address import is_plain, path_text, with_uri
 from connectors.opcua_binary import Cursor, DecodeError
 from connectors.opcua_directory import look
 from connectors.opcua_requests import (
@@ -26,11 +26,12 @@ from connectors.opcua_requests import (
     response_body,
     status_name,
 )
+from connectors.opcua_resolve import resolve
 from connectors.opcua_resume import reason
 from connectors.opcua_security import secure
 from connectors.opcua_select import OpcUaSelect
 from connectors.opcua_session import PublishSession
-from connectors.opcua_settings import OpcUaDevice
+from connectors.opcua_settings import OpcUaAuth, OpcUaDevice
 from connectors.opcua_units import engineering_units
 from connectors.opcua_view_limits import Request, ViewLimits, namespace_array, view_limits
 from connectors.opcua_walk import Progress
@@ -38,6 +39,7 @@ from pipelines.batch import ARRAY, GOOD, Kind
 from pipelines.clock import SystemClock
 from pipelines.errors import NotConnected
 
+TIMEOUT_S: Final = 10.0
 VALUE_MAX: Final = 60
 """Characters of a value that are shown."""
 _PLAIN: Final = re.compile(r"[A-Za-z_][\w=;.:/|()$&~-]*")
@@ -98,27 +100,47 @@ class Seen:
 
 
 @asynccontextmanager
-async def session(device: OpcUaDevice, data_dir: Path) -> AsyncIterator[PublishSession]:
-    """A session for looking around. Raises NotConnected (or Permanent from `secure`) with one clear line."""
-    timeout_s = max(device.timeout / 1e9, 10)
-    client = Client(device.opcua, timeout=timeout_s)
-    made = client.uaclient.session = PublishSession(client.uaclient, SystemClock(), timeout_s)
-    if device.auth:
-        client.set_user(device.auth.user)
-        client.set_password(device.auth.password.get_secret_value())
+async def session(url: str, *, insecure: bool, auth: OpcUaAuth | None, data_dir: Path) -> AsyncIterator[Client]:
+    """A session for looking around: `client.uaclient.session` is a PublishSession.
+
+    Raises NotConnected (or Permanent from `secure`) with one clear line.
+    """
+    client = Client(url, timeout=TIMEOUT_S)
+    client.uaclient.session = PublishSession(client.uaclient, SystemClock(), TIMEOUT_S)
+    if auth:
+        client.set_user(auth.user)
+        client.set_password(auth.password.get_secret_value())
     try:
-        if device.security == "best":
+        if not insecure:
             await secure(client, data_dir)
         await client.connect()
     except (OSError, TimeoutError, ua.UaError) as error:
         client.disconnect_socket()
-        raise NotConnected(f"{device.opcua}: {str(error) or f'no answer within {timeout_s:g} s'}") from error
+        raise NotConnected(f"{url}: {str(error) or f'no answer within {TIMEOUT_S:g} s'}") from error
     try:
-        yield made
+        yield client
     except (ServiceError, DecodeError, TimeoutError, OSError, ua.UaError) as error:
-        raise NotConnected(f"{device.opcua}: {reason(error)}") from error
+        raise NotConnected(f"{url}: {reason(error)}") from error
     finally:
         await client.disconnect()
+
+
+async def resolved(client: Client, device: OpcUaDevice) -> tuple[dict[str, str], dict[str, str]]:
+    """(address -> node id, address -> why there is none) of a device's tags. Raises NotConnected, TimeoutError."""
+    addresses = {tag.node for tag in device.tags.values()}
+    if all(map(is_plain, addresses)):
+        return {address: address for address in addresses}, {}
+    request = publishing(client).request
+    try:
+        namespaces, limits = await namespace_array(request), await view_limits(request)
+        return await resolve(request, addresses, namespaces, limits.translate)
+    except (ServiceError, DecodeError) as error:
+        raise NotConnected(f"{device.opcua}: {reason(error)}") from error
+
+
+def publishing(client: Client) -> PublishSession:
+    """The session of a client that `session` has made."""
+    return cast(PublishSession, client.uaclient.session)
 
 
 async def browse(

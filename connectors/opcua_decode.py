@@ -76,13 +76,21 @@ class PublishResponse:
     """Status of a StatusChangeNotification, such as BadTimeout when the subscription has expired."""
     ack_results: tuple[int, ...] = ()
     changes: list[DataChange] = field(default_factory=list)
+    events: list[DataChange] = field(default_factory=list)
+    """Where the EventFieldLists of an EventNotificationList lie: `opcua_event_decode`."""
     skipped: int = 0
-    """Notifications of kinds that this decoder does not read (events)."""
+    """Notifications of kinds that nobody reads."""
 
     @property
     def rows(self) -> int:
-        """Data changes in all parts; 0 for a keep-alive."""
-        return sum(change.count for change in self.changes)
+        """Data changes and events in all parts; 0 for a keep-alive."""
+        changes = sum(change.count for change in self.changes)
+        return changes + sum(events.count for events in self.events) if self.events else changes
+
+    @property
+    def numbered(self) -> bool:
+        """It has taken a sequence number: a keep-alive has not."""
+        return bool(self.changes or self.events or self.skipped)
 
 
 @dataclass(slots=True)
@@ -167,6 +175,9 @@ def _notification_message(cursor: Cursor, response: PublishResponse) -> None:
         if type_id == f"i={DATA_CHANGE}":
             count = part.count(5)
             response.changes.append(DataChange(part.at, part.end, count))
+        elif type_id == f"i={EVENT_LIST}":
+            count = part.count(8)
+            response.events.append(DataChange(part.at, part.end, count))
         elif type_id == f"i={STATUS_CHANGE}":
             response.status_change = part.uint32()
         else:

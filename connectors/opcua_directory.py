@@ -143,7 +143,7 @@ class Directory:
             return
         units = await engineering_units(request, [one.node for one in new], self._limits)
         known = self.resolved.device.tags
-        learnt = await asyncio.to_thread(_learnt, new, units, self._namespaces, known)
+        learnt = await asyncio.to_thread(_learnt, new, units, self._namespaces, {**known, **self._settings.events})
         self._learnt += learnt
         added = {
             one.name: OpcUaTag.model_construct(node=variable.node, unit=one.unit)

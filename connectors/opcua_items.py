@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from asyncua import Client, ua
 
 from connectors import opcua_requests
+from connectors.opcua_event_items import EVENTS_PER_MESSAGE, EventItems
 from connectors.opcua_plan import PlannedItem, PlannedSubscription, Resolved
 from connectors.opcua_requests import ATTRIBUTE_DATA_TYPE, ATTRIBUTE_VALUE_RANK, Item, ItemResult, status_name
 from connectors.opcua_session import PublishSession
@@ -49,6 +50,7 @@ class MonitoredItems:
         self._retry_at_ns = 0
         self.subscriptions: list[Subscription] = []
         self.faults: dict[str, str] = {}
+        self.events = EventItems(session, log, self.faults)
 
     @property
     def keep_alive_s(self) -> float:
@@ -66,8 +68,13 @@ class MonitoredItems:
         for planned, subscription in zip(self._resolved.plan, kept, strict=True):
             if subscription is not None:
                 self._adopt(subscription, planned.items)
+                if planned.events:
+                    await self.events.adopt(subscription, planned.events)
                 continue
-            created.append(await self._subscribe(planned))
+            made = await self._subscribe(planned)
+            created.append(made)
+            if planned.events:
+                await self.events.create(made, planned.events)
         await self.create_missing()
         return created
 
@@ -108,12 +115,13 @@ class MonitoredItems:
         for subscription in self.subscriptions:
             waiting = [item for owner, item in self._bad.values() if owner is subscription]
             await self._create_items(subscription, waiting)
+        await self.events.retry()
         self._retry_s = min(self._retry_s * 2, RETRY_MAX_S)
         self._schedule_retry()
 
     def retry_in_s(self) -> float | None:
         """Seconds until `retry` is due; None while no item is bad."""
-        if not self._bad:
+        if not self._bad and not self.events.bad:
             return None
         return max(self._retry_at_ns - self._clock.mono_ns(), 0) / 1e9
 
@@ -153,7 +161,7 @@ class MonitoredItems:
                 RequestedPublishingInterval=planned.publishing_ns / 1e6,
                 RequestedLifetimeCount=planned.lifetime_count,
                 RequestedMaxKeepAliveCount=planned.keep_alive_count,
-                MaxNotificationsPerPublish=NOTIFICATIONS_MAX,
+                MaxNotificationsPerPublish=EVENTS_PER_MESSAGE if planned.events else NOTIFICATIONS_MAX,
                 PublishingEnabled=True,
             ),
             lambda _: None,

@@ -46,10 +46,13 @@ class Refresh:
         self._log = log
         self._learnt = learnt
         self._changed = asyncio.Event()
+        self._watched: set[int] = set()  # ids of subscriptions that have the item; no other events come in them
         self._task: asyncio.Task[None] | None = None
 
     def start(self, link: Link) -> None:
         """Nothing where the device selects nothing."""
+        assert link.items is not None
+        self._watched = {one.id for one in link.items.subscriptions if one.model_changes}
         if self._wanted:
             self._task = asyncio.create_task(self._run(link), name=f"refresh {self._name}")
 
@@ -60,10 +63,12 @@ class Refresh:
             task.cancel()
             await asyncio.wait([task])
 
-    def changed(self) -> bool:
-        """The server says that its address space has changed. False: nobody here has asked for that."""
-        self._changed.set()
-        return self._wanted
+    def changed(self, subscription_id: int) -> bool:
+        """Events of a subscription: where it is the one for this, they say that the address space has changed."""
+        if subscription_id in self._watched:
+            self._changed.set()
+            return True
+        return False
 
     def check(self) -> None:
         """Raises what a bug of ours raised in the task."""
@@ -124,6 +129,7 @@ class Refresh:
         subscription = link.items.subscriptions[0]
         if subscription.model_changes:
             return
+        self._watched.add(subscription.id)
         try:
             [result] = await link.session.create_monitored_items(_model_changes(subscription.id))
         except (ua.UaError, TimeoutError) as error:

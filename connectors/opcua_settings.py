@@ -7,7 +7,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from connectors import opcua_address
+from connectors.opcua_event_settings import OpcUaEvents, events_from_text
+from connectors.opcua_node_id import NodeIdText
 from connectors.opcua_select import OpcUaSelect, select_from_text
+from pipelines.commands import CallRule, Writing
 from pipelines.quantities import Duration, Settings, duration_ns
 
 QUEUE_NS: Final = 10 * 10**9
@@ -35,6 +38,7 @@ class OpcUaTag(Settings):
     every: Duration | None = Field(None, description="Publishing interval of this tag; default: the device's.")
     sampling: Duration | None = Field(None, description="Sampling interval of this tag; default: the device's.")
     queue: int | None = Field(None, ge=1, le=100_000, description="Server-side queue in values; default: the device's.")
+    write: Writing = None
 
 
 class OpcUaAuth(Settings):
@@ -42,6 +46,13 @@ class OpcUaAuth(Settings):
 
     user: str = Field(description="User name.")
     password: SecretStr = Field(SecretStr(""), description="Password; write `${file:...}` or `${env:...}`.")
+
+
+class OpcUaMethod(CallRule):
+    """`reset: {object: ns=2;s=Press4, method: ns=2;s=Press4.Reset}`: that it is there allows calling it."""
+
+    object: NodeIdText = Field(description="The object whose method it is.")
+    method: NodeIdText = Field(description="The method.")
 
 
 class OpcUaDevice(Settings):
@@ -93,6 +104,14 @@ class OpcUaDevice(Settings):
         examples=["/Objects/Machine/**"],
     )
 
+    events: dict[str, Annotated[OpcUaEvents, BeforeValidator(events_from_text)]] = Field(
+        {}, description="Events and alarms: name -> notifier's node id, or a mapping; `{}` has all of the server's."
+    )
+
+    methods: dict[str, OpcUaMethod] = Field(
+        {}, description="Methods that may be called (`gateway call`): name -> object and method. No other one may."
+    )
+
     @model_validator(mode="after")
     def _has_tags(self) -> OpcUaDevice:
         if not self.tags and self.select is None:
@@ -107,6 +126,13 @@ class OpcUaDevice(Settings):
         if "@" in url:
             raise ValueError("user and password do not belong into the URL: use `auth: {user: ..., password: ...}`")
         return url
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> OpcUaDevice:
+        for name in self.events:
+            if name in self.tags:
+                raise ValueError(f"`{name}` is a tag and a stream of events: give them different names")
+        return self
 
     @property
     def learns_tags(self) -> bool:

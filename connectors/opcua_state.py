@@ -50,6 +50,10 @@ class Subscription:
     items: list[MonitoredItem]
     model_changes: int = 0
     """The server's id of the item that says when its address space has changed; 0 where there is none."""
+    events: list[MonitoredItem] = field(default_factory=list)
+    """Likewise, by their place in the device's `events:`."""
+    unfiltered: list[int] = field(default_factory=list)
+    """Handles of events that the gateway filters: the server does not take their where clause."""
 
     @property
     def keep_alive_s(self) -> float:
@@ -138,6 +142,7 @@ def _unpacked(packed: dict[str, object]) -> DeviceState:
 def _subscription(packed: object) -> Subscription:
     subscription = Subscription(**packed)  # type: ignore[arg-type]
     subscription.items = [MonitoredItem(**item) for item in subscription.items]  # type: ignore[arg-type]
+    subscription.events = [MonitoredItem(**item) for item in subscription.events]  # type: ignore[arg-type]
     return subscription
 
 

@@ -115,7 +115,7 @@ class Streams:
         if stream is None:
             return Step(foreign=True)
         number, expected = response.sequence_number, stream.next
-        takes = bool(response.changes or response.skipped)
+        takes = response.numbered
         missing = 0
         if expected is not None and number != expected:
             missing = _steps_ahead(expected, number)

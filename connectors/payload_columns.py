@@ -4,7 +4,8 @@
      "tags":["temperature","pressure"],"t":[1795343713695123,1795343713695123],"v":[21.37,7.25],
      "status":[0,1083179008],"arrival":[true,false],"clock":["suspect",null]}
 
-(without the line breaks). `t` is us since 1970 UTC. The last three columns are there only when they say something:
+(without the line breaks). `t` is us since 1970 UTC. Columns that are there only when they say something: `kind`
+(`"event"` or null) behind `tags` where some row is an event; and the last three,
 `status` (OPC UA StatusCodes) unless every row is plain Good (0), `arrival` unless no time is the gateway's own,
 `clock` unless no clock is in doubt. Where one is there, it has an entry for each row.
 """
@@ -15,6 +16,7 @@ import orjson
 
 from connectors.payload import Identity
 from connectors.payload_fragments import (
+    NULL,
     SMALL_ROWS,
     TagTexts,
     clock_word,
@@ -28,6 +30,7 @@ from connectors.payload_json import JsonHeads
 from pipelines.batch import Batch, Flag
 from pipelines.tags import Tag, TagTable
 
+_EVENT = b'"event"'
 _CLOCK = Flag.MACHINE_CLOCK_SUSPECT | Flag.GATEWAY_CLOCK_STEPPED
 
 
@@ -39,13 +42,16 @@ class JsonColumnsFormat:
     def __init__(self, identity: Identity, tags: TagTable) -> None:
         self._heads = JsonHeads(identity, tags)
         self._names = TagTexts(tags, _name)
+        self._kinds = TagTexts(tags, _kind)
 
     def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
         """One message with all rows of the batch (at least one)."""
         names = b",".join(self._names.of(batch.tag))
-        return b'%b,"tags":[%b],"t":%b,"v":%b%b}' % (
+        kinds = self._kinds.of(batch.tag) if batch.extra else ()
+        return b'%b,"tags":[%b]%b,"t":%b,"v":%b%b}' % (
             self._heads.head(stream, batch, historical),
             names,
+            b',"kind":[%b]' % b",".join(kinds) if _EVENT in kinds else b"",
             _times(batch),
             _values(batch),
             _rare(batch),
@@ -55,12 +61,21 @@ class JsonColumnsFormat:
         """One message per row, in order: the same schema with lists of one."""
         head = self._heads.head(stream, batch, historical) + b',"tags":['
         names = self._names.of(batch.tag)
+        kinds = self._kinds.of(batch.tag) if batch.extra else ()
+        if _EVENT in kinds:
+            names = [
+                name + b'],"kind":[' + kind if kind == _EVENT else name for name, kind in zip(names, kinds, strict=True)
+            ]
         columns = zip(names, microseconds(batch), value_fragments(batch), _rare_rows(batch), strict=True)
         return [b'%b%b],"t":[%b],"v":[%b]%b}' % (head, *columns_of_row) for columns_of_row in columns]
 
 
 def _name(tag: Tag) -> bytes:
     return orjson.dumps(tag.name)
+
+
+def _kind(tag: Tag) -> bytes:
+    return _EVENT if tag.event else NULL
 
 
 def _times(batch: Batch) -> bytes:

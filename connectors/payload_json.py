@@ -4,7 +4,8 @@
       {"tag":"temperature","t":1795343713695123,"v":21.37,"q":"good"},
       {"tag":"state","t":1795343713695123,"v":7,"q":"uncertain","status":1083179008,"arrival":true,"clock":"suspect"}]}
 
-(without the line breaks). `t` is source time in us since 1970 UTC. `status` stands only where it is not plain 0,
+(without the line breaks). `t` is source time in us since 1970 UTC. `"kind":"event"` stands behind `tag` where the value
+is an event's fields. `status` stands only where it is not plain 0,
 `arrival` only where the time is the gateway's own, `clock` only where a clock is in doubt: `suspect` (the machine's),
 `stepped` (the gateway's), `suspect+stepped`. Values: `connectors.payload_fragments`.
 
@@ -124,7 +125,8 @@ class JsonHeads:
 
 
 def _opening(tag: Tag) -> bytes:
-    return b'{"tag":%b,"t":' % orjson.dumps(tag.name)
+    kind = b',"kind":"event"' if tag.event else b""
+    return b'{"tag":%b%b,"t":' % (orjson.dumps(tag.name), kind)
 
 
 def _tails(batch: Batch, end: bytes) -> list[bytes]:

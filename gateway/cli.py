@@ -1,4 +1,4 @@
-"""The command line: run, check, plan, schema, demo, browse, buffer, gaps, version.
+"""The command line: run, check, plan, schema, demo, browse, write, call, audit, buffer, gaps, version.
 
 Exit codes: 0 done or stopped, 1 a command that could not do its work, 2 bad configuration or wrong use, 3 storage
 failed. What a command needs is imported inside it, so that `gateway version` answers at once.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway import cli_browse
+from gateway.cli_command import commands
 from gateway.command import (
     BAD_CONFIGURATION,
     STOPPED,
@@ -110,6 +111,7 @@ def demo(
 
 app.add_typer(cli_browse.app)
 
+app.add_typer(commands)
 buffers = typer.Typer(help="Look into the buffers on disk, also while the gateway runs.", no_args_is_help=True)
 app.add_typer(buffers, name="buffer")
 Route = Annotated[str, typer.Argument(help="Name of the route.", show_default=False)]

@@ -126,9 +126,11 @@ def _select(
 
 
 async def _browse(settings: OpcUaDevice, select: OpcUaSelect, data_dir: Path, output: _Output) -> None:
-    from connectors.opcua_browse import browse, session
+    from connectors.opcua_browse import browse, publishing, session
 
-    async with session(settings, data_dir) as opened:
+    insecure = settings.security == "none"
+    async with session(settings.opcua, insecure=insecure, auth=settings.auth, data_dir=data_dir) as client:
+        opened = publishing(client)
         found, missing = await browse(opened.request, select, _progress)
         complain(*(f"{name}: {why}" for name, why in missing.items()))
         if output.live:

@@ -72,7 +72,9 @@ def _devices(root: Item, broken: Collection[str]) -> Devices:
         if tags is None or not isinstance(tags.value, dict) or name in broken or LEARNING & {*device.value}:
             found[name] = None
         else:
-            found[name] = [Tag(name, tag) for tag in tags.value]
+            events = device.child("events")
+            streams = events.value if events and isinstance(events.value, dict) else ()
+            found[name] = [Tag(name, tag) for tag in (*tags.value, *streams)]
     return found
 
 

@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from connectors import load
+from pipelines.commands import WriteRule
 from pipelines.contracts import Stage
 from pipelines.quantities import Duration, Settings, Size, duration_ns, size_bytes
 from pipelines.stages import STAGES
@@ -57,6 +58,10 @@ class TagSettings(Protocol):
     def offset(self) -> float: ...
     @property
     def deadband(self) -> float: ...
+    @property
+    def write(self) -> WriteRule | None:
+        """Commands may write it; None: not."""
+        ...
 
 
 class DeviceSettings(Protocol):

@@ -26,6 +26,8 @@ class Tag:
     """What numbers mean, where they stand for something: (value, name) of an enumeration; (bit, name) of `bits`."""
     bits: bool = False
     """`labels` name single bits, 0 the least significant."""
+    event: bool = False
+    """A stream of events: each row is one, its value a structure of the event's fields."""
 
     @property
     def path(self) -> str:

@@ -16,8 +16,10 @@ from tests.services.kafka import Kafka
 from tests.services.libmodbus import LibmodbusServer
 from tests.services.link import Link
 from tests.services.milo import Milo
+from tests.services.milo_plant import MiloPlant
 from tests.services.mosquitto import Mosquitto
 from tests.services.node_opcua import NodeOpcua
+from tests.services.node_opcua_plant import NodePlant
 from tests.services.process import Service, ServiceMissing
 from tests.services.pymodbus_server import PymodbusServer
 from tests.services.tls import Certificates, make_certificates
@@ -92,6 +94,20 @@ def node_opcua() -> Iterator[NodeOpcua]:
     """The second foreign OPC UA server, shared, with user "operator" and password "secret"."""
     with made(lambda: NodeOpcua(user="operator", password="secret")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def node_plant() -> Iterator[NodePlant]:
+    """node-opcua with events, an alarm, variables to write and methods, shared."""
+    with made(NodePlant) as plant:
+        yield plant
+
+
+@pytest.fixture(scope="session")
+def milo_plant() -> Iterator[MiloPlant]:
+    """Eclipse Milo with events, variables to write and a method, shared."""
+    with made(MiloPlant) as plant:
+        yield plant
 
 
 @pytest.fixture

@@ -9,14 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.services import kafka, libmodbus, milo, mosquitto, node_opcua
+from tests.services import kafka, libmodbus, milo, milo_plant, mosquitto, node_opcua
 from tests.services.process import ServiceMissing
 
-SERVICES: dict[str, Callable[[], None]] = {
+SERVICES: dict[str, Callable[[], object]] = {
     "Mosquitto": mosquitto.install,
     "libmodbus server": libmodbus.install,
     "Apache Kafka": kafka.install,
     "Eclipse Milo server": milo.install,
+    "Eclipse Milo plant": milo_plant.install,
     "node-opcua server": node_opcua.install,
 }
 

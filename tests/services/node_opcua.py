@@ -15,9 +15,9 @@ _PACKAGE = _FILES / "package.json"
 Json = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
 
 
-def install() -> None:
-    """Installs node-opcua into the cache when it is absent. ServiceMissing when that cannot be."""
-    _install()
+def install() -> Path:
+    """Installs node-opcua into the cache when it is absent; the folder. ServiceMissing when that cannot be."""
+    return _install()
 
 
 class NodeOpcua(Service):

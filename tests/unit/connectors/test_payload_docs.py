@@ -61,3 +61,16 @@ def test_notices_are_bounded() -> None:
     assert first and json.loads(first.payload)["rows"] == 2
     status.put_back(first)
     assert status.next_notice() == first
+
+
+def test_the_events_example_is_what_is_sent() -> None:
+    """An alarm as `opcua_events` makes it, in `format: json`."""
+    examples = re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    example = next(json.loads(text) for text in examples if '"event"' in text)
+    tags = TagTable()
+    builder = BatchBuilder()
+    fields = example["samples"][0]["v"] | {"EventId": b"\0\1\2"}
+    builder.add(tags.add(Tag("press4", "alarms", event=True)), AT_NS, fields, Kind.EXTENSION_OBJECT)
+    batch = replace(builder.build(0, 1, AT_NS), seq=1235)
+    message = make_format("json", Identity("line1-gw"), tags).message("history", batch, False)
+    assert json.loads(message) == example

@@ -313,3 +313,26 @@ def test_columns_need_not_be_dense_nor_aligned(column: Any) -> None:
 def test_common_types_are_encoded_as_all_others(value: int | bytes | str, kind: int) -> None:
     """The short ways of `encode` give what `jsonable` says."""
     assert json.loads(encode(value, kind)) == json.loads(json.dumps(jsonable(value, kind)))
+
+
+@pytest.mark.parametrize("name", ["json", "json-columns", "msgpack"])
+def test_an_event_says_that_it_is_one(name: Any) -> None:
+    """`kind` stands beside an event's fields, alone and among values, and nowhere else."""
+    tags = TagTable()
+    alarms, text = tags.add(Tag("press4", "alarms", event=True)), tags.add(Tag("press4", "text"))
+    builder = BatchBuilder()
+    builder.add(alarms, TS_NS, {"EventId": b"\0", "Severity": 700}, Kind.EXTENSION_OBJECT)
+    builder.add(text, TS_NS, "x", Kind.STRING)
+    batch = replace(builder.build(0, 1, TS_NS), seq=1)
+    made = make_format(name, IDENTITY, tags)
+
+    def kinds(message: bytes) -> list[Any]:
+        parsed = msgpack.unpackb(message)["samples"] if name == "msgpack" else json.loads(message)
+        if name == "json":
+            return [sample.get("kind") for sample in parsed["samples"]]
+        return list(parsed["kind"]) if "kind" in parsed else [None] * len(parsed["v"])
+
+    assert kinds(made.message("h", batch, False)) == ["event", None]
+    assert [kinds(row) for row in made.rows("h", batch, False)] == [["event"], [None]]
+    without = made.message("h", batch.take(slice(1, None)), False)
+    assert kinds(without) == [None] and b"kind" not in without
