@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from connectors.opcua_requests import (
     status_name,
 )
 from connectors.opcua_resolve import resolve
-from connectors.opcua_resume import reason
+from connectors.opcua_resume import ResumingClient, reason
 from connectors.opcua_security import secure
 from connectors.opcua_select import OpcUaSelect
 from connectors.opcua_session import PublishSession
@@ -105,7 +106,7 @@ async def session(url: str, *, insecure: bool, auth: OpcUaAuth | None, data_dir:
 
     Raises NotConnected (or Permanent from `secure`) with one clear line.
     """
-    client = Client(url, timeout=TIMEOUT_S)
+    client = ResumingClient(url, TIMEOUT_S, None, logging.LoggerAdapter(logging.getLogger(__name__), {}))
     client.uaclient.session = PublishSession(client.uaclient, SystemClock(), TIMEOUT_S)
     if auth:
         client.set_user(auth.user)
