@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -25,9 +26,11 @@ from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
 from connectors.opcua_describe import Describer
+from connectors.opcua_directory import Directory
 from connectors.opcua_events import EventReader
 from connectors.opcua_link import Link, Opened, mapped
 from connectors.opcua_plan import plan_events
+from connectors.opcua_refresh import Refresh
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
@@ -44,6 +47,8 @@ from pipelines.tags import Tag, TagTable
 
 ROWS_MAX: Final = 1000
 """Rows of one batch: about 0.1 ms of decoding when they are numbers."""
+LEARNT_PER_TURN: Final = 500
+"""Tags that become known: about a millisecond."""
 OUTSTANDING_MIN: Final = 4
 ARM_TOGETHER: Final = 2
 """PublishRequests in one write: each wakes a core at the server and costs us 0.1 ms."""
@@ -95,19 +100,31 @@ class OpcUaSource:
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
         self._source_id = source_id
         self._clock = clock
-        self._names = list(settings.tags)
         self._tags = tags
         self._unfiltered: DeadbandStage | None = None  # what the server was to do and does not
-        self._tag_ids = np.array([tags.add(tag) for tag in _tags(name, settings)], dtype=np.uint32)
+        self._names: list[str] = []  # by client handle
+        self._tag_ids = np.zeros(0, dtype=np.uint32)
         self._upkeep = Upkeep(settings, data_dir, clock, self.counters, self._log)
         self._settings = settings.at(self._upkeep.servers.current)
-        self._new_link = partial(Link, name, clock=clock, data_dir=data_dir, counters=self.counters, log=self._log)
+        self._directory = Directory(name, settings, data_dir, self._log)
+        self._new_link = partial(
+            Link,
+            name,
+            directory=self._directory,
+            clock=clock,
+            data_dir=data_dir,
+            counters=self.counters,
+            log=self._log,
+        )
         self._link = self._new_link(self._settings)
         self._events = EventReader(name, plan_events(settings), tags)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
         self._describer = Describer(name, tags, clock, self.counters, self._log)
         self._held: Batch | None = None  # while its structures are read
+        self._refresh = Refresh(name, settings, clock, self._log, self._learn, self._created)
+        while self._learn():
+            pass
         self._number = 0
         self._how = ""
         self._arrival_ns = 0
@@ -121,26 +138,34 @@ class OpcUaSource:
 
     @property
     def faults(self) -> Mapping[str, str]:
-        return self._link.items.faults if self._link.items else {}
+        of_items = self._link.items.faults if self._link.items else {}
+        of_selection = self._directory.faults
+        if self._refresh.fault:
+            of_selection = {**of_selection, "select": self._refresh.fault}
+        return {**of_items, **of_selection} if of_selection else of_items
 
     @property
     def info(self) -> str:
         """How the present session came about, what is read from history, what is not as it should be."""
         link, upkeep = self._link, self._upkeep
         unfiltered = link.items.unfiltered.info if link.items else ""
-        beside = (self._backfill.info, unfiltered, self._describer.info, upkeep.info, link.server.info)
-        return "; ".join(filter(None, (self._how, *beside, *link.alarms)))
+        tags = (self._directory.info, self._backfill.info, unfiltered, self._describer.info)
+        return "; ".join(filter(None, (self._how, *tags, upkeep.info, link.server.info, *link.alarms)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
             await self._choose_server()
             opened = await self._link.open(durable=bool(resume))
+            while self._learn():  # noqa: ASYNC110  other tasks get a turn, nothing is waited for
+                await asyncio.sleep(0)
             await self._describe(waits=not opened.available)
             self._begin(opened, resume)
             await self._begin_backfill()
-            self._unfiltered = await self._deadband()
+            self._unfiltered = None
+            await self._apply_bands()
             assert self._link.session is not None
             await self._upkeep.begin(self._link.session, self._link.limits)
+            self._refresh.start(self._link)
         except BaseException as error:
             await self.close()
             as_contracted = mapped(error, self._settings)
@@ -177,10 +202,40 @@ class OpcUaSource:
         self._batches, self._held = iter(()), None
         self._due.clear()
         self._how = ""
+        await self._refresh.stop()
         await self._upkeep.stop()
         await self._backfill.stop()
         await self._describer.stop()
         await self._link.close()
+
+    def _learn(self) -> bool:
+        """Some of the tags that have become known, behind those that were; True: there are more.
+
+        One that a buffer has named already stays as it is.
+        """
+        known = len(self._names)
+        resolved = self._directory.resolved
+        tags = [*_tags(self.name, resolved.device, known, known + LEARNT_PER_TURN)]
+        learns = self._settings.learns_tags
+        added = [
+            found if learns and (found := self._tags.id_of(tag.path)) is not None else self._tags.add(tag)
+            for tag in tags
+        ]
+        names = [tag.name for tag in tags]
+        self._names += names
+        self._tag_ids = np.concatenate([self._tag_ids, np.array(added, dtype=np.uint32)])
+        self._backfill.grow(names, resolved.nodes)
+        if self._upkeep.heartbeat is not None:
+            self._upkeep.heartbeat.grow(resolved.device, names, resolved.nodes)
+        return len(self._names) < len(resolved.device.tags)
+
+    async def _created(self, new: range) -> None:
+        """There are items for tags that have become known: what the server says of them, what it does not filter."""
+        assert self._link.items is not None
+        if new:
+            nodes = self._link.items.nodes
+            self._describer.also([(int(self._tag_ids[item]), nodes[item]) for item in new])
+        await self._apply_bands()
 
     # --- connecting -------------------------------------------------------------------------------------------------
 
@@ -213,6 +268,10 @@ class OpcUaSource:
             lost = [item.handle for one in opened.created for item in one.items]
             if lost:
                 self._backfill.missed(lost, before_ns)
+            if self._settings.learns_tags and len(self._names) == len(self._settings.tags):
+                # Tags that a former process had learnt by other rules: which they were is not known any more.
+                now = self._clock.wall_ns()
+                self._ledger.note(Gap(Reason.DISCONNECTED, self.name, "", (), before_ns, now, None))
             if any(one.events for one in opened.created):
                 self._note(Reason.DISCONNECTED, self._events.names, before_ns)
         self._events.begin(self._link.items.events.unfiltered)
@@ -257,6 +316,7 @@ class OpcUaSource:
             self._due.popleft()  # only now: a cancelled read loses nothing
             return batches
         self._check_upkeep()
+        self._refresh.check()
         self._arm()
         if self._events.take_refresh(self._clock.mono_ns()):
             await link.items.events.refresh()
@@ -268,11 +328,10 @@ class OpcUaSource:
         except TimeoutError:
             if retry_s is None or retry_s > wait_s:
                 self._silent(SILENCE_KEEP_ALIVES * link.items.keep_alive_s)
-            await link.items.retry()
-            await link.save()
+            await link.retry()
             return iter(self._bad_rows())
         if body is None:
-            return iter(())
+            return iter(self._bad_rows())
         self._to_arm += 1
         return self._open_response(body)
 
@@ -294,6 +353,9 @@ class OpcUaSource:
         self._unproven.discard(response.subscription_id)
         step = self._streams.step(response)
         if step.foreign:
+            if self._is_further(response.subscription_id):
+                self._due.append(body)
+                return iter([PAUSE])
             self._not_ours(response)
         if step.late:
             self.counters.add("repeated_notifications")
@@ -304,6 +366,13 @@ class OpcUaSource:
             self._due.append(body)
             return iter(())
         return self._parts(body, response)
+
+    def _is_further(self, subscription_id: int) -> bool:
+        """A subscription that was made for learnt tags: known from now on, or as soon as its creation is answered."""
+        items = self._link.items
+        assert items is not None
+        made = next((one for one in items.subscriptions if one.id == subscription_id), None)
+        return items.subscribing if made is None else self._streams.add(made)
 
     async def _asked_again(self, ask: _Ask) -> Iterator[Batch]:
         """What the server kept of a notification that was not acknowledged (Part 4, 5.13.6)."""
@@ -329,6 +398,8 @@ class OpcUaSource:
 
     def _parts(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         self.counters.add("unread_notifications", response.skipped)
+        if response.events and self._refresh.changed(response.subscription_id):
+            response.events, response.skipped = [], 1  # there is nothing more in them
         if response.rows:
             return self._batches_of(body, response)
         if response.numbered:
@@ -429,14 +500,13 @@ class OpcUaSource:
             self._number -= 1
         return kept
 
-    async def _deadband(self) -> DeadbandStage | None:
+    async def _apply_bands(self) -> None:
         bands = await self._link.unfiltered_bands()
-        if not bands:
-            return None
-        stage = DeadbandStage(self._tags, absolute=0.0)
+        if bands and self._unfiltered is None:
+            self._unfiltered = DeadbandStage(self._tags, absolute=0.0)
         for index, band in bands.items():
-            stage.set_band(int(self._tag_ids[index]), *band)
-        return stage
+            assert self._unfiltered is not None
+            self._unfiltered.set_band(int(self._tag_ids[index]), *band)
 
     def _from_history(self) -> Batch | None:
         """One batch of what was missed, between two notifications."""
@@ -469,6 +539,8 @@ class OpcUaSource:
         builder = BatchBuilder()
         now = self._clock.wall_ns()
         for index, status in self._link.items.take_changed():
+            if self._upkeep.heartbeat is not None:
+                self._upkeep.heartbeat.bad(index, status)
             builder.add(int(self._tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
         for index, status in self._link.items.events.take_changed():
             builder.add(int(self._events.tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
@@ -542,8 +614,7 @@ class OpcUaSource:
         self._ledger.note(Gap(reason, self.name, "", tags, from_ns or self._arrival_ns or now, now, None))
 
 
-def _tags(device: str, settings: OpcUaDevice) -> list[Tag]:
-    return [
-        Tag(device, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband)
-        for name, tag in settings.tags.items()
-    ]
+def _tags(device: str, settings: OpcUaDevice, start: int, stop: int) -> Iterator[Tag]:
+    """From the handle `start` on."""
+    for name, tag in islice(settings.tags.items(), start, stop):
+        yield Tag(device, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband)
