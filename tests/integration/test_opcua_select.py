@@ -311,6 +311,51 @@ async def test_learnt_tags_outlive_the_process(server: Server, tmp_path: Path, m
         await second.stop()
 
 
+async def test_learnt_tags_get_further_subscriptions(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one is full another one is made, while the session goes on; a restart takes all of them over."""
+    monkeypatch.setattr(opcua_refresh, "SETTLE_S", 0.05)
+    await hall(server, "Full")
+    names = [f"Full.{letter}" for letter in "abcdefg"]
+    for name in names[:3]:
+        await add(server, "Full", name[-1], 1.0)
+    tags = {"own": "ns=2;s=Press.Temp", "fast": {"node": "ns=2;s=Motor.Speed", "every": "40ms"}}
+    select = {"include": "/Objects/Full/*", "refresh": 0}
+    device = settings(url(server), tags=tags, select=select, items_per_subscription=2, timeout="5s")
+    first = Rig(tmp_path / "first", device)
+    await first.start()
+    for name in names[:3]:
+        await first.has(1.0, name)
+    for name in names[3:5]:
+        await add(server, "Full", name[-1], 1.0)
+    await say_changed(server)
+    for name in names[3:5]:
+        await first.has(1.0, name)
+    assert "recreated" not in first.counted
+    kept = handles(first)
+    assert [*kept.values()] == [[1], [0, 2], [3, 4], [5, 6]]
+    await first.kill(tmp_path / "second")
+    await add(server, "Full", "f", 1.0)
+    second = Rig(tmp_path / "second", device)
+    try:
+        await second.start()
+        await second.has(1.0, "Full.f")
+        assert second.counted["reactivated"] == 1 and "recreated" not in second.counted and not second.notes
+        assert [*handles(second)][:4] == [*kept] and [*handles(second).values()][4:] == [[7]]
+        for name in names[:6]:
+            await node(server, name).write_value(2.0)
+            await second.has(2.0, name)
+    finally:
+        await second.stop()
+
+
+def handles(rig: Rig) -> dict[int, list[int]]:
+    """Subscription id -> its items' handles, in the order of the plan."""
+    subscriptions = rig.source._link.state.subscriptions
+    return {one.id: sorted(item.handle for item in one.items) for one in subscriptions if one is not None}
+
+
 async def test_other_rules_begin_anew(server: Server, tmp_path: Path) -> None:
     """The old tags are forgotten, the old subscription is gone from the server, and the ledger has the gap."""
     await hall(server, "Ruled")
