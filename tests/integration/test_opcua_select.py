@@ -392,7 +392,7 @@ async def test_node_opcua(node_opcua: NodeOpcua, collected: Make) -> None:
             select={"include": ["/Objects/Hall/*", "/Objects/Plant/*"], "exclude": "*Array", "refresh": 0},
         )
         await press.connect()
-        await press.until(lambda: len(press.values) == 23)
+        await press.until(lambda: len(press.values) == 33)
     assert pages
     pressure = press.tags.id_of("press/Hall.Pressure")
     assert pressure is not None
