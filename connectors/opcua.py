@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
+from connectors.opcua_batches import Batches
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
 from connectors.opcua_describe import Describer
@@ -36,13 +37,12 @@ from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_streams import Step, Streams
 from connectors.opcua_upkeep import Upkeep
-from pipelines.batch import Batch, BatchBuilder, Flag, Kind
+from pipelines.batch import Batch, BatchBuilder
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Transient
 from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.origin import LAST_PART, newest
-from pipelines.stage_deadband import DeadbandStage
 from pipelines.tags import Tag, TagTable
 
 ROWS_MAX: Final = 1000
@@ -98,13 +98,11 @@ class OpcUaSource:
         self.counters = Counters("source", name)
         self._ledger = NoLedger() if ledger is None else ledger
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
-        self._source_id = source_id
         self._clock = clock
         self._tags = tags
-        self._unfiltered: DeadbandStage | None = None  # what the server was to do and does not
         self._names: list[str] = []  # by client handle
-        self._tag_ids = np.zeros(0, dtype=np.uint32)
         self._upkeep = Upkeep(settings, data_dir, clock, self.counters, self._log)
+        self._make = Batches(source_id, tags, clock, self._upkeep.skew)
         self._settings = settings.at(self._upkeep.servers.current)
         self._directory = Directory(name, settings, data_dir, self._log)
         self._new_link = partial(
@@ -125,7 +123,6 @@ class OpcUaSource:
         self._refresh = Refresh(name, settings, clock, self._log, self._learn, self._created)
         while self._learn():
             pass
-        self._number = 0
         self._how = ""
         self._arrival_ns = 0
         self._heard_ns = 0  # monotonic: the last PublishResponse
@@ -161,8 +158,8 @@ class OpcUaSource:
             await self._describe(waits=not opened.available)
             self._begin(opened, resume)
             await self._begin_backfill()
-            self._unfiltered = None
-            await self._apply_bands()
+            self._make.forget_bands()
+            self._make.set_bands(await self._link.unfiltered_bands())
             assert self._link.session is not None
             await self._upkeep.begin(self._link.session, self._link.limits)
             self._refresh.start(self._link)
@@ -223,7 +220,7 @@ class OpcUaSource:
         ]
         names = [tag.name for tag in tags]
         self._names += names
-        self._tag_ids = np.concatenate([self._tag_ids, np.array(added, dtype=np.uint32)])
+        self._make.grow(added)
         self._backfill.grow(names, resolved.nodes)
         if self._upkeep.heartbeat is not None:
             self._upkeep.heartbeat.grow(resolved.device, names, resolved.nodes)
@@ -234,8 +231,8 @@ class OpcUaSource:
         assert self._link.items is not None
         if new:
             nodes = self._link.items.nodes
-            self._describer.also([(int(self._tag_ids[item]), nodes[item]) for item in new])
-        await self._apply_bands()
+            self._describer.also([(int(self._make.tag_ids[item]), nodes[item]) for item in new])
+        self._make.set_bands(await self._link.unfiltered_bands())
 
     # --- connecting -------------------------------------------------------------------------------------------------
 
@@ -283,7 +280,7 @@ class OpcUaSource:
     async def _describe(self, waits: bool) -> None:
         link = self._link
         assert link.session is not None and link.items is not None
-        tags = list(zip(self._tag_ids.tolist(), link.items.nodes, strict=False))  # events have none
+        tags = list(zip(self._make.tag_ids.tolist(), link.items.nodes, strict=False))  # events have none
         await self._describer.start(link.session, link.state.server_start, tags, waits=waits)
 
     async def _begin_backfill(self) -> None:
@@ -411,10 +408,10 @@ class OpcUaSource:
         arrival_ns = self._clock.wall_ns()
         parts: deque[Rows] = deque()
         try:
-            for part in self._rows_of(body, response, arrival_ns):
+            for rows in self._rows_of(body, response, arrival_ns):
                 if parts:
                     yield PAUSE
-                parts.append(part)
+                parts.append(rows)
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
@@ -422,9 +419,9 @@ class OpcUaSource:
         while parts:
             tag, columns, newest_ns, read = parts.popleft()
             left -= read
-            batch = self._worth_it(
-                self._batch(tag, columns, newest_ns, arrival_ns, response, number if left else LAST_PART)
-            )
+            part = number if left else LAST_PART
+            origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
+            batch = self._make.notified(tag, columns, origin, arrival_ns)
             number += 1
             some = some or batch is not None
             if not left:
@@ -438,7 +435,7 @@ class OpcUaSource:
     def _settle(self, response: PublishResponse, some: bool) -> None:
         """All parts are out: acknowledged when the last batch is safe, or at once where there was none."""
         if some:
-            self._streams.delivered(self._number, response.subscription_id, response.sequence_number)
+            self._streams.delivered(self._make.number, response.subscription_id, response.sequence_number)
         else:
             self._streams.acknowledge(response.subscription_id, response.sequence_number)
 
@@ -446,7 +443,7 @@ class OpcUaSource:
         """Values, then events, part by part."""
         for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
             handle, ts_ns = columns.handle, columns.ts_ns
-            if int(handle.max()) >= len(self._tag_ids):
+            if int(handle.max()) >= len(self._make.tag_ids):
                 raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
             overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
             if overflown.any():
@@ -455,100 +452,31 @@ class OpcUaSource:
             if self._upkeep.heartbeat is not None:
                 self._upkeep.heartbeat.live(columns)
             # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
-            yield self._tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), len(handle)
+            yield self._make.tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), len(handle)
         if response.events:
             for tag, columns, read in self._events.parts(body, response, arrival_ns):
                 yield tag, columns, 0, read  # their times say nothing of how far the values are
             if overflown_events := self._events.take_overflown():
                 self._overflown(overflown_events)
 
-    def _batch(
-        self,
-        tag: npt.NDArray[np.uint32],
-        columns: Columns,
-        newest_ns: int,
-        arrival_ns: int,
-        response: PublishResponse,
-        part: int,
-    ) -> Batch:
-        origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
-        ts_ns, flags = columns.ts_ns, columns.flags
-        if self._upkeep.skew.acts:
-            ts_ns, flags = self._upkeep.skew.applied(ts_ns, flags, arrival_ns)
-        self._number += 1
-        return Batch(
-            source_id=self._source_id,
-            number=self._number,
-            origin=origin,
-            received_ns=arrival_ns,
-            tag=tag,
-            ts_ns=ts_ns,
-            value=columns.value,
-            status=columns.status,
-            kind=columns.kind,
-            flags=flags,
-            extra=columns.extra or None,
-            clock=self._clock.state,
-        )
-
-    def _worth_it(self, batch: Batch) -> Batch | None:
-        """What the server would have reported, had it applied the deadband that it was asked for."""
-        if self._unfiltered is None:
-            return batch
-        kept = self._unfiltered.process(batch)
-        if kept is None:
-            self._number -= 1
-        return kept
-
-    async def _apply_bands(self) -> None:
-        bands = await self._link.unfiltered_bands()
-        if bands and self._unfiltered is None:
-            self._unfiltered = DeadbandStage(self._tags, absolute=0.0)
-        for index, band in bands.items():
-            assert self._unfiltered is not None
-            self._unfiltered.set_band(int(self._tag_ids[index]), *band)
-
     def _from_history(self) -> Batch | None:
         """One batch of what was missed, between two notifications."""
         found = self._backfill.take()
-        if found is None:
-            return None
-        item, rows = found
-        builder = BatchBuilder()
-        tag = int(self._tag_ids[item])
-        flags = Flag.MACHINE_CLOCK_SUSPECT if self._upkeep.skew.acts else 0
-        for ts_ns, value, kind, status in rows:
-            builder.add(tag, ts_ns, value, kind, status, flags)
-        return self._built(builder)
+        return None if found is None else self._make.of_history(*found)
 
     def _from_heartbeat(self) -> Batch | None:
-        """What the server failed to report."""
         late = self._upkeep.heartbeat.take() if self._upkeep.heartbeat is not None else []
-        if not late:
-            return None
-        builder = BatchBuilder()
-        now, suspect = self._clock.wall_ns(), Flag.MACHINE_CLOCK_SUSPECT if self._upkeep.skew.acts else 0
-        for item, ts_ns, value, kind, status in late:
-            flags = Flag.ARRIVAL_TIME if ts_ns is None else suspect
-            builder.add(int(self._tag_ids[item]), now if ts_ns is None else ts_ns, value, kind, status, flags)
-        return self._built(builder)
+        return self._make.of_late(late) if late else None
 
     def _bad_rows(self) -> list[Batch]:
-        """One row for each tag that has just turned out bad: its status, no value."""
+        """One row for each tag that has just turned out bad."""
         assert self._link.items is not None
-        builder = BatchBuilder()
-        now = self._clock.wall_ns()
-        for index, status in self._link.items.take_changed():
-            if self._upkeep.heartbeat is not None:
-                self._upkeep.heartbeat.bad(index, status)
-            builder.add(int(self._tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
-        for index, status in self._link.items.events.take_changed():
-            builder.add(int(self._events.tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
-        return [self._built(builder)] if len(builder) else []
-
-    def _built(self, builder: BatchBuilder) -> Batch:
-        self._number += 1
-        return builder.build(self._source_id, self._number, self._clock.wall_ns(), clock=self._clock.state)
+        bad = list(self._link.items.take_changed())
+        if self._upkeep.heartbeat is not None:
+            self._upkeep.heartbeat.bad(bad)
+        rows = [(int(self._make.tag_ids[item]), status) for item, status in bad]
+        rows += ((int(self._events.tag_ids[item]), status) for item, status in self._link.items.events.take_changed())
+        return self._make.of_bad(rows)
 
     def _arm(self) -> None:
         """Sends the PublishRequests that are due, some together; what may be acknowledged goes with the first."""

@@ -8,7 +8,7 @@ Changes that the server was told not to report (`server_deadband`, `trigger`) ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isnan
 from typing import Any, Final, NamedTuple
@@ -82,9 +82,10 @@ class Heartbeat:
         shortest = min(filter(None, (*self._after_ns.tolist(), self._learnt_after_ns)))
         return max(int(shortest) / LOOKS, LOOK_NS_MIN) / 1e9
 
-    def bad(self, item: int, status: int) -> None:
-        """An item that was delivered as bad, because it cannot be had."""
-        self._known[item], self._status[item] = True, status
+    def bad(self, items: Iterable[tuple[int, int]]) -> None:
+        """(item, status) of what is delivered as bad: it cannot be had."""
+        for item, status in items:
+            self._known[item], self._status[item] = True, status
 
     def begin(self) -> None:
         """A session begins: nobody is silent yet."""
