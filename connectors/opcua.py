@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -22,28 +23,32 @@ import numpy.typing as npt
 
 from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
+from connectors.opcua_batches import Batches
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
 from connectors.opcua_describe import Describer
+from connectors.opcua_directory import Directory
 from connectors.opcua_events import EventReader
 from connectors.opcua_link import Link, Opened, mapped
 from connectors.opcua_plan import plan_events
+from connectors.opcua_refresh import Refresh
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_streams import Step, Streams
 from connectors.opcua_upkeep import Upkeep
-from pipelines.batch import Batch, BatchBuilder, Flag, Kind
+from pipelines.batch import Batch, BatchBuilder
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Transient
 from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.origin import LAST_PART, newest
-from pipelines.stage_deadband import DeadbandStage
 from pipelines.tags import Tag, TagTable
 
 ROWS_MAX: Final = 1000
 """Rows of one batch: about 0.1 ms of decoding when they are numbers."""
+LEARNT_PER_TURN: Final = 500
+"""Tags that become known: about a millisecond."""
 OUTSTANDING_MIN: Final = 4
 ARM_TOGETHER: Final = 2
 """PublishRequests in one write: each wakes a core at the server and costs us 0.1 ms."""
@@ -93,22 +98,31 @@ class OpcUaSource:
         self.counters = Counters("source", name)
         self._ledger = NoLedger() if ledger is None else ledger
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
-        self._source_id = source_id
         self._clock = clock
-        self._names = list(settings.tags)
         self._tags = tags
-        self._unfiltered: DeadbandStage | None = None  # what the server was to do and does not
-        self._tag_ids = np.array([tags.add(tag) for tag in _tags(name, settings)], dtype=np.uint32)
+        self._names: list[str] = []  # by client handle
         self._upkeep = Upkeep(settings, data_dir, clock, self.counters, self._log)
+        self._make = Batches(source_id, tags, clock, self._upkeep.skew)
         self._settings = settings.at(self._upkeep.servers.current)
-        self._new_link = partial(Link, name, clock=clock, data_dir=data_dir, counters=self.counters, log=self._log)
+        self._directory = Directory(name, settings, data_dir, self._log)
+        self._new_link = partial(
+            Link,
+            name,
+            directory=self._directory,
+            clock=clock,
+            data_dir=data_dir,
+            counters=self.counters,
+            log=self._log,
+        )
         self._link = self._new_link(self._settings)
         self._events = EventReader(name, plan_events(settings), tags)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
         self._describer = Describer(name, tags, clock, self.counters, self._log)
         self._held: Batch | None = None  # while its structures are read
-        self._number = 0
+        self._refresh = Refresh(name, settings, clock, self._log, self._learn, self._created)
+        while self._learn():
+            pass
         self._how = ""
         self._arrival_ns = 0
         self._heard_ns = 0  # monotonic: the last PublishResponse
@@ -121,26 +135,34 @@ class OpcUaSource:
 
     @property
     def faults(self) -> Mapping[str, str]:
-        return self._link.items.faults if self._link.items else {}
+        of_items = self._link.items.faults if self._link.items else {}
+        of_selection = self._directory.faults
+        if self._refresh.fault:
+            of_selection = {**of_selection, "select": self._refresh.fault}
+        return {**of_items, **of_selection} if of_selection else of_items
 
     @property
     def info(self) -> str:
         """How the present session came about, what is read from history, what is not as it should be."""
         link, upkeep = self._link, self._upkeep
         unfiltered = link.items.unfiltered.info if link.items else ""
-        beside = (self._backfill.info, unfiltered, self._describer.info, upkeep.info, link.server.info)
-        return "; ".join(filter(None, (self._how, *beside, *link.alarms)))
+        tags = (self._directory.info, self._backfill.info, unfiltered, self._describer.info)
+        return "; ".join(filter(None, (self._how, *tags, upkeep.info, link.server.info, *link.alarms)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
             await self._choose_server()
             opened = await self._link.open(durable=bool(resume))
+            while self._learn():  # noqa: ASYNC110  other tasks get a turn, nothing is waited for
+                await asyncio.sleep(0)
             await self._describe(waits=not opened.available)
             self._begin(opened, resume)
             await self._begin_backfill()
-            self._unfiltered = await self._deadband()
+            self._make.forget_bands()
+            self._make.set_bands(await self._link.unfiltered_bands())
             assert self._link.session is not None
             await self._upkeep.begin(self._link.session, self._link.limits)
+            self._refresh.start(self._link)
         except BaseException as error:
             await self.close()
             as_contracted = mapped(error, self._settings)
@@ -177,10 +199,40 @@ class OpcUaSource:
         self._batches, self._held = iter(()), None
         self._due.clear()
         self._how = ""
+        await self._refresh.stop()
         await self._upkeep.stop()
         await self._backfill.stop()
         await self._describer.stop()
         await self._link.close()
+
+    def _learn(self) -> bool:
+        """Some of the tags that have become known, behind those that were; True: there are more.
+
+        One that a buffer has named already stays as it is.
+        """
+        known = len(self._names)
+        resolved = self._directory.resolved
+        tags = [*_tags(self.name, resolved.device, known, known + LEARNT_PER_TURN)]
+        learns = self._settings.learns_tags
+        added = [
+            found if learns and (found := self._tags.id_of(tag.path)) is not None else self._tags.add(tag)
+            for tag in tags
+        ]
+        names = [tag.name for tag in tags]
+        self._names += names
+        self._make.grow(added)
+        self._backfill.grow(names, resolved.nodes)
+        if self._upkeep.heartbeat is not None:
+            self._upkeep.heartbeat.grow(resolved.device, names, resolved.nodes)
+        return len(self._names) < len(resolved.device.tags)
+
+    async def _created(self, new: range) -> None:
+        """There are items for tags that have become known: what the server says of them, what it does not filter."""
+        assert self._link.items is not None
+        if new:
+            nodes = self._link.items.nodes
+            self._describer.also([(int(self._make.tag_ids[item]), nodes[item]) for item in new])
+        self._make.set_bands(await self._link.unfiltered_bands())
 
     # --- connecting -------------------------------------------------------------------------------------------------
 
@@ -213,6 +265,10 @@ class OpcUaSource:
             lost = [item.handle for one in opened.created for item in one.items]
             if lost:
                 self._backfill.missed(lost, before_ns)
+            if self._settings.learns_tags and len(self._names) == len(self._settings.tags):
+                # Tags that a former process had learnt by other rules: which they were is not known any more.
+                now = self._clock.wall_ns()
+                self._ledger.note(Gap(Reason.DISCONNECTED, self.name, "", (), before_ns, now, None))
             if any(one.events for one in opened.created):
                 self._note(Reason.DISCONNECTED, self._events.names, before_ns)
         self._events.begin(self._link.items.events.unfiltered)
@@ -224,7 +280,7 @@ class OpcUaSource:
     async def _describe(self, waits: bool) -> None:
         link = self._link
         assert link.session is not None and link.items is not None
-        tags = list(zip(self._tag_ids.tolist(), link.items.nodes, strict=False))  # events have none
+        tags = list(zip(self._make.tag_ids.tolist(), link.items.nodes, strict=False))  # events have none
         await self._describer.start(link.session, link.state.server_start, tags, waits=waits)
 
     async def _begin_backfill(self) -> None:
@@ -257,6 +313,7 @@ class OpcUaSource:
             self._due.popleft()  # only now: a cancelled read loses nothing
             return batches
         self._check_upkeep()
+        self._refresh.check()
         self._arm()
         if self._events.take_refresh(self._clock.mono_ns()):
             await link.items.events.refresh()
@@ -268,11 +325,10 @@ class OpcUaSource:
         except TimeoutError:
             if retry_s is None or retry_s > wait_s:
                 self._silent(SILENCE_KEEP_ALIVES * link.items.keep_alive_s)
-            await link.items.retry()
-            await link.save()
+            await link.retry()
             return iter(self._bad_rows())
         if body is None:
-            return iter(())
+            return iter(self._bad_rows())
         self._to_arm += 1
         return self._open_response(body)
 
@@ -294,6 +350,9 @@ class OpcUaSource:
         self._unproven.discard(response.subscription_id)
         step = self._streams.step(response)
         if step.foreign:
+            if self._is_further(response.subscription_id):
+                self._due.append(body)
+                return iter([PAUSE])
             self._not_ours(response)
         if step.late:
             self.counters.add("repeated_notifications")
@@ -304,6 +363,13 @@ class OpcUaSource:
             self._due.append(body)
             return iter(())
         return self._parts(body, response)
+
+    def _is_further(self, subscription_id: int) -> bool:
+        """A subscription that was made for learnt tags: known from now on, or as soon as its creation is answered."""
+        items = self._link.items
+        assert items is not None
+        made = next((one for one in items.subscriptions if one.id == subscription_id), None)
+        return items.subscribing if made is None else self._streams.add(made)
 
     async def _asked_again(self, ask: _Ask) -> Iterator[Batch]:
         """What the server kept of a notification that was not acknowledged (Part 4, 5.13.6)."""
@@ -329,6 +395,8 @@ class OpcUaSource:
 
     def _parts(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         self.counters.add("unread_notifications", response.skipped)
+        if response.events and self._refresh.changed(response.subscription_id):
+            response.events, response.skipped = [], 1  # there is nothing more in them
         if response.rows:
             return self._batches_of(body, response)
         if response.numbered:
@@ -340,10 +408,10 @@ class OpcUaSource:
         arrival_ns = self._clock.wall_ns()
         parts: deque[Rows] = deque()
         try:
-            for part in self._rows_of(body, response, arrival_ns):
+            for rows in self._rows_of(body, response, arrival_ns):
                 if parts:
                     yield PAUSE
-                parts.append(part)
+                parts.append(rows)
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
@@ -351,9 +419,9 @@ class OpcUaSource:
         while parts:
             tag, columns, newest_ns, read = parts.popleft()
             left -= read
-            batch = self._worth_it(
-                self._batch(tag, columns, newest_ns, arrival_ns, response, number if left else LAST_PART)
-            )
+            part = number if left else LAST_PART
+            origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
+            batch = self._make.notified(tag, columns, origin, arrival_ns)
             number += 1
             some = some or batch is not None
             if not left:
@@ -367,7 +435,7 @@ class OpcUaSource:
     def _settle(self, response: PublishResponse, some: bool) -> None:
         """All parts are out: acknowledged when the last batch is safe, or at once where there was none."""
         if some:
-            self._streams.delivered(self._number, response.subscription_id, response.sequence_number)
+            self._streams.delivered(self._make.number, response.subscription_id, response.sequence_number)
         else:
             self._streams.acknowledge(response.subscription_id, response.sequence_number)
 
@@ -375,7 +443,7 @@ class OpcUaSource:
         """Values, then events, part by part."""
         for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
             handle, ts_ns = columns.handle, columns.ts_ns
-            if int(handle.max()) >= len(self._tag_ids):
+            if int(handle.max()) >= len(self._make.tag_ids):
                 raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
             overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
             if overflown.any():
@@ -384,99 +452,31 @@ class OpcUaSource:
             if self._upkeep.heartbeat is not None:
                 self._upkeep.heartbeat.live(columns)
             # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
-            yield self._tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), len(handle)
+            yield self._make.tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), len(handle)
         if response.events:
             for tag, columns, read in self._events.parts(body, response, arrival_ns):
                 yield tag, columns, 0, read  # their times say nothing of how far the values are
             if overflown_events := self._events.take_overflown():
                 self._overflown(overflown_events)
 
-    def _batch(
-        self,
-        tag: npt.NDArray[np.uint32],
-        columns: Columns,
-        newest_ns: int,
-        arrival_ns: int,
-        response: PublishResponse,
-        part: int,
-    ) -> Batch:
-        origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
-        ts_ns, flags = columns.ts_ns, columns.flags
-        if self._upkeep.skew.acts:
-            ts_ns, flags = self._upkeep.skew.applied(ts_ns, flags, arrival_ns)
-        self._number += 1
-        return Batch(
-            source_id=self._source_id,
-            number=self._number,
-            origin=origin,
-            received_ns=arrival_ns,
-            tag=tag,
-            ts_ns=ts_ns,
-            value=columns.value,
-            status=columns.status,
-            kind=columns.kind,
-            flags=flags,
-            extra=columns.extra or None,
-            clock=self._clock.state,
-        )
-
-    def _worth_it(self, batch: Batch) -> Batch | None:
-        """What the server would have reported, had it applied the deadband that it was asked for."""
-        if self._unfiltered is None:
-            return batch
-        kept = self._unfiltered.process(batch)
-        if kept is None:
-            self._number -= 1
-        return kept
-
-    async def _deadband(self) -> DeadbandStage | None:
-        bands = await self._link.unfiltered_bands()
-        if not bands:
-            return None
-        stage = DeadbandStage(self._tags, absolute=0.0)
-        for index, band in bands.items():
-            stage.set_band(int(self._tag_ids[index]), *band)
-        return stage
-
     def _from_history(self) -> Batch | None:
         """One batch of what was missed, between two notifications."""
         found = self._backfill.take()
-        if found is None:
-            return None
-        item, rows = found
-        builder = BatchBuilder()
-        tag = int(self._tag_ids[item])
-        flags = Flag.MACHINE_CLOCK_SUSPECT if self._upkeep.skew.acts else 0
-        for ts_ns, value, kind, status in rows:
-            builder.add(tag, ts_ns, value, kind, status, flags)
-        return self._built(builder)
+        return None if found is None else self._make.of_history(*found)
 
     def _from_heartbeat(self) -> Batch | None:
-        """What the server failed to report."""
         late = self._upkeep.heartbeat.take() if self._upkeep.heartbeat is not None else []
-        if not late:
-            return None
-        builder = BatchBuilder()
-        now, suspect = self._clock.wall_ns(), Flag.MACHINE_CLOCK_SUSPECT if self._upkeep.skew.acts else 0
-        for item, ts_ns, value, kind, status in late:
-            flags = Flag.ARRIVAL_TIME if ts_ns is None else suspect
-            builder.add(int(self._tag_ids[item]), now if ts_ns is None else ts_ns, value, kind, status, flags)
-        return self._built(builder)
+        return self._make.of_late(late) if late else None
 
     def _bad_rows(self) -> list[Batch]:
-        """One row for each tag that has just turned out bad: its status, no value."""
+        """One row for each tag that has just turned out bad."""
         assert self._link.items is not None
-        builder = BatchBuilder()
-        now = self._clock.wall_ns()
-        for index, status in self._link.items.take_changed():
-            builder.add(int(self._tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
-        for index, status in self._link.items.events.take_changed():
-            builder.add(int(self._events.tag_ids[index]), now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
-        return [self._built(builder)] if len(builder) else []
-
-    def _built(self, builder: BatchBuilder) -> Batch:
-        self._number += 1
-        return builder.build(self._source_id, self._number, self._clock.wall_ns(), clock=self._clock.state)
+        bad = list(self._link.items.take_changed())
+        if self._upkeep.heartbeat is not None:
+            self._upkeep.heartbeat.bad(bad)
+        rows = [(int(self._make.tag_ids[item]), status) for item, status in bad]
+        rows += ((int(self._events.tag_ids[item]), status) for item, status in self._link.items.events.take_changed())
+        return self._make.of_bad(rows)
 
     def _arm(self) -> None:
         """Sends the PublishRequests that are due, some together; what may be acknowledged goes with the first."""
@@ -542,8 +542,7 @@ class OpcUaSource:
         self._ledger.note(Gap(reason, self.name, "", tags, from_ns or self._arrival_ns or now, now, None))
 
 
-def _tags(device: str, settings: OpcUaDevice) -> list[Tag]:
-    return [
-        Tag(device, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband)
-        for name, tag in settings.tags.items()
-    ]
+def _tags(device: str, settings: OpcUaDevice, start: int, stop: int) -> Iterator[Tag]:
+    """From the handle `start` on."""
+    for name, tag in islice(settings.tags.items(), start, stop):
+        yield Tag(device, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband)

@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from connectors import opcua_requests
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_gaps import GAPS_MAX, WAITING_MAX, Gap, History, Int64s, named
 from connectors.opcua_history import Row
@@ -38,18 +37,27 @@ class Backfill:
         self.info = ""
         self._name = name
         self._budget_s = settings.backfill / 1e9
-        self._names = list(settings.tags)
-        self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
+        self._names: list[str] = []
+        self._nodes: list[bytes] = []
         self._clock = clock
         self._ledger = ledger
         self._counters = counters
         self._log = log
-        self._newest_ns: Int64s = np.zeros(len(self._names), dtype=np.int64)  # per client handle, by this process
+        self._newest_ns: Int64s = np.zeros(0, dtype=np.int64)  # per client handle, by this process
         self._gaps: deque[Gap] = deque()
         self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting: deque[tuple[int, Sequence[Row]]] = deque()
         self._room = asyncio.Event()
+
+    def grow(self, names: Sequence[str], nodes: list[bytes]) -> None:
+        """`names` stand behind those that are known; `nodes` are all, as they are now."""
+        more = len(names)
+        self._names += names
+        self._nodes = nodes
+        self._newest_ns = np.pad(self._newest_ns, (0, more))
+        for gap in self._gaps:
+            gap.grow(more)
 
     def live(self, handle: npt.NDArray[np.uint32], ts_ns: Int64s) -> None:
         """Values that were just collected, in order."""

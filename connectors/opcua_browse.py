@@ -1,160 +1,252 @@
-"""Looks around in a server's address space and prints a `tags:` block that can be pasted under a device."""
+"""Looks around in a server's address space for `gateway browse`: what a selection means there, with present values."""
 
 from __future__ import annotations
 
+import logging
 import re
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from asyncua import Client, ua
 
-from connectors.opcua_client import SecureClient
+from connectors import opcua_names, opcua_requests
+from connectors.opcua_address import is_plain, path_text, with_uri
+from connectors.opcua_binary import Cursor, DecodeError
+from connectors.opcua_definitions import unit_of
+from connectors.opcua_directory import look
+from connectors.opcua_limits import Limits, Service
+from connectors.opcua_requests import (
+    ATTRIBUTE_VALUE,
+    READ_RESPONSE,
+    Request,
+    ServiceError,
+    encode_node_id,
+    expect,
+    response_body,
+    status_name,
+)
+from connectors.opcua_resolve import namespace_array, resolve
+from connectors.opcua_resume import ResumingClient, reason
 from connectors.opcua_security import Access, refusal, secure
-from connectors.opcua_settings import OpcUaAuth, OpcUaSecurity
+from connectors.opcua_select import OpcUaSelect
+from connectors.opcua_servers import identify
+from connectors.opcua_session import PublishSession
+from connectors.opcua_settings import OpcUaDevice
+from connectors.opcua_types import Types
+from connectors.opcua_walk import Progress
+from pipelines.batch import ARRAY, GOOD, Kind
+from pipelines.clock import SystemClock
 from pipelines.errors import NotConnected
 
-NODES_PER_CALL: Final = 100
-DEPTH_MAX: Final = 20
-_PLAIN_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+TIMEOUT_S: Final = 10.0
+NODES_PER_STEP: Final = 500
+VALUE_MAX: Final = 60
+"""Characters of a value that are shown."""
+_log: Final = logging.LoggerAdapter(logging.getLogger(__name__), {})
+_PLAIN: Final = re.compile(r"[A-Za-z_][\w=;.:/|()$&~-]*")
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Variable:
-    """A variable node: `path` holds the browse names from the root on, `value` is None where it cannot be read."""
+class Value:
+    """What a variable has now."""
 
-    path: tuple[str, ...]
-    node: str
+    kind: int
+    """Built-in type, with ARRAY for an array; 0 where there is no value."""
     value: Any
+    status: int
+
+    @property
+    def type(self) -> str:
+        """`Double`, `Int32[]`; empty where there is no value."""
+        kind = self.kind & ~ARRAY
+        if not kind:
+            return ""
+        name = ua.VariantType(kind).name
+        return f"{name}[]" if self.kind & ARRAY else str(name)
+
+    @property
+    def text(self) -> str:
+        """On one line, cut where it is long."""
+        if self.kind == Kind.NULL:
+            return "no value" if self.status == GOOD else status_name(self.status)
+        shown = str((_EPOCH + timedelta(microseconds=self.value // 1000)).isoformat()) if self._is_time else self._plain
+        shown = "".join(letter if letter.isprintable() else " " for letter in shown)
+        return shown if len(shown) <= VALUE_MAX else shown[: VALUE_MAX - 3] + "..."
+
+    @property
+    def _is_time(self) -> bool:
+        return self.kind == Kind.DATETIME and abs(self.value) < 2**63
+
+    @property
+    def _plain(self) -> str:
+        if isinstance(self.value, bool):
+            return str(self.value).lower()
+        return self.value.hex() if isinstance(self.value, bytes) else str(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A variable that was found."""
+
+    name: str
+    """Of the tag that `select:` makes of it."""
+    path: tuple[str, ...]
+    """Its names from Objects on, each as a browse path spells it, without the `/`."""
+    node: str
+    uri: str
+    """The node id with its namespace's URI."""
+    unit: str
+    value: Value
 
 
 @asynccontextmanager
 async def session(url: str, access: Access, data_dir: Path) -> AsyncIterator[Client]:
-    """A session to look around in, or for commands. Raises NotConnected, Permanent with one clear line."""
-    client = SecureClient(url, timeout=10)
+    """A session to look around in, or for commands; `client.uaclient.session` is a PublishSession.
+
+    Raises NotConnected, Permanent with one clear line.
+    """
+    client = ResumingClient(url, TIMEOUT_S, None, _log)
+    opened = client.uaclient.session = PublishSession(client.uaclient, SystemClock(), TIMEOUT_S)
     try:
         await secure(client, data_dir, access)
         await client.connect()
+        opened.request_bytes_max = client.request_bytes_max
     except ua.UaStatusCodeError as error:
         client.disconnect_socket()
         raise NotConnected(f"{url}: {refusal(error) or error}") from error
     except (OSError, TimeoutError, ua.UaError) as error:
         client.disconnect_socket()
-        raise NotConnected(f"{url}: {str(error) or 'no answer within 10 s'}") from error
+        raise NotConnected(f"{url}: {str(error) or f'no answer within {TIMEOUT_S:g} s'}") from error
     except BaseException:
         client.disconnect_socket()
         raise
     try:
         yield client
+    except (ServiceError, DecodeError, TimeoutError, OSError, ua.UaError) as error:
+        raise NotConnected(f"{url}: {reason(error)}") from error
     finally:
         await client.disconnect()
 
 
+async def resolved(client: Client, device: OpcUaDevice) -> tuple[dict[str, str], dict[str, str]]:
+    """(address -> node id, address -> why there is none) of a device's tags. Raises NotConnected, TimeoutError."""
+    addresses = {tag.node for tag in device.tags.values()}
+    if all(map(is_plain, addresses)):
+        return {address: address for address in addresses}, {}
+    opened = publishing(client)
+    try:
+        limits, namespaces = await limits_of(opened), await namespace_array(opened.request)
+        return await resolve(opened.request, addresses, namespaces, limits)
+    except (ServiceError, DecodeError) as error:
+        raise NotConnected(f"{device.opcua}: {reason(error)}") from error
+
+
+def publishing(client: Client) -> PublishSession:
+    """The session of a client that `session` has made."""
+    return cast(PublishSession, client.uaclient.session)
+
+
 async def browse(
-    url: str, *, root: str | None, limit: int, insecure: bool, auth: OpcUaAuth | None, data_dir: Path
-) -> str:
-    """What `gateway browse` prints. Raises NotConnected, Permanent."""
-    access = Access(None if insecure else OpcUaSecurity(), auth)
-    async with session(url, access, data_dir) as client:
-        return tags_block(await variables(client, root, limit))
+    opened: PublishSession, select: OpcUaSelect, progress: Progress = lambda _, __: None
+) -> tuple[list[Seen], dict[str, str]]:
+    """The variables that `select` means, and what of it the server does not have. Raises what requests raise."""
+    request, limits = opened.request, await limits_of(opened)
+    namespaces = await namespace_array(request)
+    walked, missing = await look(request, select, namespaces, limits, progress)
+    nodes = [one.node for one in walked.variables]
+    uris = [with_uri(node, namespaces) for node in nodes]
+    names = opcua_names.names([(one.path, uri) for one, uri in zip(walked.variables, uris, strict=True)])
+    units = await _units(opened, nodes)
+    values = await present(request, nodes, limits)
+    paths = [tuple(path_text([step])[1:] for step in one.path) for one in walked.variables]
+    return [Seen(*fields) for fields in zip(names, paths, nodes, uris, units, values, strict=True)], missing
 
 
-async def variables(client: Client, root: str | None, limit: int) -> list[Variable]:
-    """At most `limit` variables below `root`, breadth first; default: the Objects folder without the Server object."""
-    start = client.get_node(root) if root else client.nodes.objects
-    found: list[tuple[tuple[str, ...], ua.NodeId]] = []
-    seen = {start.nodeid, ua.NodeId(ua.Int32(ua.ObjectIds.Server))}
-    level: list[tuple[tuple[str, ...], ua.NodeId]] = [((), start.nodeid)]
-    for _ in range(DEPTH_MAX):
-        below: list[tuple[tuple[str, ...], ua.NodeId]] = []
-        for at in range(0, len(level), NODES_PER_CALL):
-            for path, reference in await _children(client, level[at : at + NODES_PER_CALL]):
-                node = ua.NodeId(reference.NodeId.Identifier, reference.NodeId.NamespaceIndex)
-                if node in seen:
-                    continue
-                seen.add(node)
-                below.append((path, node))
-                # What the standard itself puts below Objects (aliases, locations) is nobody's measurement.
-                wanted = root is not None or node.NamespaceIndex > 0
-                if wanted and reference.NodeClass == ua.NodeClass.Variable:
-                    found.append((path, node))
-        level = below
-        if not level or len(found) >= limit:
-            break
-    return await _with_values(client, found[:limit])
+async def limits_of(opened: PublishSession) -> Limits:
+    """What the server takes in one call. Raises what the session raises."""
+    limits = Limits(_log)
+    await limits.learn(opened)
+    await identify(opened, limits)
+    return limits
 
 
-async def _children(
-    client: Client, parents: list[tuple[tuple[str, ...], ua.NodeId]]
-) -> list[tuple[tuple[str, ...], ua.ReferenceDescription]]:
-    """Hierarchical references of many nodes in one call, continuation points followed (Part 4, 5.8.2)."""
-    description = {
-        "BrowseDirection": ua.BrowseDirection.Forward,
-        "ReferenceTypeId": ua.NodeId(ua.Int32(ua.ObjectIds.HierarchicalReferences)),
-        "IncludeSubtypes": True,
-        "NodeClassMask": ua.NodeClass.Object | ua.NodeClass.Variable,
-        "ResultMask": ua.BrowseResultMask.All,
+async def _units(opened: PublishSession, nodes: Sequence[str]) -> list[str]:
+    """Engineering units, empty where there is none. Raises what requests raise."""
+    types, units = Types(_log), list[str]()
+    for at in range(0, len(nodes), NODES_PER_STEP):
+        found = await types.properties(opened, nodes[at : at + NODES_PER_STEP])
+        units += (unit_of(properties.get("EngineeringUnits")) for properties in found)
+    return units
+
+
+async def present(request: Request, nodes: Sequence[str], limits: Limits) -> list[Value]:
+    """The values that some variables have now. Raises what requests raise."""
+
+    async def read(part: Sequence[str]) -> list[Value]:
+        encoded = [encode_node_id(node) for node in part]
+        body = await request(partial(opcua_requests.read, nodes=encoded, attribute=ATTRIBUTE_VALUE))
+        return expect([*_values(body)], len(part))
+
+    return await limits.in_parts(Service.READ, nodes, read)
+
+
+def _values(body: bytes) -> Iterator[Value]:
+    """ReadResponse -> values; of a DataValue its times are passed over (Part 6, 5.2.2.17)."""
+    cursor = response_body(body, READ_RESPONSE)
+    for _ in range(cursor.count(1)):
+        mask = cursor.byte()
+        kind, value = cursor.variant() if mask & 1 else (int(Kind.NULL), None)
+        status = cursor.uint32() if mask & 2 else GOOD
+        _skip_times(cursor, mask)
+        yield Value(kind, value, status)
+
+
+def _skip_times(cursor: Cursor, mask: int) -> None:
+    for bit, size in ((4, 8), (0x10, 2), (8, 8), (0x20, 2)):
+        if mask & bit:
+            cursor.skip(size)
+
+
+def tags_block(found: Iterable[Seen], *, by_index: bool = False) -> Iterator[str]:
+    """The lines of a `tags:` block, to be pasted under a device; `by_index`: node ids without URIs, shorter."""
+    yield "tags:"
+    for seen in found:
+        node = _quoted(seen.node if by_index else seen.uri)
+        address = f"{{node: {node}, unit: {_quoted(seen.unit)}}}" if seen.unit else node
+        about = ", ".join(filter(None, (seen.value.type, seen.value.text)))
+        yield f"  {_quoted(seen.name)}: {address}  # {about}"
+
+
+def as_json(seen: Seen) -> Mapping[str, Any]:
+    """For programs: the value as text, as people see it."""
+    return {
+        "name": seen.name,
+        "path": "/" + "/".join(seen.path),
+        "node": seen.node,
+        "uri": seen.uri,
+        "type": seen.value.type,
+        "unit": seen.unit,
+        "value": seen.value.text,
+        "status": seen.value.status,
     }
-    nodes = [ua.BrowseDescription(NodeId=node, **description) for _, node in parents]
-    session = client.uaclient.session
-    results = await session.browse(ua.BrowseParameters(NodesToBrowse=nodes))
-    children = []
-    for (path, _), result in zip(parents, results, strict=True):
-        page = result
-        while True:
-            children += [((*path, ref.BrowseName.Name or "?"), ref) for ref in page.References or []]
-            if not page.ContinuationPoint:
-                break
-            [page] = await session.browse_next(ua.BrowseNextParameters(ContinuationPoints=[page.ContinuationPoint]))
-    return children
 
 
-async def _with_values(client: Client, found: list[tuple[tuple[str, ...], ua.NodeId]]) -> list[Variable]:
-    values: list[Any] = []
-    for at in range(0, len(found), NODES_PER_CALL):
-        nodes = [node for _, node in found[at : at + NODES_PER_CALL]]
-        read = await client.uaclient.session.read_attributes(nodes, ua.AttributeIds.Value)
-        values += [value.Value for value in read]
-    return [Variable(path, node.to_string(), value) for (path, node), value in zip(found, values, strict=True)]
+def _quoted(text: str) -> str:
+    """As YAML takes it for text, also within braces."""
+    words = ("true", "false", "null", "yes", "no", "on", "off")
+    if _PLAIN.fullmatch(text) and not text.endswith(":") and text.lower() not in words:
+        return text
+    return '"' + "".join(_ESCAPES.get(letter) or _printable(letter) for letter in text) + '"'
 
 
-def tags_block(found: list[Variable]) -> str:
-    """The `tags:` block for these variables: names are as short as they can be without being ambiguous."""
-    lines = ["tags:"]
-    for name, variable in zip(_names([v.path for v in found]), found, strict=True):
-        key = name if _PLAIN_KEY.fullmatch(name) else f'"{name}"'
-        lines.append(f"  {key}: {_quoted(variable.node)}{_comment(variable.value)}")
-    return "\n".join(lines)
+_ESCAPES: Final = {'"': '\\"', "\\": "\\\\"}
 
 
-def _names(paths: list[tuple[str, ...]]) -> list[str]:
-    """Each path's last parts, joined by dots: as many as it takes to be unique; numbered where the path is not."""
-    names = [_clean(path[-1:]) for path in paths]
-    for parts in range(2, DEPTH_MAX + 1):
-        counts = Counter(names)
-        if max(counts.values(), default=1) == 1:
-            return names
-        names = [_clean(path[-parts:]) if counts[name] > 1 else name for name, path in zip(names, paths, strict=True)]
-    taken: dict[str, int] = {}
-    for index, name in enumerate(names):
-        taken[name] = taken.get(name, 0) + 1
-        names[index] = name if taken[name] == 1 else f"{name}_{taken[name]}"
-    return names
-
-
-def _clean(parts: tuple[str, ...]) -> str:
-    return ".".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
-
-
-def _quoted(node: str) -> str:
-    return node if re.fullmatch(r"[\w=;.,|/()$-]+", node) else "'" + node.replace("'", "''") + "'"
-
-
-def _comment(value: Any) -> str:
-    if value is None or value.Value is None:
-        return ""
-    shown = str(value.Value).replace("\n", " ")
-    return f"  # {value.VariantType.name}{'[]' if value.is_array else ''}, {shown[:40]}"
+def _printable(letter: str) -> str:
+    return letter if letter.isprintable() else f"\\U{ord(letter):08x}"

@@ -56,6 +56,7 @@ class Describer:
         self._described: set[int] = set()  # tag ids
         self._session: Session | None = None
         self._task: asyncio.Task[None] | None = None
+        self._later: asyncio.Task[None] | None = None
         self._typed = asyncio.Event()
 
     @property
@@ -86,12 +87,20 @@ class Describer:
             await self._typed.wait()
             await asyncio.wait([self._task], timeout=PATIENCE_S)
 
+    def also(self, tags: Sequence[tuple[int, bytes]]) -> None:
+        """Likewise, of tags that have become known since; beside the live values, after what is under way."""
+        assert self._session is not None and self._task is not None
+        after = self._later or self._task
+        self._later = asyncio.create_task(self._learn_after(after, self._session, tags), name=f"more {self._name}")
+
     async def stop(self) -> None:
         """Idempotent."""
-        task, self._task, self._session = self._task, None, None
-        if task is not None:
+        tasks = [task for task in (self._task, self._later) if task is not None]
+        self._task = self._later = self._session = None
+        for task in tasks:
             task.cancel()
-            await asyncio.wait([task])
+        if tasks:
+            await asyncio.wait(tasks)
         self._typed.set()
 
     def has_objects(self, batch: Batch) -> bool:
@@ -137,6 +146,12 @@ class Describer:
                 error,
             )
             return False
+
+    async def _learn_after(
+        self, before: asyncio.Task[None], session: Session, tags: Sequence[tuple[int, bytes]]
+    ) -> None:
+        await before  # cancelled with this one
+        await self._learn(session, tags)
 
     async def _learn(self, session: Session, tags: Sequence[tuple[int, bytes]]) -> None:
         try:

@@ -63,6 +63,11 @@ class Gap:
         if before_ns is not None:
             self.closed.set()
 
+    def grow(self, more: int) -> None:
+        """Items that were not there yet; nothing of them is missing."""
+        self.after_ns = np.pad(self.after_ns, (0, more))
+        self.before_ns = np.pad(self.before_ns, (0, more))
+
     def live(self, handle: npt.NDArray[np.uint32], ts_ns: Int64s) -> None:
         """Values that were just collected, in order: the first of an item ends the gap for it."""
         if self.closed.is_set():

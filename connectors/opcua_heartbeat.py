@@ -8,7 +8,7 @@ Changes that the server was told not to report (`server_deadband`, `trigger`) ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import isnan
 from typing import Any, Final, NamedTuple
@@ -46,25 +46,46 @@ class Late(NamedTuple):
 class Heartbeat:
     """Of a device where some tag has a `heartbeat`; `begin` for each session. Arrays are by client handle."""
 
-    def __init__(self, settings: OpcUaDevice, clock: Clock, counters: Counters, log: Log) -> None:
-        tags = list(settings.tags.values())
-        self._names = list(settings.tags)
-        self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in tags]
-        self._filters = [settings.filter_of(tag) for tag in tags]
+    def __init__(self, learnt_after_ns: int, clock: Clock, counters: Counters, log: Log) -> None:
+        """`learnt_after_ns`: how long tags may be silent that become known later; 0: for ever."""
+        self._learnt_after_ns = learnt_after_ns
+        self._names: list[str] = []
+        self._nodes: Sequence[bytes] = ()
+        self._filters: list[Filter] = []
         self._clock, self._counters, self._log = clock, counters, log
-        self._after_ns = np.array([settings.heartbeat_ns(tag) for tag in tags], dtype=np.int64)
-        self._grace_s = [(settings.sampling_ns(tag) + 2 * settings.publishing_ns(tag) + GRACE_NS) / 1e9 for tag in tags]
-        self._heard_ns = np.zeros(len(tags), dtype=np.int64)  # monotonic
-        self._known = np.zeros(len(tags), dtype=np.bool_)  # by this process
-        self._value: npt.NDArray[np.float64] = np.zeros(len(tags))
-        self._status = np.zeros(len(tags), dtype=np.uint32)
+        self._after_ns = np.zeros(0, dtype=np.int64)
+        self._grace_s: list[float] = []
+        self._heard_ns = np.zeros(0, dtype=np.int64)  # monotonic
+        self._known = np.zeros(0, dtype=np.bool_)  # by this process
+        self._value: npt.NDArray[np.float64] = np.zeros(0)
+        self._status = np.zeros(0, dtype=np.uint32)
         self._extra: dict[int, Any] = {}
         self._late: list[Late] = []
+
+    def grow(self, device: OpcUaDevice, names: Sequence[str], nodes: Sequence[bytes]) -> None:
+        """`names` stand behind those that are known; `nodes` are all, as they are now."""
+        tags = [device.tags[name] for name in names]
+        self._names += names
+        self._nodes = nodes
+        self._filters += map(device.filter_of, tags)
+        self._grace_s += ((device.sampling_ns(tag) + 2 * device.publishing_ns(tag) + GRACE_NS) / 1e9 for tag in tags)
+        after_ns = np.array([device.heartbeat_ns(tag) for tag in tags], dtype=np.int64)
+        self._after_ns = np.concatenate([self._after_ns, after_ns])
+        self._heard_ns = np.pad(self._heard_ns, (0, len(tags)), constant_values=self._clock.mono_ns())
+        self._known = np.pad(self._known, (0, len(tags)))
+        self._value = np.pad(self._value, (0, len(tags)))
+        self._status = np.pad(self._status, (0, len(tags)))
 
     @property
     def every_s(self) -> float:
         """How often `look` is due."""
-        return max(int(self._after_ns[self._after_ns > 0].min()) / LOOKS, LOOK_NS_MIN) / 1e9
+        shortest = min(filter(None, (*self._after_ns.tolist(), self._learnt_after_ns)))
+        return max(int(shortest) / LOOKS, LOOK_NS_MIN) / 1e9
+
+    def bad(self, items: Iterable[tuple[int, int]]) -> None:
+        """(item, status) of what is delivered as bad: it cannot be had."""
+        for item, status in items:
+            self._known[item], self._status[item] = True, status
 
     def begin(self) -> None:
         """A session begins: nobody is silent yet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from connectors import opcua_requests
 from connectors.opcua_event_items import EVENTS_PER_MESSAGE, EventItems
 from connectors.opcua_filters import NOTHING, REFUSED, Unfiltered, encoded
 from connectors.opcua_limits import Limits, Service
-from connectors.opcua_plan import PlannedItem, PlannedSubscription
+from connectors.opcua_plan import PlannedItem, PlannedSubscription, Resolved
 from connectors.opcua_requests import (
     ATTRIBUTE_DATA_TYPE,
     ATTRIBUTE_VALUE_RANK,
@@ -23,8 +23,7 @@ from connectors.opcua_requests import (
     status_name,
 )
 from connectors.opcua_session import PublishSession
-from connectors.opcua_settings import OpcUaDevice
-from connectors.opcua_state import MonitoredItem, Subscription
+from connectors.opcua_state import MonitoredItem, Subscription, aligned
 from pipelines.batch import GOOD
 from pipelines.clock import Clock
 
@@ -40,8 +39,7 @@ class MonitoredItems:
     def __init__(
         self,
         session: PublishSession,
-        settings: OpcUaDevice,
-        plan: Sequence[PlannedSubscription],
+        resolved: Resolved,
         limits: Limits,
         clock: Clock,
         log: logging.LoggerAdapter[logging.Logger],
@@ -49,24 +47,25 @@ class MonitoredItems:
         self._log = log
         self._session = session
         self._clock = clock
-        self._plan = plan
-        self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
+        self._resolved = resolved
         self._limits = limits
         self._bad: dict[int, tuple[Subscription, PlannedItem]] = {}  # index -> its subscription, item
         self._known: dict[int, MonitoredItem] = {}  # by index
         self._changed: list[int] = []
         self._retry_s = RETRY_FIRST_S
         self._retry_at_ns = 0
-        self._types: list[int] = []
+        self._types: dict[int, int] = {}  # built-in, by index
         self.unfiltered = Unfiltered()
         self.subscriptions: list[Subscription] = []
+        self.subscribing = False
+        """The server has been asked for one: its notifications may come before the answer is read."""
         self.faults: dict[str, str] = {}
         self.events = EventItems(session, log, self.faults)
 
     @property
     def nodes(self) -> Sequence[bytes]:
         """The encoded node id of each item, by index."""
-        return self._nodes
+        return self._resolved.nodes
 
     @property
     def keep_alive_s(self) -> float:
@@ -79,9 +78,8 @@ class MonitoredItems:
         Returns what was created. A bad item becomes a fault, never an error. Raises NotConnected, TimeoutError,
         ServiceError, ua.UaError.
         """
-        columns = [] if all(kept) else await self._column_keys()
         created = []
-        for planned, subscription in zip(self._plan, kept, strict=True):
+        for planned, subscription in zip(self._resolved.plan, kept, strict=True):
             if subscription is not None:
                 self._adopt(subscription, planned.items)
                 if planned.events:
@@ -91,18 +89,51 @@ class MonitoredItems:
             created.append(made)
             if planned.events:
                 await self.events.create(made, planned.events)
-            # Values of one type in a row are decoded as one column, so they are created in a row.
-            await self._create_items(made, sorted(planned.items, key=lambda item: columns[item.index]))
-        self._schedule_retry()
+        await self.create_missing()
         return created
 
     def without_filters(self) -> None:
         """The server is known to refuse them: none is asked for."""
-        wanted = [item for one in self._plan for item in one.items if item.filter != NOTHING]
+        wanted = [item for one in self._resolved.plan for item in one.items if item.filter != NOTHING]
         for item in wanted:
             self.unfiltered.add(item.index, item.filter, ua.StatusCodes.BadFilterNotAllowed)
         if wanted:
             self._log.warning("%s", self.unfiltered.info)
+
+    def take(self, resolved: Resolved) -> None:
+        """The tags that are known, and maybe more behind them, for what is created from now on."""
+        self._resolved = resolved
+        planned = {item.index: item for subscription in resolved.plan for item in subscription.items}
+        self._bad = {index: (owner, planned[index]) for index, (owner, _) in self._bad.items()}
+
+    async def remove(self, indexes: Collection[int], status: int, why: str) -> None:
+        """Bad from now on, until `create_missing` is told to make them again. Raises like `create`."""
+        planned = {item.index: item for subscription in self._resolved.plan for item in subscription.items}
+        for subscription in self.subscriptions:
+            gone = [item for item in subscription.items if item.handle in indexes]
+            await self._delete_items(subscription, [item.id for item in gone if item.id])
+            for item in gone:
+                item.id, item.status = 0, status
+                self._turned_bad(subscription, planned[item.handle], status, why)
+                del self._bad[item.handle]
+
+    async def create_missing(self, again: Collection[int] = ()) -> None:
+        """Every planned item that was never asked for, and `again` those that were removed. Raises like `create`.
+
+        What is learnt later may need subscriptions of its own: the order of `subscriptions` is that of the plan again.
+        """
+        plan = self._resolved.plan
+        owners = aligned(plan, self.subscriptions)
+        self.subscriptions = [owner or await self._subscribe(one) for one, owner in zip(plan, owners, strict=True)]
+        missing = [
+            (subscription, [item for item in planned.items if item.index not in self._known or item.index in again])
+            for planned, subscription in zip(plan, self.subscriptions, strict=True)
+        ]
+        columns = await self._column_keys([item.index for _, items in missing for item in items])
+        for subscription, items in missing:
+            # Values of one type in a row are decoded as one column, so they are created in a row.
+            await self._create_items(subscription, sorted(items, key=lambda item: columns[item.index]))
+        self._schedule_retry()
 
     async def retry(self) -> None:
         """Creates again what was bad. Raises like `create`."""
@@ -127,18 +158,27 @@ class MonitoredItems:
     def _schedule_retry(self) -> None:
         self._retry_at_ns = self._clock.mono_ns() + int(self._retry_s * 1e9)
 
-    async def _column_keys(self) -> list[tuple[int, bool]]:
-        """(built-in type, is an array) per item, for grouping; a large number where the type is not built in."""
-        self._types = list(map(_builtin_type, await self._attribute(ATTRIBUTE_DATA_TYPE)))
-        arrays = map(_is_array, await self._attribute(ATTRIBUTE_VALUE_RANK))
-        return list(zip(self._types, arrays, strict=True))
+    async def _delete_items(self, subscription: Subscription, ids: Sequence[int]) -> None:
+        async def delete(part: Sequence[int]) -> list[ua.StatusCode]:
+            wanted = ua.DeleteMonitoredItemsParameters(SubscriptionId=subscription.id, MonitoredItemIds=list(part))
+            return list(await self._session.delete_monitored_items(wanted))
 
-    async def _attribute(self, attribute: int) -> list[Any]:
+        await self._limits.in_parts(Service.MONITORED_ITEMS, ids, delete)
+
+    async def _column_keys(self, indexes: Sequence[int]) -> dict[int, tuple[int, bool]]:
+        """(built-in type, is an array) by index, for grouping; a large number where the type is not built in."""
+        nodes = [self._resolved.nodes[index] for index in indexes]
+        types = [_builtin_type(found) for found in await self._attribute(nodes, ATTRIBUTE_DATA_TYPE)]
+        arrays = map(_is_array, await self._attribute(nodes, ATTRIBUTE_VALUE_RANK))
+        self._types.update(zip(indexes, types, strict=True))
+        return dict(zip(indexes, zip(types, arrays, strict=True), strict=True))
+
+    async def _attribute(self, nodes: Sequence[bytes], attribute: int) -> list[Any]:
         async def read(nodes: Sequence[bytes]) -> list[Any]:
             body = await self._session.request(partial(opcua_requests.read, nodes=nodes, attribute=attribute))
             return opcua_requests.read_values(body, len(nodes))
 
-        return await self._limits.in_parts(Service.READ, self._nodes, read)
+        return await self._limits.in_parts(Service.READ, nodes, read)
 
     def _adopt(self, subscription: Subscription, items: Sequence[PlannedItem]) -> None:
         self.subscriptions.append(subscription)
@@ -151,16 +191,18 @@ class MonitoredItems:
                 self._turned_bad(subscription, planned[known.handle], known.status)
 
     async def _subscribe(self, planned: PlannedSubscription) -> Subscription:
-        result = await self._session.create_subscription(
-            ua.CreateSubscriptionParameters(
-                RequestedPublishingInterval=planned.publishing_ns / 1e6,
-                RequestedLifetimeCount=planned.lifetime_count,
-                RequestedMaxKeepAliveCount=planned.keep_alive_count,
-                MaxNotificationsPerPublish=EVENTS_PER_MESSAGE if planned.events else NOTIFICATIONS_MAX,
-                PublishingEnabled=True,
-            ),
-            lambda _: None,
+        wanted = ua.CreateSubscriptionParameters(
+            RequestedPublishingInterval=planned.publishing_ns / 1e6,
+            RequestedLifetimeCount=planned.lifetime_count,
+            RequestedMaxKeepAliveCount=planned.keep_alive_count,
+            MaxNotificationsPerPublish=EVENTS_PER_MESSAGE if planned.events else NOTIFICATIONS_MAX,
+            PublishingEnabled=True,
         )
+        self.subscribing = True
+        try:
+            result = await self._session.create_subscription(wanted, lambda _: None)
+        finally:
+            self.subscribing = False
         subscription = Subscription(
             id=int(result.SubscriptionId),
             stream=self._clock.wall_ns() + len(self.subscriptions),  # two are never one, however coarse the clock
@@ -193,9 +235,14 @@ class MonitoredItems:
     def _requested(self, item: PlannedItem) -> Item:
         wanted = NO_FILTER
         if item.index not in self.unfiltered.filters:
-            wanted = encoded(item.filter, self._types[item.index] if self._types else None)
+            wanted = encoded(item.filter, self._types.get(item.index))
         return Item(
-            self._nodes[item.index], item.index, item.sampling_ns / 1e6, item.queue, wanted, item.discard_oldest
+            self._resolved.nodes[item.index],
+            item.index,
+            item.sampling_ns / 1e6,
+            item.queue,
+            wanted,
+            item.discard_oldest,
         )
 
     def _filter_refused(self, item: PlannedItem, status: int) -> bool:
@@ -223,10 +270,11 @@ class MonitoredItems:
             self.faults.pop(item.name, None)
             self._log.info("tag %s can be read again", item.name)
 
-    def _turned_bad(self, subscription: Subscription, item: PlannedItem, status: int) -> None:
+    def _turned_bad(self, subscription: Subscription, item: PlannedItem, status: int, why: str = "") -> None:
         self._bad[item.index] = (subscription, item)
         self._changed.append(item.index)
-        self.faults[item.name] = f"{item.node}: {status_name(status)}; check the node id"
+        why = why or self._resolved.why.get(item.name) or f"{item.node}: {status_name(status)}; check the node id"
+        self.faults[item.name] = why
         self._log.warning("tag %s cannot be read: %s", item.name, self.faults[item.name])
 
 

@@ -8,7 +8,7 @@ subscriptions live on when the gateway stops, and are kept in a file for the nex
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,10 +17,10 @@ from asyncua import ua
 
 from connectors import opcua_reverse
 from connectors.opcua_binary import DecodeError
+from connectors.opcua_directory import Directory
 from connectors.opcua_expiry import CertificateWatch
 from connectors.opcua_items import MonitoredItems
 from connectors.opcua_limits import Limits
-from connectors.opcua_plan import plan_subscriptions
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_resume import (
     SESSION_TIMEOUT_MIN_MS,
@@ -35,7 +35,7 @@ from connectors.opcua_security import Access, refusal, secure
 from connectors.opcua_servers import Server, ServerProfile, identify
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
-from connectors.opcua_state import DeviceState, StateFile, Subscription, fingerprint, pack
+from connectors.opcua_state import DeviceState, StateFile, Subscription, aligned, fingerprint, of_handles, pack
 from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.clock import Clock
 from pipelines.counters import Counters
@@ -61,16 +61,24 @@ class Link:
     """`open` may be called again after `close`; what lies between is bridged as well as the server can."""
 
     def __init__(
-        self, name: str, settings: OpcUaDevice, clock: Clock, data_dir: Path, counters: Counters, log: Log
+        self,
+        name: str,
+        settings: OpcUaDevice,
+        directory: Directory,
+        clock: Clock,
+        data_dir: Path,
+        counters: Counters,
+        log: Log,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._data_dir = data_dir
         self._log = log
         self._timeout_s = settings.timeout / 1e9
-        self._plan = plan_subscriptions(settings)
+        self.directory = directory
+        self._plan = self.directory.resolved.plan
+        self._unchecked = False  # whether the file's state is of this plan
         self._file = StateFile(data_dir, name)
-        self._fingerprint = fingerprint(settings.opcua, self._plan)
         self._saving = asyncio.Lock()
         self._loaded = False
         self._durable = False
@@ -97,9 +105,10 @@ class Link:
         assert self.session is not None
         await self.limits.learn(self.session)
         self.server = await identify(self.session, self.limits)
-        self._fit_plan()
+        await self.directory.resolve(self.session.request, self.limits)
+        self._replan()
         live = [one for one in self.state.subscriptions if one is not None]
-        self.items = MonitoredItems(self.session, self._settings, self._plan, self.limits, self._clock, self._log)
+        self.items = MonitoredItems(self.session, self.directory.resolved, self.limits, self._clock, self._log)
         if self.server.profile is not None:
             self._heed(self.server.profile)
         start = await server_start(client)
@@ -128,7 +137,7 @@ class Link:
     async def unfiltered_bands(self) -> dict[int, tuple[float, float]]:
         """What the gateway has to filter itself; see `Unfiltered.bands`."""
         assert self.session is not None and self.items is not None
-        unfiltered, nodes = self.items.unfiltered, [tag.node for tag in self._settings.tags.values()]
+        unfiltered, nodes = self.items.unfiltered, [tag.node for tag in self.directory.resolved.device.tags.values()]
         return await unfiltered.bands(self.session, self.limits, nodes) if unfiltered.filters else {}
 
     async def save(self) -> None:
@@ -136,6 +145,8 @@ class Link:
         try:
             async with self._saving:
                 if self._durable:
+                    now = of_handles(self._plan, self.state.subscriptions)
+                    self.state.fingerprint = await asyncio.to_thread(fingerprint, self._settings.opcua, now)
                     packed = pack(self.state)
                     await asyncio.to_thread(self._file.save, packed)
                 else:
@@ -146,6 +157,23 @@ class Link:
     def follow(self, other: Link) -> None:
         """Instead of `other`, to another server: what that one has on disk is of no use."""
         self._loaded = other._loaded
+
+    async def retry(self) -> None:
+        """Bad items again, at what their addresses mean by now. Raises what requests raise."""
+        assert self.session is not None
+        await self.directory.resolve_missing(self.session.request)
+        await self.with_items(MonitoredItems.retry)
+
+    async def with_items(self, change: Callable[[MonitoredItems], Awaitable[None]]) -> None:
+        """Takes the directory as it is now, has `change` done, and keeps what has come of it. Raises like `change`."""
+        assert self.items is not None
+        self._plan = self.directory.resolved.plan
+        self.items.take(self.directory.resolved)
+        try:
+            await change(self.items)
+        finally:
+            self.state.subscriptions = aligned(self._plan, self.items.subscriptions)
+        await self.save()
 
     def forget(self) -> None:
         """The subscriptions are of no use: the next `open` makes new ones."""
@@ -237,38 +265,39 @@ class Link:
         if self._is_anonymous and found.session is not None:
             timeout_ms = max(self._settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
             self._kept = KeptSession.anonymous(found.session, timeout_ms)
-        if found.fingerprint == self._fingerprint:
-            self.state = found
-            return
-        self._log.info("the device's configuration has changed: new subscriptions")
-        self.state.gaps = found.gaps
-        self.state.server_start = found.server_start
-        self._stale = [one for one in found.subscriptions if one is not None]
+        self.state, self._unchecked = found, True
 
-    def _fit_plan(self) -> None:
-        """The plan within what the server takes, which is known now; subscriptions of another plan are of no use."""
-        limits = self.limits
-        self._plan = plan_subscriptions(self._settings, limits.items_per_subscription, limits.subscriptions_per_session)
-        kept = self.state.subscriptions
-        planned = [len(one.items) for one in self._plan]
-        fits = len(kept) == len(planned) and all(
-            one is None or len(one.items) == count for one, count in zip(kept, planned, strict=True)
-        )
-        if not fits:
-            self._stale += [one for one in kept if one is not None]
-            self.state.subscriptions = [None] * len(self._plan)
+    def _replan(self) -> None:
+        """Plans for what the addresses mean now, within what the server takes; subscriptions of another plan are stale.
+
+        What the device has learnt since the state was kept may follow behind it.
+        """
+        before, self._plan = self._plan, self.directory.resolved.plan
+        subscriptions = self.state.subscriptions
+        now = of_handles(self._plan, subscriptions)
+        if self._unchecked:
+            same = self.state.fingerprint == fingerprint(self._settings.opcua, now)
+        else:
+            same = now == of_handles(before, subscriptions)
+        self._unchecked = False
+        self.state.subscriptions = aligned(self._plan, subscriptions if same else ())
+        if not same:
+            self._stale += [one for one in subscriptions if one is not None]
+        if self._stale:
+            self._log.info("the device's configuration has changed, or what it means at its server: new subscriptions")
 
     def _heed(self, profile: ServerProfile) -> None:
         """What is known of the server beyond the size of calls."""
         assert self.items is not None
-        room = profile.limits.get("monitored_items_in_all", len(self._settings.tags))
-        if len(self._settings.tags) > room:
-            self._log.warning("%d tags, and %s takes %d in all", len(self._settings.tags), profile.name, room)
+        tags = len(self.directory.resolved.device.tags)
+        room = profile.limits.get("monitored_items_in_all", tags)
+        if tags > room:
+            self._log.warning("%d tags, and %s takes %d in all", tags, profile.name, room)
         if not profile.filters:
             self.items.without_filters()
 
     def _nothing(self) -> DeviceState:
-        return DeviceState(self._fingerprint, subscriptions=[None] * len(self._plan))
+        return DeviceState("", subscriptions=[None] * len(self._plan))
 
     def _opened(
         self, resumed: bool, available: Mapping[int, Sequence[int] | None], created: list[Subscription], before: bool

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 from connectors.opcua_event_settings import ALWAYS
+from connectors.opcua_requests import encode_node_id
+from connectors.opcua_select import described
 from connectors.opcua_settings import Filter, OpcUaDevice
 from pipelines.quantities import format_duration
 
@@ -66,12 +68,15 @@ class PlannedSubscription:
 def plan_subscriptions(
     settings: OpcUaDevice, items_max: int | None = None, subscriptions_max: int | None = None
 ) -> list[PlannedSubscription]:
-    """One subscription per publishing interval, shortest first, the last one for events; in the order of the file.
+    """One subscription per publishing interval, shortest first, the last one for events; by their handles.
 
     Several of one interval where one would have more than `items_max`, or the file's `items_per_subscription`. With
-    more than `subscriptions_max` intervals, those that are nearest to each other share the shorter one.
+    more than `subscriptions_max` intervals, those that are nearest to each other share the shorter one. Tags that are
+    learnt later have the device's own interval, and follow: no other one changes its subscription.
     """
-    by_interval: dict[int, list[PlannedItem]] = {}
+    by_interval: dict[int, list[PlannedItem]] = {settings.every: []} if settings.select else {}
+    if settings.select and items_max:
+        items_max = max(items_max - 1, 1)  # one is for changes of the address space
     for index, (name, tag) in enumerate(settings.tags.items()):
         item = PlannedItem(
             index,
@@ -91,7 +96,7 @@ def plan_subscriptions(
     planned = [
         PlannedSubscription(interval, settings.lifetime, items[at : at + room])
         for interval, items in sorted(by_interval.items())
-        for at in range(0, len(items), room)
+        for at in range(0, len(items) or 1, room)
     ]
     if settings.events:
         planned.append(PlannedSubscription(settings.every, settings.lifetime, (), plan_events(settings)))
@@ -114,6 +119,30 @@ def plan_events(settings: OpcUaDevice) -> list[PlannedEvents]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A device's tags by node ids of the server that is connected, in the order of their client handles."""
+
+    device: OpcUaDevice
+    plan: list[PlannedSubscription]
+    nodes: list[bytes]
+    """Encoded."""
+    why: Mapping[str, str]
+    """Tag -> what is wrong with its address."""
+
+    @classmethod
+    def of(
+        cls,
+        device: OpcUaDevice,
+        why: Mapping[str, str],
+        items_max: int | None = None,
+        subscriptions_max: int | None = None,
+    ) -> Resolved:
+        """About 10 us for a tag. The limits are those of `plan_subscriptions`."""
+        nodes = [encode_node_id(tag.node) for tag in device.tags.values()]
+        return cls(device, plan_subscriptions(device, items_max, subscriptions_max), nodes, why)
+
+
 def describe_plan(settings: OpcUaDevice) -> list[str]:
     """The lines that `gateway plan` prints for this device."""
     wanted = settings.secured
@@ -130,4 +159,6 @@ def describe_plan(settings: OpcUaDevice) -> list[str]:
         for events in subscription.events:
             types = ", ".join(events.types) or "all types"
             lines.append(f"  {events.name}: events of {events.node}, {types}, severity from {events.severity}")
+    if settings.select:
+        lines += described(settings.select)
     return lines

@@ -7,9 +7,9 @@ Every other service call goes through asyncua as it is.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from asyncua import ua
 from asyncua.ua.ua_binary import nodeid_to_binary
@@ -61,6 +61,10 @@ class RequestHeader:
                 _Header.pack(ticks, self.handle, 0, -1, self.timeout_ms, b"\0\0\0"),
             )
         )
+
+
+Request: TypeAlias = Callable[[Callable[[RequestHeader], bytes]], Awaitable[bytes]]
+"""`PublishSession.request`: sends an encoded request and returns the response's bytes."""
 
 
 def encode_node_id(text: str) -> bytes:

@@ -8,10 +8,20 @@ from pathlib import Path
 from sys import float_info
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
+from connectors import opcua_address
 from connectors.opcua_event_settings import OpcUaEvents, events_from_text
-from connectors.opcua_node_id import NodeIdText, checked_node_id
+from connectors.opcua_node_id import NodeIdText
+from connectors.opcua_select import OpcUaSelect, select_from_text
 from pipelines.commands import CallRule, Writing
 from pipelines.quantities import Duration, Settings, duration_ns
 
@@ -73,7 +83,10 @@ def _tag_from_text(value: Any) -> Any:
 class OpcUaTag(Settings):
     """One monitored item: `temperature: ns=2;s=Press4.Temp`, or a mapping with these keys."""
 
-    node: str = Field(description="Node id: `ns=2;s=Press4.Temp`, `i=2258`, `ns=3;g=...`, `ns=1;b=...`.")
+    node: Annotated[str, AfterValidator(opcua_address.checked)] = Field(
+        description="Node id (`ns=2;s=Press4.Temp`, `ns=3;i=2258`, `nsu=http://vendor.com/UA/;s=Temp`) or browse path "
+        "(`/Objects/Press4/Temp`, `/Objects/2:Press4/2:Temp`)."
+    )
     unit: str = Field("", description="Engineering unit; default: what the server says (`EngineeringUnits`).")
     scale: float = Field(1.0, description="Factor applied to numbers; the result is a Double.")
     offset: float = Field(0.0, description="Added after `scale`.")
@@ -90,11 +103,6 @@ class OpcUaTag(Settings):
     trigger: Trigger | None = Field(None, description="What counts as a change; default: the device's.")
     discard: Discard | None = Field(None, description="What a full queue drops; default: the device's.")
     write: Writing = None
-
-    @field_validator("node")
-    @classmethod
-    def _node_id(cls, text: str) -> str:
-        return checked_node_id(text)
 
     @model_validator(mode="after")
     def _one_deadband(self) -> Self:
@@ -273,8 +281,17 @@ class OpcUaDevice(Settings):
     )
     tags: Annotated[
         dict[str, Annotated[OpcUaTag, BeforeValidator(_tag_from_text)]],
-        Field(min_length=1, description="Tag name -> node id, or a mapping with `node:` and options."),
+        Field(
+            default_factory=dict,
+            description="Tag name -> node id or browse path, or a mapping with `node:` and options.",
+        ),
     ]
+    select: Annotated[OpcUaSelect, BeforeValidator(select_from_text)] | None = Field(
+        None,
+        description="Tags that the server is looked through for, beside `tags` or instead of them.",
+        examples=["/Objects/Machine/**"],
+    )
+
     events: dict[str, Annotated[OpcUaEvents, BeforeValidator(events_from_text)]] = Field(
         {}, description="Events and alarms: name -> notifier's node id, or a mapping; `{}` has all of the server's."
     )
@@ -282,6 +299,12 @@ class OpcUaDevice(Settings):
     methods: dict[str, OpcUaMethod] = Field(
         {}, description="Methods that may be called (`gateway call`): name -> object and method. No other one may."
     )
+
+    @model_validator(mode="after")
+    def _has_tags(self) -> OpcUaDevice:
+        if not self.tags and self.select is None:
+            raise ValueError("give it `tags:`, `select:` or both")
+        return self
 
     @field_validator("opcua")
     @classmethod
@@ -334,7 +357,7 @@ class OpcUaDevice(Settings):
     @property
     def learns_tags(self) -> bool:
         """More tags than `tags` become known when the device is connected."""
-        return False
+        return self.select is not None
 
     def filter_of(self, tag: OpcUaTag) -> Filter:
         """What the server is asked to report of a tag."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +51,8 @@ class Subscription:
     keep_alive_count: int
     lifetime_count: int
     items: list[MonitoredItem]
+    model_changes: int = 0
+    """The server's id of the item that says when its address space has changed; 0 where there is none."""
     events: list[MonitoredItem] = field(default_factory=list)
     """Likewise, by their place in the device's `events:`."""
     unfiltered: list[int] = field(default_factory=list)
@@ -77,9 +80,38 @@ class DeviceState:
     """Times [from, to], UTC ns, in which nothing was collected and that the server's history may fill."""
 
 
-def fingerprint(url: str, plan: list[PlannedSubscription]) -> str:
+def fingerprint(url: str, plan: Sequence[PlannedSubscription]) -> str:
     """Equal where the same items are subscribed to, under the same handles and in the same way, at the same server."""
     return hashlib.sha256(orjson.dumps([url, plan])).hexdigest()
+
+
+def of_handles(
+    plan: Sequence[PlannedSubscription], subscriptions: Sequence[Subscription | None]
+) -> list[PlannedSubscription]:
+    """The part of a plan that these subscriptions have: what a device has learnt since may follow behind it."""
+    handles = {item.handle for one in subscriptions if one is not None for item in one.items}
+    parts = (replace(one, items=[item for item in one.items if item.index in handles]) for one in plan)
+    return [one for one in parts if one.items or one.events]
+
+
+def aligned(
+    plan: Sequence[PlannedSubscription], subscriptions: Sequence[Subscription | None]
+) -> list[Subscription | None]:
+    """The subscription that each part of the plan has, by its first item; None where it has to be created.
+
+    One without any items yet is for the first part that has none of its own.
+    """
+    made = [one for one in subscriptions if one is not None]
+    by_handle = {item.handle: one for one in made for item in one.items}
+    of_events = next((one for one in made if one.events), None)
+    empty = iter([one for one in made if not one.items and not one.events])
+
+    def owner(planned: PlannedSubscription) -> Subscription | None:
+        if planned.events:
+            return of_events
+        return (by_handle.get(planned.items[0].index) if planned.items else None) or next(empty, None)
+
+    return [owner(planned) for planned in plan]
 
 
 class StateFile:

@@ -83,6 +83,13 @@ class Streams:
         self._acks = [ack for ack in self._acks if ack[0] in known]
         return pending
 
+    def add(self, subscription: Subscription) -> bool:
+        """A further one, made in the same session. False: it is known."""
+        if subscription.id in self._by_id:
+            return False
+        self._by_id[subscription.id] = self._stream(subscription, None, None)
+        return True
+
     def resume(self, subscription_id: int, pending: Sequence[int], available: Sequence[int] | None) -> Step:
         """A subscription goes on: what has to be asked for of what was sent and not acknowledged.
 

@@ -24,8 +24,9 @@ class Upkeep:
     def __init__(self, settings: OpcUaDevice, data_dir: Path, clock: Clock, counters: Counters, log: Log) -> None:
         self.servers = Servers(settings, data_dir, clock, log)
         self.skew = Skew(settings.clock, settings.clock_tolerance, clock, counters, log)
-        asked_for = any(settings.heartbeat_ns(tag) for tag in settings.tags.values())
-        self.heartbeat = Heartbeat(settings, clock, counters, log) if asked_for else None
+        of_learnt_ns = settings.heartbeat if settings.learns_tags else 0
+        asked_for = of_learnt_ns or any(settings.heartbeat_ns(tag) for tag in settings.tags.values())
+        self.heartbeat = Heartbeat(of_learnt_ns, clock, counters, log) if asked_for else None
         self._chores = Chores(clock, log)
 
     @property

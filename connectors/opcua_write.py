@@ -17,7 +17,7 @@ from typing import Any, Final
 from asyncua import Client, Node, ua
 from asyncua.common.ua_utils import data_type_to_variant_type, get_base_data_type
 
-from connectors.opcua_browse import session
+from connectors.opcua_browse import resolved, session
 from connectors.opcua_requests import status_name
 from connectors.opcua_security import Access
 from connectors.opcua_settings import OpcUaDevice, OpcUaTag
@@ -54,14 +54,13 @@ class OpcUaWriter:
         self._data_dir = data_dir
         self._stack = AsyncExitStack()
         self._client: Client | None = None
+        self._nodes: tuple[Mapping[str, str], Mapping[str, str]] = {}, {}
         self._types: dict[str, ValueType] = {}
         self._arguments: dict[str, Sequence[tuple[str, ValueType]]] = {}
 
     async def read(self, tag: str) -> Any:
         async with self._asking() as client:
-            [value] = await client.uaclient.session.read_attributes(
-                [_id(self._settings.tags[tag].node)], ua.AttributeIds.Value
-            )
+            [value] = await client.uaclient.session.read_attributes([self._node(tag)], ua.AttributeIds.Value)
         status = value.StatusCode.value if value.StatusCode is not None else 0
         if status & 0x8000_0000:
             raise Refused(status, f"it cannot be read: {status_name(status)}")
@@ -71,9 +70,9 @@ class OpcUaWriter:
         settings = self._settings.tags[tag]
         async with self._asking() as client:
             if tag not in self._types:
-                self._types[tag] = await _type_of(client.get_node(_id(settings.node)), settings)
+                self._types[tag] = await _type_of(client.get_node(self._node(tag)), settings)
         variant = converted(value, self._types[tag])
-        wanted = ua.WriteValue(_id(settings.node), ua.AttributeIds.Value, Value=ua.DataValue(variant))
+        wanted = ua.WriteValue(self._node(tag), ua.AttributeIds.Value, Value=ua.DataValue(variant))
         # Neither status nor times: most servers refuse to have them written (BadWriteNotSupported).
         status, _ = await self._sent(lambda client: client.uaclient.session.write(ua.WriteParameters([wanted])))
         reason = _reason(status)
@@ -89,6 +88,14 @@ class OpcUaWriter:
         status, result = await self._sent(lambda client: client.uaclient.session.call([request]))
         outputs = [shown(one.Value) for one in getattr(result, "OutputArguments", None) or ()]
         return Outcome(status, _reason(status), value=outputs)
+
+    def _node(self, tag: str) -> ua.NodeId:
+        """What its address means at the server. Raises Refused."""
+        address = self._settings.tags[tag].node
+        nodes, why = self._nodes
+        if address in why:
+            raise Refused(int(ua.StatusCodes.BadNodeIdUnknown), f"{address}: {why[address]}")
+        return _id(nodes[address])
 
     async def close(self) -> None:
         self._client = None
@@ -108,7 +115,10 @@ class OpcUaWriter:
             self._client = await self._stack.enter_async_context(
                 session(self._settings.opcua, Access.of(self._settings), self._data_dir)
             )
+            self._nodes = {}, {}
         try:
+            if not self._nodes[0]:
+                self._nodes = await resolved(self._client, self._settings)
             yield self._client
         except ua.UaStatusCodeError as error:
             if error.code not in _OF_THE_SESSION:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway import cli_modbus
+from gateway import cli_browse, cli_modbus
 from gateway.cli_command import commands
 from gateway.cli_profile import profiles
 from gateway.cli_trust import trust
@@ -28,7 +28,6 @@ from gateway.command import (
     count,
     load_file,
     on_loop,
-    password_of,
 )
 
 if TYPE_CHECKING:
@@ -116,31 +115,7 @@ def demo(
     raise typer.Exit(on_loop(lambda: run_demo(seconds)))
 
 
-@app.command()
-def browse(
-    url: Annotated[str, typer.Argument(help="opc.tcp://host:4840", show_default=False)],
-    root: Annotated[str | None, typer.Option(help="Node id to start below; default: the Objects folder.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most variables to list.")] = 1000,
-    insecure: Annotated[bool, typer.Option(help="Connect without signature and encryption.")] = False,
-    user: Annotated[
-        str | None, typer.Option(help="User name; GATEWAY_PASSWORD or a prompt gives the password.")
-    ] = None,
-    data_dir: Annotated[Path, typer.Option(help="Where the gateway's certificate is.")] = Path("/var/lib/gateway"),
-) -> None:
-    """Print a ready `tags:` block with the variables of an OPC UA server."""
-    from connectors.opcua_browse import browse as look
-    from connectors.opcua_settings import OpcUaAuth
-    from gateway.log import setup
-    from pipelines.errors import GatewayError
-
-    setup("text", "warning")
-    auth = OpcUaAuth.model_validate({"user": user, "password": password_of(user)}) if user else None
-    try:
-        print(on_loop(lambda: look(url, root=root, limit=limit, insecure=insecure, auth=auth, data_dir=data_dir)))
-    except GatewayError as error:
-        complain(str(error))
-        raise typer.Exit(1) from error
-
+app.add_typer(cli_browse.app)
 
 app.add_typer(commands)
 buffers = typer.Typer(help="Look into the buffers on disk, also while the gateway runs.", no_args_is_help=True)

@@ -118,7 +118,7 @@ def _takes(field: Schema) -> str:
         return quantity[0]
     field = _without_null(field)
     if choices := field.get("anyOf") or field.get("oneOf"):
-        return " or ".join(_takes(choice) for choice in choices)
+        return " or ".join(_takes(choice) for choice in choices if choice.get("type") != "null")
     if reference := field.get("$ref"):
         name = reference.rpartition("/")[2]
         return f"[keys](#keys-{name.lower()})"

@@ -60,10 +60,10 @@ def running(make: Callable[[], Service]) -> Iterator[Any]:
         yield server
 
 
-def plant(server: Any, namespace: int, **options: Any) -> Machine:
+def plant(server: Any, address: str, **options: Any) -> Machine:
     counter = itertools.count(1)
     names = [*PLANT, "Double", "Missing"]
-    settings = opcua(server, {name: f"ns={namespace};s={name}" for name in names}, **options)
+    settings = opcua(server, {name: address.format(name) for name in names}, **options)
     return Machine(
         "opcua", server, settings, PLANT, "Missing", lambda: server.set_value("Double", float(next(counter)))
     )
@@ -76,17 +76,17 @@ class TestAsyncua(SourceSuite):
     @classmethod
     def machine(cls) -> Iterator[Machine]:
         for server in running(AsyncuaServer):
-            yield plant(server, 2)
+            yield plant(server, "ns=2;s={}")
 
 
 class TestNodeOpcua(SourceSuite):
-    """node-opcua: the second stack."""
+    """node-opcua: the second stack; its nodes by browse path."""
 
     @pytest.fixture(scope="class")
     @classmethod
     def machine(cls) -> Iterator[Machine]:
         for server in running(NodeOpcua):
-            yield plant(server, 1)
+            yield plant(server, "/Objects/Plant/{}")
 
 
 class TestMilo(SourceSuite):
@@ -108,7 +108,7 @@ class TestAsyncuaSecured(SourceSuite):
         secured = Secured(make("asyncua"), users={"operator": "secret"})
         auth = {"user": "operator", "password": "secret"}
         for server in running(lambda: AsyncuaServer(secured=secured)):
-            yield plant(server, 2, trust=secured.certificate.thumbprint, auth=auth)
+            yield plant(server, "ns=2;s={}", trust=secured.certificate.thumbprint, auth=auth)
 
 
 class TestNodeOpcuaSecured(SourceSuite):
@@ -118,7 +118,7 @@ class TestNodeOpcuaSecured(SourceSuite):
     @classmethod
     def machine(cls) -> Iterator[Machine]:
         for server in running(NodeOpcua):
-            yield plant(server, 1, trust=server.thumbprint)
+            yield plant(server, "ns=1;s={}", trust=server.thumbprint)
 
 
 class TestMiloSecured(SourceSuite):

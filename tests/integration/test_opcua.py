@@ -1,27 +1,24 @@
-"""The OPC UA source where the contract suite does not look: security, retries, limits, overflow, silence, browsing."""
+"""The OPC UA source where the contract suite does not look: security, retries, limits, overflow, silence."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asyncua import Server, ua
-from ruamel.yaml import YAML
 
 from connectors import opcua_items, opcua_plan
 from connectors.opcua import OpcUaSource
-from connectors.opcua_browse import browse
 from connectors.opcua_pki import TRUSTED, move
-from connectors.opcua_settings import OpcUaAuth, OpcUaDevice
+from connectors.opcua_settings import OpcUaDevice
 from pipelines.batch import Batch
 from pipelines.clock import SystemClock
 from pipelines.errors import NotConnected, Permanent
 from pipelines.tags import TagTable
 from tests.contract.source_suite import within
-from tests.services.asyncua_server import VARIABLES, AsyncuaServer
+from tests.services.asyncua_server import AsyncuaServer
 from tests.services.milo import Group, Milo
 from tests.services.node_opcua import NodeOpcua
 from tests.services.ports import HOST, free_port
@@ -179,29 +176,6 @@ async def test_nothing_falls_back_to_insecure(plant: Server, source: Make) -> No
     press = source(url(plant), {"x": "ns=2;s=v1"}, security="best")
     with pytest.raises(Permanent, match="security: none"):
         await within(press.connect([]))
-
-
-async def test_browse_prints_tags_that_load(asyncua_server: Callable[..., AsyncuaServer], tmp_path: Path) -> None:
-    """The block is YAML that the settings accept, with every variable of the server and none of the standard's."""
-    server = asyncua_server()
-    text = await browse(server.url, root=None, limit=100, insecure=True, auth=None, data_dir=tmp_path)
-    tags = YAML(typ="safe").load(text)["tags"]
-    assert tags == {name: f"ns=2;s={name}" for name in VARIABLES}
-    assert OpcUaDevice.model_validate({"opcua": server.url, "tags": tags})
-
-
-async def test_browse_names_an_absent_server(tmp_path: Path) -> None:
-    """One clear line with the address."""
-    address = f"opc.tcp://{HOST}:{free_port()}"
-    with pytest.raises(NotConnected, match=re.escape(address)):
-        await browse(
-            address,
-            root=None,
-            limit=1,
-            insecure=True,
-            auth=OpcUaAuth(user="a", password="b"),  # type: ignore[arg-type]
-            data_dir=tmp_path,
-        )
 
 
 async def test_two_publishing_intervals_make_two_subscriptions(plant: Server, source: Make) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from asyncua.ua.ua_binary import struct_from_binary, struct_to_binary
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from connectors.opcua import OpcUaSource
-from connectors.opcua_browse import browse
+from connectors.opcua_browse import Seen, browse, publishing, session
 from connectors.opcua_endpoints import NONE_URI, policy_name
 from connectors.opcua_pki import CRL, ISSUERS, PENDING, REJECTED, TRUSTED, folder_of, make_folders, move
-from connectors.opcua_settings import OpcUaAuth, OpcUaDevice
+from connectors.opcua_security import Access
+from connectors.opcua_select import OpcUaSelect
+from connectors.opcua_settings import OpcUaAuth, OpcUaDevice, OpcUaSecurity
 from gateway.session import SourceSession
 from gateway.supervisor import State, Supervisor
 from pipelines.clock import SystemClock
@@ -427,25 +429,32 @@ async def test_the_alarm_before_a_certificate_ends(
     assert "ends on" not in press.info
 
 
+async def looked(url: str, access: Access, data_dir: Path) -> Sequence[Seen]:
+    """What `gateway browse` finds."""
+    async with session(url, access, data_dir) as client:
+        found, _ = await browse(publishing(client), OpcUaSelect(include=("/Objects/**",), limit=5))
+        return found
+
+
 async def test_without_security_nothing_is_written(with_users: AsyncuaServer, tmp_path: Path) -> None:
     """`gateway browse --insecure` needs no data folder."""
     auth = OpcUaAuth.model_validate({"user": "operator", "password": "secret"})
     folder = tmp_path / "none"
-    assert await browse(with_users.url, root=None, limit=5, insecure=True, auth=auth, data_dir=folder)
+    assert await looked(with_users.url, Access(None, auth), folder)
     assert not folder.exists()
 
 
 async def test_browse_goes_the_same_way(with_users: AsyncuaServer, tmp_path: Path) -> None:
     """Unknown: pending under the server's address; approved: the tags."""
 
-    async def look(password: str = "secret") -> str:
+    async def look(password: str = "secret") -> Sequence[Seen]:
         auth = OpcUaAuth.model_validate({"user": "operator", "password": password})
-        return await browse(with_users.url, root=None, limit=5, insecure=False, auth=auth, data_dir=tmp_path)
+        return await looked(with_users.url, Access(OpcUaSecurity(), auth), tmp_path)
 
     with pytest.raises(Permanent, match="gateway trust approve"):
         await look()
     [kept] = move(folder_of(tmp_path), f"{HOST}_{with_users.port}", TRUSTED)
     assert kept.certificate == GOOD.certificate
-    assert (await look()).startswith("tags:")
+    assert await look()
     with pytest.raises(NotConnected, match="refuses the login: BadUserAccessDenied"):
         await look("wrong")

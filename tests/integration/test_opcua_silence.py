@@ -57,6 +57,18 @@ async def test_a_change_that_the_server_does_not_report_is_read(plant: Server, s
     assert press.counters.totals["missed_by_server"] == 2
 
 
+async def test_learnt_tags_are_read_too(plant: Server, source: Make) -> None:
+    """With the device's heartbeat."""
+    select = {"include": ["/Objects/v1", "/Objects/v2"], "refresh": 0}
+    press = source(url(plant), {"own": NODES[0]}, heartbeat="200ms", select=select)
+    await within(press.connect([]))
+    await rows(press, 3)
+    change_silently(plant, "v2", 7.5)
+    [batch] = await rows(press, 1)
+    assert batch.values() == [7.5] and batch.tag.tolist() == [2]
+    assert press.counters.totals["missed_by_server"] == 1
+
+
 async def test_what_the_server_was_told_not_to_report_is_not_missed(plant: Server, source: Make) -> None:
     """Within the deadband; text; and a tag without a heartbeat."""
     await plant.nodes.objects.add_variable(ua.NodeId("text", 2), "2:text", "first")

@@ -112,13 +112,8 @@ async def test_a_deadband_in_percent_is_of_eurange(node_opcua: NodeOpcua, source
     node_opcua.set_value("Double", 0.25)
 
 
-async def test_a_server_without_filters_loses_nothing_but_the_filter(
-    plant: Server, source: Make, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As S7-1200: BadFilterNotAllowed for every filter. The gateway applies the deadband, also of EURange where it can
-    be read, and a notification of which nothing is left is acknowledged."""
-    span = ua.Range(Low=0.0, High=50.0)
-    await plant.get_node(ua.NodeId("v2", 2)).add_property(ua.NodeId("r", 2), "0:EURange", span)
+def refuse_filters(plant: Server) -> None:
+    """As S7-1200: BadFilterNotAllowed for every filter."""
     create = plant.iserver.subscription_service.create_monitored_items
 
     async def refusing(params: Any) -> Any:
@@ -128,6 +123,28 @@ async def test_a_server_without_filters_loses_nothing_but_the_filter(
         return results or [refused for _ in wanted]
 
     plant.iserver.subscription_service.create_monitored_items = refusing
+
+
+async def test_learnt_tags_are_filtered_too(plant: Server, source: Make) -> None:
+    """By the gateway, where the server refuses it."""
+    refuse_filters(plant)
+    press = source(url(plant), {}, select={"include": "/Objects/v1", "refresh": 0}, server_deadband=0.5)
+    await within(press.connect([]))
+    assert await values(press, 1) == [1.0]
+    for value in (1.4, 1.6):
+        await plant.get_node(ua.NodeId("v1", 2)).write_value(value)
+    assert await values(press, 1) == [1.6]
+    assert "refuses the filter of 1 tags" in press.info
+
+
+async def test_a_server_without_filters_loses_nothing_but_the_filter(
+    plant: Server, source: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As S7-1200: BadFilterNotAllowed for every filter. The gateway applies the deadband, also of EURange where it can
+    be read, and a notification of which nothing is left is acknowledged."""
+    span = ua.Range(Low=0.0, High=50.0)
+    await plant.get_node(ua.NodeId("v2", 2)).add_property(ua.NodeId("r", 2), "0:EURange", span)
+    refuse_filters(plant)
     tags = {"x": NODES[1], "y": {"node": NODES[2], "server_deadband": "10%"}}
     press = source(url(plant), tags, server_deadband=0.5)
     await within(press.connect([]))

@@ -107,6 +107,19 @@ class NodeOpcua(Service):
         self.process.send(json.dumps({"bind": node, "type": type_, "value": value}))
         self.process.wait_line(f"^bound {node}$", self.ready_s, mark)
 
+    def add(self, name: str) -> None:
+        """Objects/Hall gets ns=1;s=Hall.<name>, a Double of 2.5, and the server says so."""
+        self._change("add", name)
+
+    def remove(self, name: str) -> None:
+        """What `add` has added is gone, and the server says so."""
+        self._change("remove", name)
+
+    def _change(self, verb: str, name: str) -> None:
+        mark = self.process.mark()
+        self.process.send(json.dumps({verb: name}))
+        self.process.wait_line(f"^{verb} {name}$", self.ready_s, mark)
+
 
 def _install() -> Path:
     def build(folder: Path) -> None:

@@ -3,12 +3,16 @@
 //   node server.js PORT PKI_FOLDER [USER PASSWORD]
 //
 // Objects/Plant has ns=1;s=<Type> for each type below and ns=1;s=<Type>Array for some, and ns=1;s=Historized, a Double
-// with a history, and ns=1;s=Analog, a Double with EURange 0 ... 200; addTyped() says what else is there.
+// with a history, and ns=1;s=Analog, a Double with EURange 0 ... 200; addTyped() says what else is there. Objects/Hall
+// has the AnalogItem ns=1;s=Hall.Pressure in bar, and says when something is added to it or removed
+// (GeneralModelChangeEvent).
 // NODE_OPCUA_OPTIONS, JSON: `server`, options of the server; `clock_offset_ms`, by which its clock is wrong. Lines in, JSON:
 //   {"set": "Double", "value": 1.5, "source_ms": 1795343713695, "status": 0}   (source_ms and status may be left out)
 //   {"bind": "i=2267", "type": "Byte", "value": 150}   (what a node of the standard holds)
+//   {"add": "Flow"} and {"remove": "Flow"}: the Double ns=1;s=Hall.Flow
 //   {"stop": true}
-// Lines out: "ready", "set NAME" after each set, "bound NODE" after each bind, "error ..." for what was not understood. The end of stdin is a stop.
+// Lines out: "ready", "set NAME" after each set, "bound NODE" after each bind, "add NAME", "remove NAME" after each,
+// "error ..." for what was not understood. The end of stdin is a stop.
 "use strict";
 
 const path = require("path");
@@ -170,13 +174,46 @@ function addTyped(addressSpace, plant) {
   namespace.addTwoStateDiscrete({ ...place("Valve"), trueState: "open", falseState: "shut", value: true });
 }
 
-function obey(server, variables, line, stop) {
+function addHall(server) {
+  const { addressSpace } = server.engine;
+  const namespace = addressSpace.getOwnNamespace();
+  const organizedBy = addressSpace.rootFolder.objects;
+  const hall = namespace.addObject({ organizedBy, browseName: "Hall", nodeVersion: "0" });
+  namespace.addAnalogDataItem({
+    componentOf: hall,
+    nodeId: "s=Hall.Pressure",
+    browseName: "Pressure",
+    engineeringUnitsRange: { low: 0, high: 10 },
+    engineeringUnits: opcua.standardUnits.bar,
+    dataType: "Double",
+    value: { dataType: "Double", value: 1.5 },
+  });
+  return {
+    add: (name) =>
+      namespace.addVariable({
+        componentOf: hall,
+        nodeId: `s=Hall.${name}`,
+        browseName: name,
+        dataType: "Double",
+        value: { dataType: "Double", value: 2.5 },
+      }),
+    remove: (name) => addressSpace.deleteNode(hall.getComponentByName(name)),
+  };
+}
+
+function obey(server, variables, hall, line, stop) {
   const command = JSON.parse(line);
   if (command.stop) {
     return stop();
   }
   if (command.bind) {
     return bind(server, command);
+  }
+  for (const verb of ["add", "remove"]) {
+    if (command[verb]) {
+      hall[verb](command[verb]);
+      return console.log(`${verb} ${command[verb]}`);
+    }
   }
   const status = opcua.getStatusCodeFromCode(command.status || 0);
   const time = command.source_ms === undefined ? new Date() : new Date(command.source_ms);
@@ -219,12 +256,13 @@ async function main() {
   });
   await server.initialize();
   const variables = addVariables(server);
+  const hall = addHall(server);
   await server.start();
   const stop = () => server.shutdown(0).then(() => process.exit(0));
   const commands = readline.createInterface({ input: process.stdin });
   commands.on("line", (line) => {
     try {
-      obey(server, variables, line, stop);
+      obey(server, variables, hall, line, stop);
     } catch (error) {
       console.log(`error ${line}: ${error.message}`);
     }

@@ -304,8 +304,8 @@ def test_a_notification_is_acknowledged_as_a_whole(severity: int, tmp_path: Path
     values = ua.DataChangeNotification([value])
     assert read(values, events) == ([1] if severity < 400 else [1, 50, 10])
     assert source._streams.take_acks() == []
-    source.commit(source._number)
+    source.commit(source._make.number)
     assert source._streams.take_acks() == [(3, 7)]
     assert read(events) == ([] if severity < 400 else [50, 10])
-    source.commit(source._number)
+    source.commit(source._make.number)
     assert source._streams.take_acks() == [(3, 7)]

@@ -1,0 +1,106 @@
+"""Rows of one OPC UA device as batches: numbered in the order in which they are made, with times as `clock:` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from connectors.opcua_decode import Columns
+from connectors.opcua_heartbeat import Late
+from connectors.opcua_history import Row
+from connectors.opcua_skew import Skew
+from pipelines.batch import Batch, BatchBuilder, Flag, Kind
+from pipelines.clock import Clock
+from pipelines.stage_deadband import DeadbandStage
+from pipelines.tags import TagTable
+
+
+class Batches:
+    """Lives as long as the source; items are client handles."""
+
+    def __init__(self, source_id: int, tags: TagTable, clock: Clock, skew: Skew) -> None:
+        self._source_id = source_id
+        self._tags = tags
+        self._clock = clock
+        self._skew = skew
+        self._unfiltered: DeadbandStage | None = None
+        self.tag_ids: npt.NDArray[np.uint32] = np.zeros(0, dtype=np.uint32)
+        """By client handle."""
+        self.number = 0
+        """Of the batch that was made last."""
+
+    def grow(self, tag_ids: Sequence[int]) -> None:
+        """Of the items behind those that are known."""
+        self.tag_ids = np.concatenate([self.tag_ids, np.array(tag_ids, dtype=np.uint32)])
+
+    def forget_bands(self) -> None:
+        """The server filters again, or another one does."""
+        self._unfiltered = None
+
+    def set_bands(self, bands: Mapping[int, tuple[float, float]]) -> None:
+        """What the server was to filter and does not: `Unfiltered.bands`."""
+        if bands and self._unfiltered is None:
+            self._unfiltered = DeadbandStage(self._tags, absolute=0.0)
+        for item, band in bands.items():
+            assert self._unfiltered is not None
+            self._unfiltered.set_band(int(self.tag_ids[item]), *band)
+
+    def notified(self, tag: npt.NDArray[np.uint32], columns: Columns, origin: bytes, arrival_ns: int) -> Batch | None:
+        """What the server has sent; None where it would not have, had it filtered as it was asked to."""
+        ts_ns, flags = columns.ts_ns, columns.flags
+        if self._skew.acts:
+            ts_ns, flags = self._skew.applied(ts_ns, flags, arrival_ns)
+        self.number += 1
+        batch = Batch(
+            source_id=self._source_id,
+            number=self.number,
+            origin=origin,
+            received_ns=arrival_ns,
+            tag=tag,
+            ts_ns=ts_ns,
+            value=columns.value,
+            status=columns.status,
+            kind=columns.kind,
+            flags=flags,
+            extra=columns.extra or None,
+            clock=self._clock.state,
+        )
+        kept = batch if self._unfiltered is None else self._unfiltered.process(batch)
+        if kept is None:
+            self.number -= 1
+        return kept
+
+    def of_history(self, item: int, rows: Sequence[Row]) -> Batch:
+        """What was missed of an item."""
+        builder = BatchBuilder()
+        tag, flags = int(self.tag_ids[item]), self._suspect
+        for ts_ns, value, kind, status in rows:
+            builder.add(tag, ts_ns, value, kind, status, flags)
+        return self._built(builder)
+
+    def of_late(self, late: Sequence[Late]) -> Batch:
+        """What the server failed to report."""
+        builder = BatchBuilder()
+        now, suspect = self._clock.wall_ns(), self._suspect
+        for item, ts_ns, value, kind, status in late:
+            flags = Flag.ARRIVAL_TIME if ts_ns is None else suspect
+            builder.add(int(self.tag_ids[item]), now if ts_ns is None else ts_ns, value, kind, status, flags)
+        return self._built(builder)
+
+    def of_bad(self, tags: Iterable[tuple[int, int]]) -> list[Batch]:
+        """(tag id, status) of what cannot be had: no value. At most one batch."""
+        builder = BatchBuilder()
+        now = self._clock.wall_ns()
+        for tag, status in tags:
+            builder.add(tag, now, None, Kind.NULL, status, Flag.ARRIVAL_TIME)
+        return [self._built(builder)] if len(builder) else []
+
+    @property
+    def _suspect(self) -> int:
+        return Flag.MACHINE_CLOCK_SUSPECT if self._skew.acts else 0
+
+    def _built(self, builder: BatchBuilder) -> Batch:
+        self.number += 1
+        return builder.build(self._source_id, self.number, self._clock.wall_ns(), clock=self._clock.state)
