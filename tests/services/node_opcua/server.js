@@ -5,8 +5,8 @@
 // Objects/Plant has ns=1;s=<Type> for each type below and ns=1;s=<Type>Array for some, and ns=1;s=Historized, a Double
 // with a history. Lines in, JSON:
 //   {"set": "Double", "value": 1.5, "source_ms": 1795343713695, "status": 0}   (source_ms and status may be left out)
-//   {"stop": true}
-// Lines out: "ready", "set NAME" after each set, "error ..." for what was not understood. The end of stdin is a stop.
+//   {"kill_sessions": true}   true: with their subscriptions; {"count": true}; {"stop": true}
+// Lines out: "ready", "set NAME" after each set, "killed", "counted SESSIONS SUBSCRIPTIONS", "error ..." for what was not understood. The end of stdin is a stop.
 "use strict";
 
 const path = require("path");
@@ -99,10 +99,22 @@ function addVariables(server) {
   return variables;
 }
 
-function obey(variables, line, stop) {
+function obey(server, variables, line, stop) {
   const command = JSON.parse(line);
   if (command.stop) {
     return stop();
+  }
+  const { engine } = server;
+  if (command.count) {
+    console.log(`counted ${engine.currentSessionCount} ${engine.currentSubscriptionCount}`);
+    return;
+  }
+  if (command.kill_sessions !== undefined) {
+    for (const session of Object.values(engine._sessions)) {
+      engine.closeSession(session.authenticationToken, command.kill_sessions, "Terminated");
+    }
+    console.log("killed");
+    return;
   }
   const status = opcua.getStatusCodeFromCode(command.status || 0);
   const time = command.source_ms === undefined ? new Date() : new Date(command.source_ms);
@@ -148,7 +160,7 @@ async function main() {
   const commands = readline.createInterface({ input: process.stdin });
   commands.on("line", (line) => {
     try {
-      obey(variables, line, stop);
+      obey(server, variables, line, stop);
     } catch (error) {
       console.log(`error ${line}: ${error.message}`);
     }
