@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import logging
 import random
 import secrets
 import sys
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
     parser.add_argument("--each", type=int, default=2)
     given, _ = parser.parse_known_args()
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # as the gateway does
     with ExitStack() as stack:
         servers = []
         for _, make in [*machines().items()] * given.each:

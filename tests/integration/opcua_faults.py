@@ -276,12 +276,20 @@ class Plant:
         await _until(lambda: self._newest_ns > now_ns, f"value {when} ({self.supervisor.status})")
 
     async def stop(self) -> None:
-        """The gateway's part ends in order; nothing of it may be left."""
+        """The gateway's part ends in order; AssertionError where it leaves a connection."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         await _until(lambda: not self.proxy._tasks, "end of every connection")
+
+    async def end(self) -> None:
+        """Idempotent; whatever has happened."""
+        try:
+            await self.machine.pause()
+            await self.stop()
+        finally:
+            await self.proxy.close()
 
     async def check_server(self) -> None:
         """AssertionError where the server has sessions, subscriptions or connections long after `stop`."""
@@ -389,4 +397,4 @@ async def endured(machine: Machine, faults: Iterable[str], folder: Path, done: C
         await plant.stop()
         await plant.check_server()
     finally:
-        await plant.proxy.close()
+        await plant.end()
