@@ -92,7 +92,8 @@ class ResumingClient(SecureClient):
             await super()._renew_channel_loop()
         except (TimeoutError, OSError, ua.UaError) as error:
             if self.connection_lost_callback:
-                await self.connection_lost_callback(error)
+                text = f"the secure channel was not renewed: {reason(error)}"
+                await self.connection_lost_callback(ConnectionError(text))
 
     async def _reactivated(self, kept: KeptSession) -> bool:
         """False where the server does not go on with that session."""
