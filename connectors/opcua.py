@@ -24,6 +24,7 @@ from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
+from connectors.opcua_describe import Describer
 from connectors.opcua_events import EventReader
 from connectors.opcua_link import Link, Opened, mapped
 from connectors.opcua_plan import plan_events
@@ -31,12 +32,14 @@ from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_streams import Step, Streams
+from connectors.opcua_upkeep import Upkeep
 from pipelines.batch import Batch, BatchBuilder, Flag, Kind
 from pipelines.clock import Clock
 from pipelines.counters import Counters
-from pipelines.errors import NotConnected
+from pipelines.errors import NotConnected, Transient
 from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.origin import LAST_PART, newest
+from pipelines.stage_deadband import DeadbandStage
 from pipelines.tags import Tag, TagTable
 
 ROWS_MAX: Final = 1000
@@ -46,11 +49,16 @@ ARM_TOGETHER: Final = 2
 """PublishRequests in one write: each wakes a core at the server and costs us 0.1 ms."""
 SILENCE_KEEP_ALIVES: Final = 3
 """Keep-alive times without any PublishResponse after which the connection counts as dead."""
+SILENCE_LEFT_S: Final = 0.1
+"""For what has arrived and was not looked at, after a long time without a read."""
 PROOF_S: Final = 3.0
 """Beyond its keep-alive time: a subscription that was taken over and says nothing by then does not work."""
 
 DISPROVED_MAX: Final = 3
 """Sessions in a row that ended before what they had taken over said anything."""
+
+PAUSE: Final = BatchBuilder().build(0, 0, 0)
+"""Among batches: the loop has been held long enough."""
 
 TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
 
@@ -86,17 +94,24 @@ class OpcUaSource:
         self._ledger = NoLedger() if ledger is None else ledger
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
         self._source_id = source_id
-        self._settings = settings
         self._clock = clock
         self._names = list(settings.tags)
+        self._tags = tags
+        self._unfiltered: DeadbandStage | None = None  # what the server was to do and does not
         self._tag_ids = np.array([tags.add(tag) for tag in _tags(name, settings)], dtype=np.uint32)
+        self._upkeep = Upkeep(settings, data_dir, clock, self.counters, self._log)
+        self._settings = settings.at(self._upkeep.servers.current)
+        self._new_link = partial(Link, name, clock=clock, data_dir=data_dir, counters=self.counters, log=self._log)
+        self._link = self._new_link(self._settings)
         self._events = EventReader(name, plan_events(settings), tags)
-        self._link = Link(name, settings, clock, data_dir, self.counters, self._log)
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
+        self._describer = Describer(name, tags, clock, self.counters, self._log)
+        self._held: Batch | None = None  # while its structures are read
         self._number = 0
         self._how = ""
         self._arrival_ns = 0
+        self._heard_ns = 0  # monotonic: the last PublishResponse
         self._batches: Iterator[Batch] = iter(())
         self._due: deque[_Ask | bytes] = deque()  # before anything that is published now
         self._to_arm = 0
@@ -110,13 +125,22 @@ class OpcUaSource:
 
     @property
     def info(self) -> str:
-        """How the present session came about, what is read from history, which certificate is about to end."""
-        return "; ".join(filter(None, (self._how, self._backfill.info, *self._link.alarms)))
+        """How the present session came about, what is read from history, what is not as it should be."""
+        link, upkeep = self._link, self._upkeep
+        unfiltered = link.items.unfiltered.info if link.items else ""
+        beside = (self._backfill.info, unfiltered, self._describer.info, upkeep.info, link.server.info)
+        return "; ".join(filter(None, (self._how, *beside, *link.alarms)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
-            self._begin(await self._link.open(durable=bool(resume)), resume)
+            await self._choose_server()
+            opened = await self._link.open(durable=bool(resume))
+            await self._describe(waits=not opened.available)
+            self._begin(opened, resume)
             await self._begin_backfill()
+            self._unfiltered = await self._deadband()
+            assert self._link.session is not None
+            await self._upkeep.begin(self._link.session, self._link.limits)
         except BaseException as error:
             await self.close()
             as_contracted = mapped(error, self._settings)
@@ -126,8 +150,16 @@ class OpcUaSource:
 
     async def read(self) -> Batch:
         while True:
-            batch = next(self._batches, None) or self._from_history()
+            batch = self._held or next(self._batches, None)
+            if batch is PAUSE:
+                await asyncio.sleep(0)
+                continue
+            batch = batch or self._from_history() or self._from_heartbeat()
             if batch is not None:
+                if self._describer.has_objects(batch):
+                    self._held = batch  # a cancelled read loses nothing
+                    await self._describer.read(batch)
+                self._held = None
                 return batch
             try:
                 self._batches = await self._next_batches()
@@ -142,13 +174,23 @@ class OpcUaSource:
         if self._disproved >= DISPROVED_MAX:
             self._link.forget()
         self._unproven = set()
-        self._batches = iter(())
+        self._batches, self._held = iter(()), None
         self._due.clear()
         self._how = ""
+        await self._upkeep.stop()
         await self._backfill.stop()
+        await self._describer.stop()
         await self._link.close()
 
     # --- connecting -------------------------------------------------------------------------------------------------
+
+    async def _choose_server(self) -> None:
+        """Another one than before begins from nothing."""
+        url = await self._upkeep.servers.choose()
+        if url != self._settings.opcua:
+            self._settings = self._settings.at(url)
+            before, self._link = self._link, self._new_link(self._settings)
+            self._link.follow(before)
 
     def _begin(self, opened: Opened, resume: Sequence[bytes]) -> None:
         """The session is there: what the server still keeps of what was sent is asked for before anything else."""
@@ -165,6 +207,7 @@ class OpcUaSource:
                 asked += len(step.ask)
         if opened.available or before_ns:
             self.counters.add(opened.step)
+        self._heard_ns = self._clock.mono_ns()
         self._how = f"{opened.how}, {asked} notifications are sent again" if asked else opened.how
         if opened.created and before_ns:
             lost = [item.handle for one in opened.created for item in one.items]
@@ -178,10 +221,23 @@ class OpcUaSource:
         if not self._due:
             self._arm()
 
+    async def _describe(self, waits: bool) -> None:
+        link = self._link
+        assert link.session is not None and link.items is not None
+        tags = list(zip(self._tag_ids.tolist(), link.items.nodes, strict=False))  # events have none
+        await self._describer.start(link.session, link.state.server_start, tags, waits=waits)
+
     async def _begin_backfill(self) -> None:
         assert self._link.session is not None
         if await self._backfill.start(self._link):
             self._log.info("what was missed is looked for in the server's history")
+
+    def _check_upkeep(self) -> None:
+        try:
+            self._upkeep.check()
+        except Transient:  # to another server
+            self._link.forget()
+            raise
 
     def _ask(self, subscription_id: int, step: Step) -> None:
         self._due.extend(_Ask(subscription_id, number) for number in step.ask)
@@ -200,6 +256,7 @@ class OpcUaSource:
             batches = await self._asked_again(due) if isinstance(due, _Ask) else self._open_response(due)
             self._due.popleft()  # only now: a cancelled read loses nothing
             return batches
+        self._check_upkeep()
         self._arm()
         if self._events.take_refresh(self._clock.mono_ns()):
             await link.items.events.refresh()
@@ -210,7 +267,7 @@ class OpcUaSource:
                 body = await link.session.response()
         except TimeoutError:
             if retry_s is None or retry_s > wait_s:
-                self._silent(wait_s)
+                self._silent(SILENCE_KEEP_ALIVES * link.items.keep_alive_s)
             await link.items.retry()
             await link.save()
             return iter(self._bad_rows())
@@ -220,6 +277,7 @@ class OpcUaSource:
         return self._open_response(body)
 
     def _open_response(self, body: bytes) -> Iterator[Batch]:
+        self._heard_ns = self._clock.mono_ns()
         try:
             response = parse_response(body)
         except DecodeError as error:
@@ -252,6 +310,7 @@ class OpcUaSource:
         assert self._link.session is not None
         encode = partial(opcua_requests.republish, subscription_id=ask.subscription_id, number=ask.number)
         body = await self._link.session.request(encode)
+        self._heard_ns = self._clock.mono_ns()
         try:
             response = parse_response(body)
         except DecodeError as error:
@@ -277,25 +336,40 @@ class OpcUaSource:
         return iter(())
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
+        """None of a message is delivered before all of it has turned out to be in order."""
         arrival_ns = self._clock.wall_ns()
-        left = response.rows
-        part = 0
+        parts: deque[Rows] = deque()
         try:
-            for tag, columns, newest_ns, read in self._rows_of(body, response, arrival_ns):
-                left -= read
-                batch = self._batch(tag, columns, newest_ns, arrival_ns, response, part if left else LAST_PART)
-                part += 1
-                if not left:
-                    self._streams.delivered(batch.number, response.subscription_id, response.sequence_number)
-                yield batch
+            for part in self._rows_of(body, response, arrival_ns):
+                if parts:
+                    yield PAUSE
+                parts.append(part)
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
-        if left and not part:  # events that nobody wants
-            self._streams.acknowledge(response.subscription_id, response.sequence_number)
-        elif left:
-            self._streams.delivered(self._number, response.subscription_id, response.sequence_number)
+        left, number, some = response.rows, 0, False
+        while parts:
+            tag, columns, newest_ns, read = parts.popleft()
+            left -= read
+            batch = self._worth_it(
+                self._batch(tag, columns, newest_ns, arrival_ns, response, number if left else LAST_PART)
+            )
+            number += 1
+            some = some or batch is not None
+            if not left:
+                self._settle(response, some)
+            if batch is not None:
+                yield batch
+        if left:  # events that nobody wants
+            self._settle(response, some)
         self._arrival_ns = arrival_ns
+
+    def _settle(self, response: PublishResponse, some: bool) -> None:
+        """All parts are out: acknowledged when the last batch is safe, or at once where there was none."""
+        if some:
+            self._streams.delivered(self._number, response.subscription_id, response.sequence_number)
+        else:
+            self._streams.acknowledge(response.subscription_id, response.sequence_number)
 
     def _rows_of(self, body: bytes, response: PublishResponse, arrival_ns: int) -> Iterator[Rows]:
         """Values, then events, part by part."""
@@ -307,6 +381,8 @@ class OpcUaSource:
             if overflown.any():
                 self._overflown([self._names[item] for item in handle[overflown].tolist()])
             self._backfill.live(handle, ts_ns)
+            if self._upkeep.heartbeat is not None:
+                self._upkeep.heartbeat.live(columns)
             # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
             yield self._tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), len(handle)
         if response.events:
@@ -324,21 +400,43 @@ class OpcUaSource:
         response: PublishResponse,
         part: int,
     ) -> Batch:
+        origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
+        ts_ns, flags = columns.ts_ns, columns.flags
+        if self._upkeep.skew.acts:
+            ts_ns, flags = self._upkeep.skew.applied(ts_ns, flags, arrival_ns)
         self._number += 1
         return Batch(
             source_id=self._source_id,
             number=self._number,
-            origin=self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns),
+            origin=origin,
             received_ns=arrival_ns,
             tag=tag,
-            ts_ns=columns.ts_ns,
+            ts_ns=ts_ns,
             value=columns.value,
             status=columns.status,
             kind=columns.kind,
-            flags=columns.flags,
+            flags=flags,
             extra=columns.extra or None,
             clock=self._clock.state,
         )
+
+    def _worth_it(self, batch: Batch) -> Batch | None:
+        """What the server would have reported, had it applied the deadband that it was asked for."""
+        if self._unfiltered is None:
+            return batch
+        kept = self._unfiltered.process(batch)
+        if kept is None:
+            self._number -= 1
+        return kept
+
+    async def _deadband(self) -> DeadbandStage | None:
+        bands = await self._link.unfiltered_bands()
+        if not bands:
+            return None
+        stage = DeadbandStage(self._tags, absolute=0.0)
+        for index, band in bands.items():
+            stage.set_band(int(self._tag_ids[index]), *band)
+        return stage
 
     def _from_history(self) -> Batch | None:
         """One batch of what was missed, between two notifications."""
@@ -348,8 +446,21 @@ class OpcUaSource:
         item, rows = found
         builder = BatchBuilder()
         tag = int(self._tag_ids[item])
+        flags = Flag.MACHINE_CLOCK_SUSPECT if self._upkeep.skew.acts else 0
         for ts_ns, value, kind, status in rows:
-            builder.add(tag, ts_ns, value, kind, status)
+            builder.add(tag, ts_ns, value, kind, status, flags)
+        return self._built(builder)
+
+    def _from_heartbeat(self) -> Batch | None:
+        """What the server failed to report."""
+        late = self._upkeep.heartbeat.take() if self._upkeep.heartbeat is not None else []
+        if not late:
+            return None
+        builder = BatchBuilder()
+        now, suspect = self._clock.wall_ns(), Flag.MACHINE_CLOCK_SUSPECT if self._upkeep.skew.acts else 0
+        for item, ts_ns, value, kind, status in late:
+            flags = Flag.ARRIVAL_TIME if ts_ns is None else suspect
+            builder.add(int(self._tag_ids[item]), now if ts_ns is None else ts_ns, value, kind, status, flags)
         return self._built(builder)
 
     def _bad_rows(self) -> list[Batch]:
@@ -390,7 +501,8 @@ class OpcUaSource:
         Raises NotConnected where one of several has not.
         """
         if not self._unproven:
-            return keep_alive_s * SILENCE_KEEP_ALIVES
+            silent_s = (self._clock.mono_ns() - self._heard_ns) / 1e9
+            return max(keep_alive_s * SILENCE_KEEP_ALIVES - silent_s, SILENCE_LEFT_S)
         if self._proof_by_ns is None:
             self._proof_by_ns = self._clock.mono_ns() + int((keep_alive_s + PROOF_S) * 1e9)
         left_s = (self._proof_by_ns - self._clock.mono_ns()) / 1e9

@@ -98,7 +98,7 @@ class Backfill:
 
     async def _run(self, link: Link) -> None:
         assert link.session is not None
-        history = History(link.session, self._nodes, self._deliver)
+        history = History(link.session, self._nodes, link.limits, self._deliver)
         while self._gaps:
             gap = self._gaps[0]
             self.info = "what was missed is read from the server's history"

@@ -13,12 +13,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipelines.batch import Kind
+from pipelines.batch import ARRAY, GOOD, Kind
+from pipelines.rfc3339 import rfc3339
 
 EPOCH_TICKS: Final = 116_444_736_000_000_000
 """1970-01-01 in 100 ns ticks since 1601-01-01 (Part 6, 5.2.2.5)."""
-DEPTH_MAX: Final = 32
-"""Nesting of Variants, DataValues and DiagnosticInfos that is accepted (Part 6 asks for a limit of at least 4)."""
+DEPTH_MAX: Final = 24
+"""Nesting of Variants, DataValues, DiagnosticInfos and structures that is accepted."""
+DIMENSIONS_MAX: Final = 6
+"""Of a matrix: each is one more list within a list. What has more comes as one flat list."""
 
 FIXED: Final[dict[int, np.dtype[Any]]] = {
     Kind.BOOLEAN: np.dtype("?"),
@@ -69,6 +72,10 @@ def guid_texts(raw: bytes) -> list[str]:
 
 class DecodeError(ValueError):
     """The bytes are not what OPC UA Part 6 allows here."""
+
+
+class UnreadObject(dict[str, Any]):
+    """An ExtensionObject as it was sent: `type`, its encoding's node id, and `body`: bytes, text (XML) or None."""
 
 
 class Cursor:
@@ -182,14 +189,14 @@ class Cursor:
             self.text()
         return self.text() if mask & 2 else None
 
-    def extension_object(self) -> dict[str, Any]:
-        """Its type and undecoded body: `{"type": "i=...", "body": bytes or text or None}`."""
+    def extension_object(self) -> UnreadObject:
+        """Its type and undecoded body; `opcua_structures` reads it."""
         type_id = self.node_id()
         encoding = self.byte()
         if encoding > 2:
             raise DecodeError(f"unknown extension object encoding {encoding} at offset {self.at}")
         body = (None, self.bytestring, self.text)[encoding]
-        return {"type": type_id, "body": body() if body else None}
+        return UnreadObject(type=type_id, body=body() if body else None)
 
     def diagnostic_info(self) -> dict[str, Any]:
         """Its fields by name (Part 6, 5.2.2.12); empty for the usual zero mask."""
@@ -203,28 +210,54 @@ class Cursor:
         if mask & 0x20:
             info["innerStatusCode"] = self.uint32()
         if mask & 0x40:
-            info["innerDiagnosticInfo"] = self._nested(Cursor.diagnostic_info)
+            info["innerDiagnosticInfo"] = self.nested(Cursor.diagnostic_info)
         return info
 
     def data_value(self) -> Any:
-        """A nested DataValue: its value only."""
+        """The value of a DataValue only."""
+        return self._data_value()[1]
+
+    def inner_data_value(self) -> dict[str, Any]:
+        """A DataValue within a value: `v`, `status` where it is not Good, `t` where it has a source time, as text."""
+        kind, value, status, time_ns = self._data_value()
+        shown = {"v": _inner(kind, value)}
+        if status != GOOD:
+            shown["status"] = status
+        if time_ns is not None:
+            shown["t"] = rfc3339(time_ns)
+        return shown
+
+    def inner_variant(self) -> Any:
+        """A Variant within a value."""
+        return _inner(*self.nested(Cursor.variant))
+
+    def _data_value(self) -> tuple[int, Any, int, int | None]:
+        """Kind, value, status and source time in UTC ns (Part 6, 5.2.2.17)."""
         mask = self.byte()
-        value = self._nested(Cursor.variant)[1] if mask & 1 else None
-        for bit, size in ((2, 4), (4, 8), (0x10, 2), (8, 8), (0x20, 2)):
+        kind, value = self.nested(Cursor.variant) if mask & 0x01 else (Kind.NULL, None)
+        status = self.uint32() if mask & 0x02 else GOOD
+        time_ns = self.datetime() if mask & 0x04 else None
+        for bit, size in ((0x10, 2), (0x08, 8), (0x20, 2)):
             if mask & bit:
                 self.skip(size)
-        return value
+        return kind, value, status, time_ns
 
     def variant(self) -> tuple[int, Any]:
         """(built-in type, with 0x80 for an array; value). Matrices come as nested lists (Part 6, 5.2.2.16)."""
         encoding = self.byte()
         kind = encoding & 0x3F
-        if not encoding & 0x80:
+        if not encoding & ARRAY:
+            if encoding & 0x40:
+                raise DecodeError(f"a scalar with dimensions at offset {self.at}")
             return kind, self.scalar(kind)
-        values = self._array(kind)
+        values = self.array(kind)
         if encoding & 0x40:
-            values = _nest(values, [self.int32() for _ in range(self.count(4))])
-        return kind | 0x80, values
+            values = nested_lists(values, self.dimensions())
+        return kind | ARRAY, values
+
+    def dimensions(self) -> list[int]:
+        """The lengths of a matrix, slowest first."""
+        return [self.int32() for _ in range(self.count(4))]
 
     def scalar(self, kind: int) -> Any:
         """One value of a built-in type."""
@@ -238,7 +271,8 @@ class Cursor:
             raise DecodeError(f"unknown built-in type {kind} at offset {self.at}")
         return read(self)
 
-    def _array(self, kind: int) -> list[Any]:
+    def array(self, kind: int) -> list[Any]:
+        """An array of a built-in type, its length first."""
         fixed = FIXED.get(kind)
         if fixed is None:
             read = VARIABLE.get(kind)
@@ -252,7 +286,7 @@ class Cursor:
         values: list[Any] = np.frombuffer(self.body, fixed, count, self.skip(count * fixed.itemsize)).tolist()
         return values
 
-    def _nested(self, read: Any) -> Any:
+    def nested(self, read: Any) -> Any:
         self.depth += 1
         if self.depth > DEPTH_MAX:
             raise DecodeError(f"values are nested deeper than {DEPTH_MAX}")
@@ -272,18 +306,25 @@ VARIABLE: Final[dict[int, Callable[[Cursor], Any]]] = {
     Kind.QUALIFIED_NAME: Cursor.qualified_name,
     Kind.LOCALIZED_TEXT: Cursor.localized_text,
     Kind.EXTENSION_OBJECT: Cursor.extension_object,
-    Kind.DATA_VALUE: Cursor.data_value,
-    Kind.VARIANT: lambda cursor: cursor._nested(Cursor.variant)[1],
+    Kind.DATA_VALUE: Cursor.inner_data_value,
+    Kind.VARIANT: Cursor.inner_variant,
     Kind.DIAGNOSTIC_INFO: Cursor.diagnostic_info,
 }
 
 
-def _nest(values: list[Any], dimensions: list[int]) -> list[Any]:
+def _inner(kind: int, value: Any) -> Any:
+    """A value whose type is told by nothing around it: DateTime as text."""
+    if kind & ~ARRAY != Kind.DATETIME:
+        return value
+    return [_inner(kind, each) for each in value] if isinstance(value, list) else rfc3339(value)
+
+
+def nested_lists(values: list[Any], dimensions: list[int]) -> list[Any]:
     """A flat array as nested lists, last dimension fastest; left flat where the dimensions do not multiply out."""
     total = 1
     for size in dimensions:
         total *= size
-    if total != len(values) or min(dimensions, default=0) < 1:
+    if total != len(values) or min(dimensions, default=0) < 1 or len(dimensions) > DIMENSIONS_MAX:
         return values
     for size in reversed(dimensions[1:]):
         values = [values[at : at + size] for at in range(0, len(values), size)]

@@ -44,6 +44,9 @@ async def session(url: str, access: Access, data_dir: Path) -> AsyncIterator[Cli
     except (OSError, TimeoutError, ua.UaError) as error:
         client.disconnect_socket()
         raise NotConnected(f"{url}: {str(error) or 'no answer within 10 s'}") from error
+    except BaseException:
+        client.disconnect_socket()
+        raise
     try:
         yield client
     finally:

@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,11 @@ from connectors.opcua_history import (
     history_read,
     history_rows,
 )
+from connectors.opcua_limits import Limits, Service
 from connectors.opcua_requests import RequestHeader, ServiceError, read, read_values, status_name
 
-NODES_PER_CALL: Final = 10
 VALUES_PER_NODE: Final = 500
 """About a millisecond of decoding."""
-READS_PER_CALL: Final = 100
 FIRST_VALUES_S: Final = 5.0
 """An item without a live value by then is taken to end its gap when collection went on."""
 WAITING_MAX: Final = 4
@@ -93,12 +92,17 @@ class History:
     """Fills one gap after the other. `deliver` waits until there is room."""
 
     def __init__(
-        self, session: Session, nodes: Sequence[bytes], deliver: Callable[[int, Sequence[Row]], Awaitable[None]]
+        self,
+        session: Session,
+        nodes: Sequence[bytes],
+        limits: Limits,
+        deliver: Callable[[int, Sequence[Row]], Awaitable[None]],
     ) -> None:
         self._session = session
         self._nodes = nodes
         self._deliver = deliver
-        self._per_call = NODES_PER_CALL
+        self._limits = limits
+        self._nodes_max = Service.HISTORY_READ.default
         self.why = ""
         """The last reason why something could not be filled."""
 
@@ -114,25 +118,26 @@ class History:
             self.why = "no item has a history"
         waiting = deque(readable)
         while waiting:
-            items = [waiting.popleft() for _ in range(min(self._per_call, len(waiting)))]
+            per_call = min(self._nodes_max, self._limits.size(Service.HISTORY_READ), len(waiting))
+            items = [waiting.popleft() for _ in range(per_call)]
             try:
                 waiting.extend(await self._fill_items(gap, items))
             except ServiceError as error:
                 self.why = str(error)
-                if self._per_call == 1:
-                    return
-                self._per_call = 1  # a server may limit the nodes per call without saying so
+                if not self._limits.too_many(Service.HISTORY_READ, per_call, error):
+                    if self._nodes_max == 1:
+                        return
+                    self._nodes_max = 1  # a server may limit the nodes per call without saying so
                 waiting.extendleft(item for item in reversed(items) if item not in gap.filled)
 
     async def _readable(self, items: Sequence[int]) -> list[int]:
-        found: list[int] = []
-        for at in range(0, len(items), READS_PER_CALL):
-            part = items[at : at + READS_PER_CALL]
+        async def access_levels(part: Sequence[int]) -> list[Any]:
             nodes = [self._nodes[item] for item in part]
             body = await self._session.request(partial(read, nodes=nodes, attribute=ATTRIBUTE_ACCESS_LEVEL))
-            levels = read_values(body, len(part))
-            found += [i for i, level in zip(part, levels, strict=True) if level is None or level & HISTORY_READABLE]
-        return found
+            return read_values(body, len(part))
+
+        levels = await self._limits.in_parts(Service.READ, items, access_levels)
+        return [item for item, level in zip(items, levels, strict=True) if level is None or level & HISTORY_READABLE]
 
     async def _fill_items(self, gap: Gap, items: Sequence[int]) -> list[int]:
         """All pages of some items; returns those of which a server cut the last page without saying so."""

@@ -73,11 +73,12 @@ def history_rows(data: bytes) -> list[Row]:
     if not data:
         return []
     cursor = Cursor(data)
-    return [row for row in (_row(cursor) for _ in range(cursor.count(1))) if row is not None]
+    found = (value_row(cursor) for _ in range(cursor.count(1)))
+    return [(ts_ns, value, kind, status) for ts_ns, value, kind, status in found if ts_ns is not None]
 
 
-def _row(cursor: Cursor) -> Row | None:
-    """One DataValue (Part 6, 5.2.2.17)."""
+def value_row(cursor: Cursor) -> tuple[int | None, Any, int, int]:
+    """One DataValue (Part 6, 5.2.2.17) as a `Row`; its time is None where the source gave none."""
     mask = cursor.byte()
     kind, value = cursor.variant() if mask & 0x01 else (0, None)
     status = cursor.uint32() if mask & 0x02 else GOOD
@@ -86,5 +87,5 @@ def _row(cursor: Cursor) -> Row | None:
         if mask & bit:
             cursor.skip(size)
     if ticks is None or not TICKS_MIN <= ticks <= TICKS_MAX:
-        return None
+        return None, value, kind, status
     return (ticks - EPOCH_TICKS) * 100, value, kind, status

@@ -5,24 +5,29 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from asyncua import Client, ua
+from asyncua import ua
 
 from connectors import opcua_requests
 from connectors.opcua_event_items import EVENTS_PER_MESSAGE, EventItems
-from connectors.opcua_plan import PlannedItem, PlannedSubscription, plan_subscriptions
-from connectors.opcua_requests import ATTRIBUTE_DATA_TYPE, ATTRIBUTE_VALUE_RANK, Item, ItemResult, status_name
+from connectors.opcua_filters import NOTHING, REFUSED, Unfiltered, encoded
+from connectors.opcua_limits import Limits, Service
+from connectors.opcua_plan import PlannedItem, PlannedSubscription
+from connectors.opcua_requests import (
+    ATTRIBUTE_DATA_TYPE,
+    ATTRIBUTE_VALUE_RANK,
+    NO_FILTER,
+    Item,
+    ItemResult,
+    status_name,
+)
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_state import MonitoredItem, Subscription
 from pipelines.batch import GOOD
 from pipelines.clock import Clock
 
-T = TypeVar("T")
-
-PER_CALL: Final = 1000
-"""Nodes per service call where the server names no limit of its own."""
 RETRY_FIRST_S: Final = 5.0
 RETRY_MAX_S: Final = 300.0
 NOTIFICATIONS_MAX: Final = 20_000
@@ -33,36 +38,48 @@ class MonitoredItems:
     """Monitored items by their index in the device's `tags:`, which is also their client handle."""
 
     def __init__(
-        self, session: PublishSession, settings: OpcUaDevice, clock: Clock, log: logging.LoggerAdapter[logging.Logger]
+        self,
+        session: PublishSession,
+        settings: OpcUaDevice,
+        plan: Sequence[PlannedSubscription],
+        limits: Limits,
+        clock: Clock,
+        log: logging.LoggerAdapter[logging.Logger],
     ) -> None:
         self._log = log
         self._session = session
         self._clock = clock
-        self._plan = plan_subscriptions(settings)
+        self._plan = plan
         self._nodes = [opcua_requests.encode_node_id(tag.node) for tag in settings.tags.values()]
-        self._per_call = PER_CALL
+        self._limits = limits
         self._bad: dict[int, tuple[Subscription, PlannedItem]] = {}  # index -> its subscription, item
         self._known: dict[int, MonitoredItem] = {}  # by index
         self._changed: list[int] = []
         self._retry_s = RETRY_FIRST_S
         self._retry_at_ns = 0
+        self._types: list[int] = []
+        self.unfiltered = Unfiltered()
         self.subscriptions: list[Subscription] = []
         self.faults: dict[str, str] = {}
         self.events = EventItems(session, log, self.faults)
+
+    @property
+    def nodes(self) -> Sequence[bytes]:
+        """The encoded node id of each item, by index."""
+        return self._nodes
 
     @property
     def keep_alive_s(self) -> float:
         """Nothing at all for longer than this is a sign of trouble."""
         return max([1.0, *(subscription.keep_alive_s for subscription in self.subscriptions)])
 
-    async def create(self, client: Client, kept: Sequence[Subscription | None]) -> list[Subscription]:
+    async def create(self, kept: Sequence[Subscription | None]) -> list[Subscription]:
         """Takes over what the session has (`kept`, in the order of the plan) and creates the rest with all its items.
 
         Returns what was created. A bad item becomes a fault, never an error. Raises NotConnected, TimeoutError,
         ServiceError, ua.UaError.
         """
-        per_read, self._per_call = await _operation_limits(client)
-        columns = [] if all(kept) else await self._column_keys(per_read)
+        columns = [] if all(kept) else await self._column_keys()
         created = []
         for planned, subscription in zip(self._plan, kept, strict=True):
             if subscription is not None:
@@ -78,6 +95,14 @@ class MonitoredItems:
             await self._create_items(made, sorted(planned.items, key=lambda item: columns[item.index]))
         self._schedule_retry()
         return created
+
+    def without_filters(self) -> None:
+        """The server is known to refuse them: none is asked for."""
+        wanted = [item for one in self._plan for item in one.items if item.filter != NOTHING]
+        for item in wanted:
+            self.unfiltered.add(item.index, item.filter, ua.StatusCodes.BadFilterNotAllowed)
+        if wanted:
+            self._log.warning("%s", self.unfiltered.info)
 
     async def retry(self) -> None:
         """Creates again what was bad. Raises like `create`."""
@@ -102,24 +127,26 @@ class MonitoredItems:
     def _schedule_retry(self) -> None:
         self._retry_at_ns = self._clock.mono_ns() + int(self._retry_s * 1e9)
 
-    async def _column_keys(self, per_call: int) -> list[tuple[int, bool]]:
+    async def _column_keys(self) -> list[tuple[int, bool]]:
         """(built-in type, is an array) per item, for grouping; a large number where the type is not built in."""
-        types: list[int] = []
-        arrays: list[bool] = []
-        for nodes in _chunks(self._nodes, per_call):
-            types += map(_builtin_type, await self._attribute(nodes, ATTRIBUTE_DATA_TYPE))
-            arrays += map(_is_array, await self._attribute(nodes, ATTRIBUTE_VALUE_RANK))
-        return list(zip(types, arrays, strict=True))
+        self._types = list(map(_builtin_type, await self._attribute(ATTRIBUTE_DATA_TYPE)))
+        arrays = map(_is_array, await self._attribute(ATTRIBUTE_VALUE_RANK))
+        return list(zip(self._types, arrays, strict=True))
 
-    async def _attribute(self, nodes: Sequence[bytes], attribute: int) -> list[Any]:
-        body = await self._session.request(partial(opcua_requests.read, nodes=nodes, attribute=attribute))
-        return opcua_requests.read_values(body, len(nodes))
+    async def _attribute(self, attribute: int) -> list[Any]:
+        async def read(nodes: Sequence[bytes]) -> list[Any]:
+            body = await self._session.request(partial(opcua_requests.read, nodes=nodes, attribute=attribute))
+            return opcua_requests.read_values(body, len(nodes))
+
+        return await self._limits.in_parts(Service.READ, self._nodes, read)
 
     def _adopt(self, subscription: Subscription, items: Sequence[PlannedItem]) -> None:
         self.subscriptions.append(subscription)
         planned = {item.index: item for item in items}
         for known in subscription.items:
             self._known[known.handle] = known
+            if known.refused_filter:
+                self.unfiltered.add(known.handle, planned[known.handle].filter, known.refused_filter)
             if known.status & 0x8000_0000:
                 self._turned_bad(subscription, planned[known.handle], known.status)
 
@@ -146,14 +173,37 @@ class MonitoredItems:
         return subscription
 
     async def _create_items(self, subscription: Subscription, items: Sequence[PlannedItem]) -> None:
-        for part in _chunks(items, self._per_call):
-            requested = [Item(self._nodes[item.index], item.index, item.sampling_ns / 1e6, item.queue) for item in part]
+        async def create(part: Sequence[PlannedItem]) -> list[ItemResult]:
+            requested = list(map(self._requested, part))
             body = await self._session.request(
                 partial(opcua_requests.create_monitored_items, subscription_id=subscription.id, items=requested)
             )
-            results = opcua_requests.created_items(body, len(part))
-            for item, result in zip(part, results, strict=True):
-                self._note(subscription, item, result)
+            return opcua_requests.created_items(body, len(part))
+
+        results = await self._limits.in_parts(Service.MONITORED_ITEMS, items, create)
+        again = [at for at, result in enumerate(results) if self._filter_refused(items[at], result.status)]
+        if again:
+            self._log.warning("%s", self.unfiltered.info)
+            plain = await self._limits.in_parts(Service.MONITORED_ITEMS, [items[at] for at in again], create)
+            for at, result in zip(again, plain, strict=True):
+                results[at] = result
+        for item, result in zip(items, results, strict=True):
+            self._note(subscription, item, result)
+
+    def _requested(self, item: PlannedItem) -> Item:
+        wanted = NO_FILTER
+        if item.index not in self.unfiltered.filters:
+            wanted = encoded(item.filter, self._types[item.index] if self._types else None)
+        return Item(
+            self._nodes[item.index], item.index, item.sampling_ns / 1e6, item.queue, wanted, item.discard_oldest
+        )
+
+    def _filter_refused(self, item: PlannedItem, status: int) -> bool:
+        """Whether to try without the filter; then that is remembered."""
+        if item.filter == NOTHING or status not in REFUSED or item.index in self.unfiltered.filters:
+            return False
+        self.unfiltered.add(item.index, item.filter, status)
+        return True
 
     def _note(self, subscription: Subscription, item: PlannedItem, result: ItemResult) -> None:
         """Keeps the item's state; one log line for each change."""
@@ -163,6 +213,7 @@ class MonitoredItems:
             subscription.items.append(known)
         before = known.status
         known.id, known.status = result.item_id, result.status
+        known.refused_filter = self.unfiltered.status if item.index in self.unfiltered.filters else 0
         if before == result.status:
             return
         if result.status & 0x8000_0000:
@@ -179,22 +230,6 @@ class MonitoredItems:
         self._log.warning("tag %s cannot be read: %s", item.name, self.faults[item.name])
 
 
-async def _operation_limits(client: Client) -> tuple[int, int]:
-    """(nodes per Read, items per CreateMonitoredItems); Part 5, 6.3.11: 0 or absent means no limit."""
-    ids = (
-        ua.ObjectIds.Server_ServerCapabilities_OperationLimits_MaxNodesPerRead,
-        ua.ObjectIds.Server_ServerCapabilities_OperationLimits_MaxMonitoredItemsPerCall,
-    )
-    limits = []
-    for identifier in ids:  # one by one: a limit of 1 node per Read is legal
-        [value] = await client.uaclient.session.read_attributes(
-            [ua.NodeId(ua.Int32(identifier))], ua.AttributeIds.Value
-        )
-        number = value.Value.Value if value.Value is not None else None
-        limits.append(min(number, PER_CALL) if isinstance(number, int) and number > 0 else PER_CALL)
-    return limits[0], limits[1]
-
-
 def _builtin_type(data_type: object) -> int:
     text = str(data_type)
     return int(text[2:]) if text.startswith("i=") and text[2:].isdigit() else 1 << 31
@@ -203,7 +238,3 @@ def _builtin_type(data_type: object) -> int:
 def _is_array(value_rank: object) -> bool:
     """Part 3, 5.6.2: 0 and more are arrays; -1 is a scalar, what is less may be either."""
     return isinstance(value_rank, int) and value_rank >= 0
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[at : at + size] for at in range(0, len(items), size))

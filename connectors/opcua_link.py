@@ -15,9 +15,11 @@ from typing import Final
 
 from asyncua import ua
 
+from connectors import opcua_reverse
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_expiry import CertificateWatch
 from connectors.opcua_items import MonitoredItems
+from connectors.opcua_limits import Limits
 from connectors.opcua_plan import plan_subscriptions
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_resume import (
@@ -30,6 +32,7 @@ from connectors.opcua_resume import (
     transfer,
 )
 from connectors.opcua_security import Access, refusal, secure
+from connectors.opcua_servers import Server, ServerProfile, identify
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_state import DeviceState, StateFile, Subscription, fingerprint, pack
@@ -77,29 +80,39 @@ class Link:
         self._stale: list[Subscription] = []  # of another plan
         self._kept: KeptSession | None = None
         self._client: ResumingClient | None = None
+        self._calls: opcua_reverse.Calls | None = None
         self.state = self._nothing()
         self.session: PublishSession | None = None
         self.items: MonitoredItems | None = None
+        self.limits = Limits(log)
+        self.server = Server()
 
     async def open(self, durable: bool) -> Opened:
         """Raises what `mapped` maps; then `close` has to be called."""
         self._durable = durable
         if durable and not self._loaded:
             await self._load()
-        live = [one for one in self.state.subscriptions if one is not None]
         kept, self._kept = self._kept, None
-        client = await self._connected(kept if live else None)
+        client = await self._connected(kept if any(self.state.subscriptions) else None)
         assert self.session is not None
-        self.items = MonitoredItems(self.session, self._settings, self._clock, self._log)
+        await self.limits.learn(self.session)
+        self.server = await identify(self.session, self.limits)
+        self._fit_plan()
+        live = [one for one in self.state.subscriptions if one is not None]
+        self.items = MonitoredItems(self.session, self._settings, self._plan, self.limits, self._clock, self._log)
+        if self.server.profile is not None:
+            self._heed(self.server.profile)
         start = await server_start(client)
         available: dict[int, Sequence[int] | None]
         if client.resumed:
+            await delete(client, self._stale, self._timeout_s, self._log)
+            self._stale = []
             available = {one.id: None for one in live}
         else:
             available = {**await self._taken_over(client, start)} if live or self._stale else {}
         self.session.keep_subscriptions = durable and bool(available)  # not those of an attempt that fails
         known = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
-        created = await self.items.create(client, known)
+        created = await self.items.create(known)
         self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
         if self._remember_session(client) or created or not durable:
             await self.save()
@@ -111,6 +124,12 @@ class Link:
     def alarms(self) -> Sequence[str]:
         """Lines about certificates that are about to end."""
         return self._watch.alarms
+
+    async def unfiltered_bands(self) -> dict[int, tuple[float, float]]:
+        """What the gateway has to filter itself; see `Unfiltered.bands`."""
+        assert self.session is not None and self.items is not None
+        unfiltered, nodes = self.items.unfiltered, [tag.node for tag in self._settings.tags.values()]
+        return await unfiltered.bands(self.session, self.limits, nodes) if unfiltered.filters else {}
 
     async def save(self) -> None:
         """Keeps the state on disk; the file goes where nothing is to outlive this process. A full disk is one line."""
@@ -124,6 +143,10 @@ class Link:
         except OSError as error:
             self._log.warning("%s cannot be kept: %s; a restart will lose what is under way", self._file.path, error)
 
+    def follow(self, other: Link) -> None:
+        """Instead of `other`, to another server: what that one has on disk is of no use."""
+        self._loaded = other._loaded
+
     def forget(self) -> None:
         """The subscriptions are of no use: the next `open` makes new ones."""
         self.state.subscriptions = [None] * len(self._plan)
@@ -135,6 +158,9 @@ class Link:
         client, self._client = self._client, None
         session, self.session = self.session, None
         self._watch.stop()
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            calls.close()
         if client is None or session is None:
             return
         was_lost = session.lost or session.keep_session
@@ -153,7 +179,11 @@ class Link:
 
     async def _connected(self, kept: KeptSession | None) -> ResumingClient:
         settings = self._settings
-        client = self._client = ResumingClient(settings.opcua, self._timeout_s, kept, self._log)
+        url = settings.opcua
+        if reverse := settings.reverse:
+            url = reverse.endpoint
+            self._calls = await opcua_reverse.expect(settings.opcua, reverse.server, url)
+        client = self._client = ResumingClient(url, self._timeout_s, kept, self._log, self._calls)
         client.name = client.description = "mec-gateway"
         # A session that nobody closed lives as long as its subscriptions: some servers end them together.
         client.session_timeout = max(settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
@@ -162,6 +192,7 @@ class Link:
         secured = await secure(client, self._data_dir, self._access)
         client.connection_lost_callback = self._connection_lost
         await client.connect()
+        session.request_bytes_max = client.request_bytes_max
         if (protocol := client.uaclient.protocol) and protocol.transport:
             notice_dead_peer(protocol.transport.get_extra_info("socket"), MACHINE_PATIENCE * settings.timeout)
         # A server may answer 0; asyncua's watchdog would then give its probe no time at all.
@@ -206,13 +237,35 @@ class Link:
         if self._is_anonymous and found.session is not None:
             timeout_ms = max(self._settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
             self._kept = KeptSession.anonymous(found.session, timeout_ms)
-        if found.fingerprint == self._fingerprint and len(found.subscriptions) == len(self._plan):
+        if found.fingerprint == self._fingerprint:
             self.state = found
             return
         self._log.info("the device's configuration has changed: new subscriptions")
         self.state.gaps = found.gaps
         self.state.server_start = found.server_start
         self._stale = [one for one in found.subscriptions if one is not None]
+
+    def _fit_plan(self) -> None:
+        """The plan within what the server takes, which is known now; subscriptions of another plan are of no use."""
+        limits = self.limits
+        self._plan = plan_subscriptions(self._settings, limits.items_per_subscription, limits.subscriptions_per_session)
+        kept = self.state.subscriptions
+        planned = [len(one.items) for one in self._plan]
+        fits = len(kept) == len(planned) and all(
+            one is None or len(one.items) == count for one, count in zip(kept, planned, strict=True)
+        )
+        if not fits:
+            self._stale += [one for one in kept if one is not None]
+            self.state.subscriptions = [None] * len(self._plan)
+
+    def _heed(self, profile: ServerProfile) -> None:
+        """What is known of the server beyond the size of calls."""
+        assert self.items is not None
+        room = profile.limits.get("monitored_items_in_all", len(self._settings.tags))
+        if len(self._settings.tags) > room:
+            self._log.warning("%d tags, and %s takes %d in all", len(self._settings.tags), profile.name, room)
+        if not profile.filters:
+            self.items.without_filters()
 
     def _nothing(self) -> DeviceState:
         return DeviceState(self._fingerprint, subscriptions=[None] * len(self._plan))
@@ -237,9 +290,9 @@ def mapped(error: BaseException, settings: OpcUaDevice) -> BaseException:
     """What connecting or reading raised, as the contract names it."""
     url = settings.opcua
     if isinstance(error, Permanent):
-        return Permanent(f"{url}: {error}", error.cured)
+        return Permanent(_at(url, error), error.cured)
     if isinstance(error, NotConnected):
-        return NotConnected(f"{url}: {error}")
+        return NotConnected(_at(url, error))
     if isinstance(error, ua.UaStatusCodeError):
         refused = refusal(error)
         return Permanent(f"{url}: {refused}") if refused else NotConnected(f"{url}: {status_name(error.code)}")
@@ -250,4 +303,19 @@ def mapped(error: BaseException, settings: OpcUaDevice) -> BaseException:
         return NotConnected(f"{url}: {reason}; is the machine on, are address and port right?")
     if isinstance(error, ServiceError | DecodeError | ua.UaError):
         return NotConnected(f"{url}: {error}")
+    if isinstance(error, Exception) and _is_of_asyncua(error):
+        return NotConnected(f"{url}: the server's answer makes no sense: {error!r}")
     return error
+
+
+def _at(url: str, error: BaseException) -> str:
+    """Where a redundant server was meant, the text says which."""
+    return str(error) if str(error).startswith("opc.tcp://") else f"{url}: {error}"
+
+
+def _is_of_asyncua(error: Exception) -> bool:
+    """Raised there: what asyncua's decoders make of nonsense is anything from an AssertionError to a TypeError."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and str(at.tb_frame.f_globals.get("__name__", "")).startswith("asyncua.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from connectors.opcua_event_settings import ALWAYS
-from connectors.opcua_settings import OpcUaDevice
+from connectors.opcua_settings import Filter, OpcUaDevice
 from pipelines.quantities import format_duration
 
 KEEP_ALIVE_NS: Final = 5 * 10**9
@@ -25,6 +26,8 @@ class PlannedItem:
     node: str
     sampling_ns: int
     queue: int
+    filter: Filter
+    discard_oldest: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +63,38 @@ class PlannedSubscription:
         return max(KEEP_ALIVES_MIN * self.keep_alive_count, self.lifetime_ns // self.publishing_ns)
 
 
-def plan_subscriptions(settings: OpcUaDevice) -> list[PlannedSubscription]:
-    """One subscription per publishing interval, shortest first, the last one for events; in the order of the file."""
+def plan_subscriptions(
+    settings: OpcUaDevice, items_max: int | None = None, subscriptions_max: int | None = None
+) -> list[PlannedSubscription]:
+    """One subscription per publishing interval, shortest first, the last one for events; in the order of the file.
+
+    Several of one interval where one would have more than `items_max`, or the file's `items_per_subscription`. With
+    more than `subscriptions_max` intervals, those that are nearest to each other share the shorter one.
+    """
     by_interval: dict[int, list[PlannedItem]] = {}
     for index, (name, tag) in enumerate(settings.tags.items()):
-        item = PlannedItem(index, name, tag.node, settings.sampling_ns(tag), settings.queue_values(tag))
+        item = PlannedItem(
+            index,
+            name,
+            tag.node,
+            settings.sampling_ns(tag),
+            settings.queue_values(tag),
+            settings.filter_of(tag),
+            settings.discard_of(tag) == "oldest",
+        )
         by_interval.setdefault(settings.publishing_ns(tag), []).append(item)
-    lifetime = settings.lifetime
-    planned = [PlannedSubscription(interval, lifetime, items) for interval, items in sorted(by_interval.items())]
+    intervals_max = max(subscriptions_max - bool(settings.events), 1) if subscriptions_max else len(by_interval)
+    while len(by_interval) > intervals_max:
+        shorter, longer = min(pairwise(sorted(by_interval)), key=lambda pair: pair[1] / pair[0])
+        by_interval[shorter] = sorted(by_interval[shorter] + by_interval.pop(longer), key=lambda item: item.index)
+    room = min(filter(None, (items_max, settings.items_per_subscription)), default=len(settings.tags) or 1)
+    planned = [
+        PlannedSubscription(interval, settings.lifetime, items[at : at + room])
+        for interval, items in sorted(by_interval.items())
+        for at in range(0, len(items), room)
+    ]
     if settings.events:
-        planned.append(PlannedSubscription(settings.every, lifetime, (), plan_events(settings)))
+        planned.append(PlannedSubscription(settings.every, settings.lifetime, (), plan_events(settings)))
     return planned
 
 
@@ -100,7 +125,8 @@ def describe_plan(settings: OpcUaDevice) -> list[str]:
         lines.append(f"subscription every {interval}: {items} monitored items")
         for item in subscription.items:
             sampling = format_duration(item.sampling_ns) if item.sampling_ns else "every change"
-            lines.append(f"  {item.name}: {item.node}, sampling {sampling}, queue {item.queue}")
+            more = f", {item.filter}" if str(item.filter) else ""
+            lines.append(f"  {item.name}: {item.node}, sampling {sampling}, queue {item.queue}{more}")
         for events in subscription.events:
             types = ", ".join(events.types) or "all types"
             lines.append(f"  {events.name}: events of {events.node}, {types}, severity from {events.severity}")

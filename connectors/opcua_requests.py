@@ -36,9 +36,10 @@ FourByteId = struct.Struct("<BBH")
 _Header = struct.Struct("<qIIiI3s")
 _Ack = struct.Struct("<II")
 _ReadValueIdTail = struct.Struct("<IiHi")  # attribute, index range (null), data encoding: namespace 0, null name
-_ItemTail = struct.Struct(
-    "<IId3sI?"
-)  # mode, client handle, sampling interval ms, no filter, queue size, discard oldest
+_ItemHead = struct.Struct("<IId")  # mode, client handle, sampling interval ms; then the filter
+_ItemTail = struct.Struct("<I?")  # queue size, discard oldest
+NO_FILTER: Final = b"\0\0\0"
+"""A null ExtensionObject."""
 _ItemResult = struct.Struct("<IIdI")
 
 
@@ -87,10 +88,13 @@ class Item:
     client_handle: int
     sampling_ms: float
     queue: int
+    filter: bytes = NO_FILTER
+    """An encoded ExtensionObject."""
+    discard_oldest: bool = True
 
 
 def create_monitored_items(header: RequestHeader, subscription_id: int, items: Sequence[Item]) -> bytes:
-    """CreateMonitoredItemsRequest for values, reporting, oldest discarded, source timestamps (Part 4, 5.12.2)."""
+    """CreateMonitoredItemsRequest for values, reporting, source timestamps (Part 4, 5.12.2)."""
     value = _ReadValueIdTail.pack(ATTRIBUTE_VALUE, -1, 0, -1)
     parts = [
         header.encode(CREATE_MONITORED_ITEMS),
@@ -100,7 +104,9 @@ def create_monitored_items(header: RequestHeader, subscription_id: int, items: S
         parts += (
             item.node,
             value,
-            _ItemTail.pack(MODE_REPORTING, item.client_handle, item.sampling_ms, b"\0\0\0", item.queue, True),
+            _ItemHead.pack(MODE_REPORTING, item.client_handle, item.sampling_ms),
+            item.filter,
+            _ItemTail.pack(item.queue, item.discard_oldest),
         )
     return b"".join(parts)
 
@@ -125,10 +131,10 @@ def created_items(body: bytes, count: int) -> list[ItemResult]:
     return expect(results, count)
 
 
-def read(header: RequestHeader, nodes: Sequence[bytes], attribute: int) -> bytes:
-    """ReadRequest of one attribute of many nodes (Part 4, 5.10.2)."""
+def read(header: RequestHeader, nodes: Sequence[bytes], attribute: int, timestamps: int = TIMESTAMPS_NEITHER) -> bytes:
+    """ReadRequest of one attribute of many nodes, from the machine itself: age 0 (Part 4, 5.10.2)."""
     tail = _ReadValueIdTail.pack(attribute, -1, 0, -1)
-    head = struct.pack("<dIi", 0.0, TIMESTAMPS_NEITHER, len(nodes))
+    head = struct.pack("<dIi", 0.0, timestamps, len(nodes))
     return b"".join([header.encode(READ), head, *(part for node in nodes for part in (node, tail))])
 
 

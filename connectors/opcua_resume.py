@@ -17,7 +17,9 @@ from asyncua.common.shortcuts import Shortcuts
 
 from connectors.opcua_channel import ChannelClient
 from connectors.opcua_client import SecureClient
+from connectors.opcua_limits import RESPONSE_BYTES_MAX, agree
 from connectors.opcua_requests import status_name
+from connectors.opcua_reverse import Calls
 from connectors.opcua_state import DeviceState, Subscription
 
 SESSION_TIMEOUT_MIN_MS: Final = 30_000
@@ -69,16 +71,34 @@ class KeptSession:
 class ResumingClient(SecureClient):
     """A client whose `connect` first tries to go on with a session that the server may still have."""
 
-    def __init__(self, url: str, timeout_s: float, kept: KeptSession | None, log: Log) -> None:
+    def __init__(
+        self, url: str, timeout_s: float, kept: KeptSession | None, log: Log, calls: Calls | None = None
+    ) -> None:
         super().__init__(url, timeout=timeout_s, watchdog_intervall=5.0)
         self.uaclient = ChannelClient(timeout_s)
         self.uaclient.pre_request_hook = self._wait_until_ready
         self.nodes = Shortcuts(self.uaclient.session)
         self._kept = kept
+        self._calls = calls  # the server dials, not we
         self._log = log
         self._budget_s = timeout_s
         self.resumed = False
         """It is the old session, with its subscriptions."""
+        self.request_bytes_max = 0
+        """The server takes no larger requests; 0: any."""
+
+    async def connect_socket(self) -> None:
+        """Dials the server, or waits for its call."""
+        if self._calls is None:
+            await super().connect_socket()
+        else:
+            await self._calls.connect(self.uaclient)
+
+    async def send_hello(self) -> None:
+        """Hello, and what the two sides have agreed on."""
+        assert self.uaclient.protocol is not None
+        ack = await self.uaclient.send_hello(self.server_url.geturl(), RESPONSE_BYTES_MAX)
+        self.request_bytes_max = agree(self.uaclient.protocol, ack)
 
     async def _create_and_activate_session(self) -> None:
         self.resumed = self._kept is not None and await self._reactivated(self._kept)

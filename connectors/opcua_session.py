@@ -15,11 +15,12 @@ from typing import Any
 
 from asyncua.client.ua_client import UaClient
 from asyncua.client.ua_session import SessionState, UaSession
+from asyncua.ua import StatusCodes
 from asyncua.ua.ua_binary import nodeid_to_binary
 
 from connectors import opcua_requests
 from connectors.opcua_channel import Channel
-from connectors.opcua_requests import RequestHeader
+from connectors.opcua_requests import RequestHeader, ServiceError
 from pipelines.clock import Clock
 from pipelines.errors import NotConnected
 
@@ -36,6 +37,8 @@ class PublishSession(UaSession):
         self._wake = asyncio.Event()
         self._nudged = False
         self.outstanding = 0
+        self.request_bytes_max = 0
+        """The server takes no larger requests; 0: any."""
         self.keep_subscriptions = False
         """They live on at the server when the session is closed."""
         self.keep_session = False
@@ -92,7 +95,10 @@ class PublishSession(UaSession):
         self._wake.set()
 
     async def request(self, encode: Callable[[RequestHeader], bytes]) -> bytes:
-        """Sends an encoded request and returns the response's bytes. Raises NotConnected, TimeoutError."""
+        """Sends an encoded request and returns the response's bytes.
+
+        Raises NotConnected, TimeoutError, ServiceError: it is larger than what the server takes.
+        """
         async with asyncio.timeout(self._timeout_s):
             try:
                 return bytes(await self._send(encode, timeout_ms=int(self._timeout_s * 1000)))
@@ -109,7 +115,10 @@ class PublishSession(UaSession):
         )
         protocol.revolve_security_token()
         protocol._request_id += 1
-        message = protocol.message(encode(header), protocol._request_id)
+        request = encode(header)
+        if 0 < self.request_bytes_max < len(request):  # the server would close the connection
+            raise ServiceError(StatusCodes.BadRequestTooLarge)
+        message = protocol.message(request, protocol._request_id)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         protocol._callbackmap[protocol._request_id] = future
         protocol.transport.write(message)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from sys import float_info
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, WithJsonSchema, field_validator, model_validator
 
@@ -18,6 +20,52 @@ QUEUE_NS: Final = 10 * 10**9
 QUEUE_MAX: Final = 1000
 
 
+def _joined(value: Any) -> Any:
+    """Of a list of endpoints one text, as people would write it: no URL has a comma."""
+    listed = isinstance(value, list) and value and all(isinstance(url, str) and "," not in url for url in value)
+    return ",".join(value) if listed else value
+
+
+def _deadband(value: Any) -> Any:
+    percent = isinstance(value, str) and value.strip().endswith("%")
+    try:
+        number = float(value.strip().removesuffix("%")) if percent else float(value)
+        if isinstance(value, bool) or not 0 <= number <= (100 if percent else float_info.max):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} is no deadband: write 0.5 (the machine's units) or 1% (of EURange)") from None
+    return f"{number:g}%" if percent else number
+
+
+Trigger = Literal["status", "status-value", "status-value-timestamp"]
+Discard = Literal["oldest", "newest"]
+ServerDeadband = Annotated[
+    float | str, BeforeValidator(_deadband, json_schema_input_type=float | str), Field(examples=[0.5, "1%"])
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What the server is asked to report of an item (DataChangeFilter, Part 4, 7.22.2)."""
+
+    trigger: Trigger = "status-value"
+    deadband: Literal["", "absolute", "percent"] = ""
+    value: float = 0.0
+    """In the machine's own units, or percent of the item's EURange."""
+
+    @classmethod
+    def parsed(cls, trigger: Trigger, deadband: float | str | None) -> Self:
+        """`deadband` as the file has it: a number, or `1%`."""
+        percent = isinstance(deadband, str)
+        value = float(str(deadband or 0).removesuffix("%"))
+        return cls(trigger, "percent" if percent else "absolute", value) if value else cls(trigger)
+
+    def __str__(self) -> str:
+        band = f"server deadband {self.value:g}{'%' if self.deadband == 'percent' else ''}" if self.deadband else ""
+        trigger = f"trigger {self.trigger}" if self.trigger != "status-value" else ""
+        return ", ".join(filter(None, (band, trigger)))
+
+
 def _tag_from_text(value: Any) -> Any:
     return {"node": value} if isinstance(value, str) else value
 
@@ -26,7 +74,7 @@ class OpcUaTag(Settings):
     """One monitored item: `temperature: ns=2;s=Press4.Temp`, or a mapping with these keys."""
 
     node: str = Field(description="Node id: `ns=2;s=Press4.Temp`, `i=2258`, `ns=3;g=...`, `ns=1;b=...`.")
-    unit: str = Field("", description="Engineering unit, for people and for formats that carry it.")
+    unit: str = Field("", description="Engineering unit; default: what the server says (`EngineeringUnits`).")
     scale: float = Field(1.0, description="Factor applied to numbers; the result is a Double.")
     offset: float = Field(0.0, description="Added after `scale`.")
     deadband: float = Field(
@@ -35,12 +83,24 @@ class OpcUaTag(Settings):
     every: Duration | None = Field(None, description="Publishing interval of this tag; default: the device's.")
     sampling: Duration | None = Field(None, description="Sampling interval of this tag; default: the device's.")
     queue: int | None = Field(None, ge=1, le=100_000, description="Server-side queue in values; default: the device's.")
+    server_deadband: ServerDeadband | None = Field(
+        None, description="As the device's; `0`: none. Not together with `deadband`, which has the gateway decide."
+    )
+    heartbeat: Duration | None = Field(None, description="As the device's, for this tag; `0`: none.")
+    trigger: Trigger | None = Field(None, description="What counts as a change; default: the device's.")
+    discard: Discard | None = Field(None, description="What a full queue drops; default: the device's.")
     write: Writing = None
 
     @field_validator("node")
     @classmethod
     def _node_id(cls, text: str) -> str:
         return checked_node_id(text)
+
+    @model_validator(mode="after")
+    def _one_deadband(self) -> Self:
+        if self.deadband and self.server_deadband and float(str(self.server_deadband).removesuffix("%")):
+            raise ValueError("write `deadband` (the gateway decides) or `server_deadband`, not both: errors add up")
+        return self
 
 
 class OpcUaAuth(Settings):
@@ -102,6 +162,15 @@ def _thumbprints(value: Any) -> Any:
     return plain
 
 
+class OpcUaReverse(Settings):
+    """`reverse: {server: urn:press4, endpoint: opc.tcp://press4:4840}`: the server dials the gateway."""
+
+    server: str = Field(min_length=1, description="The server's ApplicationUri, as it says in its ReverseHello.")
+    endpoint: str = Field(
+        pattern=r"^opc\.tcp://.+", description="The server's endpoint URL, as it says in its ReverseHello."
+    )
+
+
 class OpcUaMethod(CallRule):
     """`reset: {object: ns=2;s=Press4, method: ns=2;s=Press4.Reset}`: that it is there allows calling it."""
 
@@ -112,7 +181,10 @@ class OpcUaMethod(CallRule):
 class OpcUaDevice(Settings):
     """A machine with an OPC UA server."""
 
-    opcua: str = Field(description="Endpoint URL, `opc.tcp://host:4840`.")
+    opcua: Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[str])] = Field(
+        description="Endpoint URL, `opc.tcp://host:4840`; a list of them for redundant servers with the same nodes, of "
+        "which the fittest is used (ServiceLevel), and the first again when it is as fit as the others."
+    )
     security: Annotated[
         Literal["best", "sign", "none", "Aes256_Sha256_RsaPss", "Aes128_Sha256_RsaOaep", "Basic256Sha256"]
         | OpcUaSecurity,
@@ -144,6 +216,24 @@ class OpcUaDevice(Settings):
         description="Values that the server keeps per tag while they cannot be sent; default: those of 10 s, at least "
         "10 and at most 1,000; 100 with `sampling: 0`.",
     )
+    server_deadband: ServerDeadband | None = Field(
+        None,
+        description="Smaller changes are not even reported by the server (DataChangeFilter), compared with what it "
+        "reported last: `0.5` in the machine's own units, before `scale`, or `1%` of the variable's EURange. Numbers "
+        "only. Where the server refuses it, the gateway does it and says so. Not for tags with a `deadband`.",
+    )
+    trigger: Trigger = Field(
+        "status-value",
+        description="What counts as a change at the server: of the status; of status or value; or also of the source "
+        "time alone.",
+    )
+    discard: Discard = Field("oldest", description="What a full queue at the server drops: `oldest` or `newest` value.")
+    items_per_subscription: int | None = Field(
+        None,
+        ge=1,
+        description="More tags than this of one interval get several subscriptions; default: what the server states, "
+        "or is known to take.",
+    )
     timeout: Duration = Field(duration_ns("4s"), gt=0, description="For connecting and for each request.")
     lifetime: Duration = Field(
         duration_ns("2m"),
@@ -156,6 +246,30 @@ class OpcUaDevice(Settings):
         ge=0,
         description="Time that may be spent on filling a gap from the server's history, beside the live values; `0` "
         "never asks for it.",
+    )
+    redundancy: Literal["auto", "cold", "warm", "hot"] = Field(
+        "auto",
+        description="Only with several servers. `auto`: what they say they are. `cold`: a standby may not answer, it "
+        "is asked when it is needed; `warm`, `hot`: a session is held at each standby, to know how fit it is.",
+    )
+    heartbeat: Duration = Field(
+        0,
+        ge=0,
+        description="A tag of which the server has reported nothing for so long is read: where its value is not what "
+        "was delivered last, it is delivered and counted (`missed_by_server`). `0`: never.",
+    )
+    reverse: OpcUaReverse | None = Field(
+        None,
+        description="The server dials (reverse connect): `opcua` is then where the gateway listens, "
+        "`opc.tcp://0.0.0.0:4843`, which devices may share; only the server named here is let in.",
+    )
+    clock: Literal["keep", "flag", "replace"] = Field(
+        "flag",
+        description="What becomes of the times that the machine gives while its clock is off by more than "
+        "`clock_tolerance`: they stay as they are; or are flagged; or the time of arrival takes their place, flagged.",
+    )
+    clock_tolerance: Duration = Field(
+        duration_ns("5s"), ge=0, description="How far the machine's clock may be off the gateway's."
     )
     tags: Annotated[
         dict[str, Annotated[OpcUaTag, BeforeValidator(_tag_from_text)]],
@@ -171,7 +285,11 @@ class OpcUaDevice(Settings):
 
     @field_validator("opcua")
     @classmethod
-    def _endpoint(cls, url: str) -> str:
+    def _endpoint(cls, urls: str) -> str:
+        return ",".join(map(cls._checked, urls.split(",")))
+
+    @classmethod
+    def _checked(cls, url: str) -> str:
         if not url.startswith("opc.tcp://") or not url.removeprefix("opc.tcp://").strip("/"):
             raise ValueError(f"{url!r} is not an OPC UA endpoint: write opc.tcp://host:4840")
         if "@" in url:
@@ -184,6 +302,23 @@ class OpcUaDevice(Settings):
             if name in self.tags:
                 raise ValueError(f"`{name}` is a tag and a stream of events: give them different names")
         return self
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.reverse and ("," in self.opcua or not re.search(r":\d+/?$", self.opcua)):
+            raise ValueError(
+                "with `reverse`, `opcua` is the one address where the gateway listens: opc.tcp://0.0.0.0:4843"
+            )
+        return self
+
+    @property
+    def servers(self) -> list[str]:
+        """The endpoints; one, or a redundant set."""
+        return self.opcua.split(",")
+
+    def at(self, url: str) -> Self:
+        """These settings for one of the servers."""
+        return self.model_copy(update={"opcua": url})
 
     @property
     def secured(self) -> OpcUaSecurity | None:
@@ -200,6 +335,19 @@ class OpcUaDevice(Settings):
     def learns_tags(self) -> bool:
         """More tags than `tags` become known when the device is connected."""
         return False
+
+    def filter_of(self, tag: OpcUaTag) -> Filter:
+        """What the server is asked to report of a tag."""
+        inherits = tag.server_deadband is None and not tag.deadband
+        return Filter.parsed(tag.trigger or self.trigger, self.server_deadband if inherits else tag.server_deadband)
+
+    def discard_of(self, tag: OpcUaTag) -> Discard:
+        """What a full queue drops."""
+        return tag.discard or self.discard
+
+    def heartbeat_ns(self, tag: OpcUaTag) -> int:
+        """How long a tag may be silent; 0: for ever."""
+        return self.heartbeat if tag.heartbeat is None else tag.heartbeat
 
     def publishing_ns(self, tag: OpcUaTag) -> int:
         """Publishing interval of a tag."""

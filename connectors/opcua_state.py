@@ -34,6 +34,8 @@ class MonitoredItem:
     """The server's; 0 where it does not exist."""
     status: int
     """Of its creation; a bad one is tried again."""
+    refused_filter: int = 0
+    """Why the server does not filter it as asked; 0: it does."""
 
 
 @dataclass(slots=True)

@@ -4,13 +4,15 @@
      "tags":["temperature","pressure"],"t":[1795343713695123,1795343713695123],"v":[21.37,7.25],
      "status":[0,1083179008],"arrival":[true,false],"clock":["suspect",null]}
 
-(without the line breaks). `t` is us since 1970 UTC. Columns that are there only when they say something: `kind`
-(`"event"` or null) behind `tags` where some row is an event; and the last three,
-`status` (OPC UA StatusCodes) unless every row is plain Good (0), `arrival` unless no time is the gateway's own,
+(without the line breaks). `t` is us since 1970 UTC. More columns are there only when they say something: `kind`
+(`"event"` or null) behind `tags` where some row is an event; `name` (null where a number has none) unless no row has
+one, `status` (OPC UA StatusCodes) unless every row is plain Good (0), `arrival` unless no time is the gateway's own,
 `clock` unless no clock is in doubt. Where one is there, it has an entry for each row.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import orjson
 
@@ -18,16 +20,18 @@ from connectors.payload import Identity
 from connectors.payload_fragments import (
     NULL,
     SMALL_ROWS,
+    Names,
     TagTexts,
     clock_word,
     dumps_column,
+    encode,
     is_clean,
     is_plain,
     microseconds,
     value_fragments,
 )
 from connectors.payload_json import JsonHeads
-from pipelines.batch import Batch, Flag
+from pipelines.batch import Batch, Flag, Kind
 from pipelines.tags import Tag, TagTable
 
 _EVENT = b'"event"'
@@ -41,33 +45,42 @@ class JsonColumnsFormat:
 
     def __init__(self, identity: Identity, tags: TagTable) -> None:
         self._heads = JsonHeads(identity, tags)
-        self._names = TagTexts(tags, _name)
+        self._tags = TagTexts(tags, _name)
         self._kinds = TagTexts(tags, _kind)
+        self._names = Names(tags)
 
     def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
         """One message with all rows of the batch (at least one)."""
-        names = b",".join(self._names.of(batch.tag))
+        tags, names = b",".join(self._tags.of(batch.tag)), self._names.of(batch)
         kinds = self._kinds.of(batch.tag) if batch.extra else ()
-        return b'%b,"tags":[%b]%b,"t":%b,"v":%b%b}' % (
+        return b'%b,"tags":[%b]%b,"t":%b,"v":%b%b%b}' % (
             self._heads.head(stream, batch, historical),
-            names,
+            tags,
             b',"kind":[%b]' % b",".join(kinds) if _EVENT in kinds else b"",
             _times(batch),
             _values(batch),
+            _name_column([names.get(row) for row in range(len(batch))]) if names else b"",
             _rare(batch),
         )
 
     def rows(self, stream: str, batch: Batch, historical: bool) -> list[bytes]:
         """One message per row, in order: the same schema with lists of one."""
         head = self._heads.head(stream, batch, historical) + b',"tags":['
-        names = self._names.of(batch.tag)
+        values, rare = value_fragments(batch), _rare_rows(batch)
+        for row, name in self._names.of(batch).items():
+            rare[row] = _name_column([name]) + rare[row]
+        tags = self._tags.of(batch.tag)
         kinds = self._kinds.of(batch.tag) if batch.extra else ()
         if _EVENT in kinds:
-            names = [
-                name + b'],"kind":[' + kind if kind == _EVENT else name for name, kind in zip(names, kinds, strict=True)
+            tags = [
+                tag + b'],"kind":[' + kind if kind == _EVENT else tag for tag, kind in zip(tags, kinds, strict=True)
             ]
-        columns = zip(names, microseconds(batch), value_fragments(batch), _rare_rows(batch), strict=True)
+        columns = zip(tags, microseconds(batch), values, rare, strict=True)
         return [b'%b%b],"t":[%b],"v":[%b]%b}' % (head, *columns_of_row) for columns_of_row in columns]
+
+
+def _name_column(names: list[Any]) -> bytes:
+    return b',"name":' + encode(names, Kind.NULL)
 
 
 def _name(tag: Tag) -> bytes:

@@ -11,8 +11,6 @@ import math
 from base64 import b64encode
 from binascii import b2a_base64
 from collections.abc import Callable
-from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,12 @@ import orjson
 
 from pipelines.batch import ARRAY, SEVERITY_MASK, SEVERITY_UNCERTAIN, Batch, Flag, Kind
 from pipelines.columns import runs
-from pipelines.tags import Tag, TagTable
+from pipelines.rfc3339 import rfc3339
+from pipelines.tags import Tag, TagTable, name_of
 
 NULL = b"null"
 SMALL_ROWS = 16
 """Below this many rows plain Python is quicker than numpy's fixed cost per call."""
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 -- formatted below, always with Z
 _INTEGER_KINDS = frozenset(range(Kind.SBYTE, Kind.UINT64 + 1)) | {Kind.STATUS_CODE}
 _REAL_KINDS = frozenset((Kind.FLOAT, Kind.DOUBLE))
 _PLAIN_ARRAYS = frozenset(kind | ARRAY for kind in (*_INTEGER_KINDS, Kind.BOOLEAN, Kind.STRING, Kind.LOCALIZED_TEXT))
@@ -34,7 +32,7 @@ _REAL_ARRAYS = frozenset(kind | ARRAY for kind in _REAL_KINDS)
 
 
 class TagTexts:
-    """What stands for a tag in a message, encoded once; ids are never reused, so a text never changes."""
+    """What stands for a tag in a message, encoded once: of what never changes, as ids are never reused."""
 
     def __init__(self, tags: TagTable, encode: Callable[[Tag], bytes]) -> None:
         self._tags = tags
@@ -51,6 +49,48 @@ class TagTexts:
             return [self._texts[tag_id] for tag_id in tag.tolist()]
         texts: list[bytes] = self._texts[tag].tolist()
         return texts
+
+
+class Names:
+    """What labelled numbers mean: of enumerations their name, of bit fields the names of the bits that are set."""
+
+    def __init__(self, tags: TagTable) -> None:
+        self._tags = tags
+        self._version = 0
+        self._labels: dict[int, tuple[dict[int, str], bool]] = {}  # of the tags that have any
+        self._mask = np.zeros(0, dtype=np.bool_)
+
+    def of(self, batch: Batch) -> dict[int, Any]:
+        """Row -> a name, or a list of names, for the rows that have one. Nothing is done where no tag has labels."""
+        if self._version != self._tags.version:
+            self._look()
+        if not self._labels:
+            return {}
+        if len(batch) < SMALL_ROWS:
+            rows = [row for row, tag in enumerate(batch.tag.tolist()) if tag in self._labels]
+        else:
+            rows = np.flatnonzero(self._mask[batch.tag]).tolist()
+        return self._of_rows(batch, rows) if rows else {}
+
+    def _of_rows(self, batch: Batch, rows: list[int]) -> dict[int, Any]:
+        extra, names = batch.extra or {}, {}
+        tags, numbers = batch.tag[rows].tolist(), batch.value[rows].tolist()
+        for row, tag, number in zip(rows, tags, numbers, strict=True):
+            labels, bits = self._labels[tag]
+            name = name_of(extra.get(row, number), labels, bits)
+            if name is not None:
+                names[row] = name
+        return names
+
+    def _look(self) -> None:
+        """At tags that are new or described anew."""
+        tags = self._tags
+        for tag in tags.changed_since(self._version):
+            if tags[tag].labels:
+                self._labels[tag] = dict(tags[tag].labels), tags[tag].bits
+        self._version = tags.version
+        self._mask = np.zeros(len(tags), dtype=np.bool_)
+        self._mask[list(self._labels)] = True
 
 
 def microseconds(batch: Batch, end: bytes = b"") -> list[bytes]:
@@ -171,24 +211,6 @@ def jsonable(value: Any, kind: int) -> Any:
     if kind & ~ARRAY == Kind.DATETIME and isinstance(value, int):
         return rfc3339(value)
     return value
-
-
-def rfc3339(utc_ns: int) -> str:
-    """`2026-11-22T10:01:53.695123Z`: as many digits of the fraction as are needed, years 1 to 9999 (clamped)."""
-    seconds, fraction_ns = divmod(utc_ns, 10**9)
-    text = _to_the_second(seconds)
-    if not text:
-        return "9999-12-31T23:59:59Z" if utc_ns > 0 else "0001-01-01T00:00:00Z"
-    return f"{text}.{fraction_ns:09d}".rstrip("0") + "Z" if fraction_ns else text + "Z"
-
-
-@lru_cache(maxsize=1024)
-def _to_the_second(seconds: int) -> str:
-    """Empty outside of the years 1 to 9999. Machines' times are mostly of now, so most are found: 1 us less."""
-    try:
-        return (_EPOCH + timedelta(seconds=seconds)).isoformat()
-    except OverflowError:
-        return ""
 
 
 def _few(batch: Batch) -> list[bytes]:

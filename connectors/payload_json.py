@@ -2,10 +2,12 @@
 
     {"gateway":"line1-gw","stream":"history","seq":1234,"device":"press4","historical":false,"samples":[
       {"tag":"temperature","t":1795343713695123,"v":21.37,"q":"good"},
-      {"tag":"state","t":1795343713695123,"v":7,"q":"uncertain","status":1083179008,"arrival":true,"clock":"suspect"}]}
+      {"tag":"state","t":1795343713695123,"v":7,"name":"RUNNING","q":"good"},
+      {"tag":"flow","t":1795343713695123,"v":7,"q":"uncertain","status":1083179008,"arrival":true,"clock":"suspect"}]}
 
 (without the line breaks). `t` is source time in us since 1970 UTC. `"kind":"event"` stands behind `tag` where the value
-is an event's fields. `status` stands only where it is not plain 0,
+is an event's fields. `name` stands only beside numbers that have one (a list beside bit fields and arrays), `status`
+only where it is not plain 0,
 `arrival` only where the time is the gateway's own, `clock` only where a clock is in doubt: `suspect` (the machine's),
 `stepped` (the gateway's), `suspect+stepped`. Values: `connectors.payload_fragments`.
 
@@ -22,8 +24,17 @@ from operator import add
 import orjson
 
 from connectors.payload import Identity
-from connectors.payload_fragments import SMALL_ROWS, TagTexts, clock_word, microseconds, quality, value_fragments
-from pipelines.batch import Batch, Flag
+from connectors.payload_fragments import (
+    SMALL_ROWS,
+    Names,
+    TagTexts,
+    clock_word,
+    encode,
+    microseconds,
+    quality,
+    value_fragments,
+)
+from pipelines.batch import Batch, Flag, Kind
 from pipelines.columns import uniform
 from pipelines.tags import Tag, TagTable
 
@@ -41,6 +52,7 @@ class JsonFormat:
         self._heads = JsonHeads(identity, tags)
         self._opens = TagTexts(tags, _opening)
         self._around = _Around(self._opens)
+        self._names = Names(tags)
 
     def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
         """One message with all rows of the batch (at least one)."""
@@ -50,12 +62,12 @@ class JsonFormat:
             parts = [b""] * (3 * rows + 1)
             parts[0::3] = around
             parts[1::3] = microseconds(batch, _VALUE)
-            parts[2::3] = value_fragments(batch)
+            parts[2::3] = self._values(batch)
         else:
             parts = [b""] * (4 * rows)
             parts[0::4] = self._opens.of(batch.tag)
             parts[1::4] = microseconds(batch, _VALUE)
-            parts[2::4] = value_fragments(batch)
+            parts[2::4] = self._values(batch)
             parts[3::4] = _tails(batch, b"},")
             parts[-1] = parts[-1][:-1] + b"]}"
         return self._heads.head(stream, batch, historical) + b',"samples":[' + b"".join(parts)
@@ -66,11 +78,18 @@ class JsonFormat:
         columns = zip(
             self._opens.of(batch.tag),
             microseconds(batch, _VALUE),
-            value_fragments(batch),
+            self._values(batch),
             _tails(batch, b"}]}"),
             strict=True,
         )
         return [head + tag + time + value + tail for tag, time, value, tail in columns]
+
+    def _values(self, batch: Batch) -> list[bytes]:
+        """Each row's value and, where it has one, its name."""
+        values = value_fragments(batch)
+        for row, name in self._names.of(batch).items():
+            values[row] += b',"name":' + encode(name, Kind.NULL)
+        return values
 
 
 class _Around:

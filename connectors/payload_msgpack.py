@@ -7,7 +7,7 @@
 
 `t` is int64, ns since 1970 UTC. Values keep their types: integers exact, floating point as float64 (NaN and infinities
 too), booleans, text as str, ByteString as bin, DateTime as MessagePack's own timestamp type (exact to the ns), arrays
-as arrays, structures as maps, no value as nil. The last three columns, and `kind`, are there only when they say
+as arrays, structures as maps, no value as nil. The last three columns, `kind` and `name` are there only when they say
 something, as in `json-columns`.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 
 from connectors.payload import Identity
-from connectors.payload_fragments import TagTexts, clock_word, is_clean, is_plain, values_of
+from connectors.payload_fragments import Names, TagTexts, clock_word, is_clean, is_plain, values_of
 from pipelines.batch import ARRAY, Batch, Flag, Kind
 from pipelines.tags import TagTable
 
@@ -35,6 +35,7 @@ class MsgpackFormat:
     def __init__(self, identity: Identity, tags: TagTable) -> None:
         self._gateway = identity.gateway
         self._tags = tags
+        self._names = Names(tags)
         self._kinds = TagTexts(tags, lambda tag: _EVENT if tag.event else b"")
         self._packer = msgpack.Packer(unicode_errors="replace", default=str)
 
@@ -46,7 +47,7 @@ class MsgpackFormat:
         """One message per row, in order: the same schema with lists of one."""
         # A map of six entries opens with 0x86: the header is packed once, `samples` for each row.
         head = b"\x86" + self._pack(self._head(stream, batch, historical))[1:] + self._pack("samples")
-        if not is_clean(batch) or self._has_events(batch):
+        if not is_clean(batch) or self._has_events(batch) or self._names.of(batch):
             return [head + self._pack(self._samples(part)) for part in batch.split(1)]
         tags, pack = self._tags, self._packer.pack
         columns = zip(batch.tag.tolist(), batch.ts_ns.tolist(), _values(batch), strict=True)
@@ -75,6 +76,8 @@ class MsgpackFormat:
             "t": batch.ts_ns.tolist(),
             "v": _values(batch),
         }
+        if names := self._names.of(batch):
+            samples["name"] = [names.get(row) for row in range(len(batch))]
         if self._has_events(batch):
             samples["kind"] = ["event" if tags[tag_id].event else None for tag_id in batch.tag.tolist()]
         if is_clean(batch):

@@ -112,6 +112,7 @@ class Writer:
         self._source_names = sources
         self._known = np.zeros(1, dtype=np.bool_)
         self._described = b""  # the tag column of a batch whose tags the table has
+        self._version = tags.version
         self._rows = 0
         self._table_bytes = 0
         self._handle = -1
@@ -180,6 +181,8 @@ class Writer:
             self._handle = -1
 
     def _additions(self, batch: Batch) -> bytes:
+        if self._version != self._tags.version:
+            self._look_again()
         tags = batch.tag.tobytes()
         if tags != self._described and self._known.take(batch.tag, mode="clip").all():
             self._described = tags
@@ -192,8 +195,18 @@ class Writer:
         return {
             number: self._tags[number]
             for number in sorted(set(batch.tag.tolist()))
-            if number not in self.tables.tags and number < len(self._tags)
+            if number < len(self._tags) and self.tables.tags.get(number) != self._tags[number]
         }
+
+    def _look_again(self) -> None:
+        """Tags whose description has changed are described once more."""
+        ours = self.tables.tags
+        changed = [
+            tag for tag in self._tags.changed_since(self._version) if tag in ours and ours[tag] != self._tags[tag]
+        ]
+        self._known[changed] = False
+        self._version = self._tags.version
+        self._described = b""
 
     def _source_name(self, number: int) -> str:
         return self._source_names[number] if number < len(self._source_names) else str(number)

@@ -26,8 +26,9 @@ class DeadbandStage:
     def __init__(self, tags: TagTable, *, absolute: float | None = None, percent: float = 0.0) -> None:
         self._tags = tags
         self._absolute_all = absolute
-        self._percent = percent / 100.0
+        self._percent_all = percent / 100.0
         self._absolute = np.zeros(0)
+        self._percent = np.zeros(0)
         self._last = np.zeros(0)  # the last number that went on; NaN where none did
         self._status = np.zeros(0, dtype=np.int64)
 
@@ -44,6 +45,11 @@ class DeadbandStage:
         """Each tag's own `deadband` of the file."""
         return cls(tags)
 
+    def set_band(self, tag_id: int, absolute: float, percent: float) -> None:
+        """Of one tag, instead of what was given for all."""
+        self._grow()
+        self._absolute[tag_id], self._percent[tag_id] = absolute, percent / 100.0
+
     def process(self, batch: Batch) -> Batch | None:
         self._grow()
         kept = self._kept(batch)
@@ -57,6 +63,7 @@ class DeadbandStage:
             own, everyones = self._tags.column("deadband", known), self._absolute_all
             new = own if everyones is None else np.full(wanted - known, everyones)
             self._absolute = np.concatenate([self._absolute, new])
+            self._percent = np.concatenate([self._percent, np.full(wanted - known, self._percent_all)])
             self._last = np.concatenate([self._last, np.full(wanted - known, nan)])
             self._status = np.concatenate([self._status, np.full(wanted - known, -1)])
 
@@ -82,7 +89,7 @@ class DeadbandStage:
         for tag, value, kind, status in zip(*columns, strict=True):
             number = value if kind in _NUMBERS and isfinite(value) else nan
             last = self._last.item(tag)
-            band = max(self._absolute.item(tag), self._percent * abs(last))
+            band = max(self._absolute.item(tag), self._percent.item(tag) * abs(last))
             # A band of zero passes everything, equal values too: only the machine decides then. NaN is never within.
             within = band > 0.0 and abs(number - last) <= band and self._status.item(tag) == status
             if not within:
@@ -96,7 +103,7 @@ class DeadbandStage:
     ) -> npt.NDArray[np.bool_]:
         """The same rule for rows of different tags."""
         last = self._last[tag]
-        band = np.maximum(self._absolute[tag], self._percent * np.abs(last))
+        band = np.maximum(self._absolute[tag], self._percent[tag] * np.abs(last))
         with np.errstate(over="ignore"):
             within = (band > 0.0) & (np.abs(value - last) <= band) & (self._status[tag] == status)
         kept: npt.NDArray[np.bool_] = ~within

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.batch import Batch
 from pipelines.segment_tables import Tables
-from pipelines.tags import TagTable
+from pipelines.tags import Tag, TagTable
 
 NO_SOURCE: Final = 2**16 - 1
 """The source is no longer configured."""
@@ -23,10 +23,7 @@ class Translation:
     """
 
     def __init__(self, tables: Tables, tags: TagTable, sources: Sequence[str]) -> None:
-        ours = {
-            number: tags.add(tag) if (known := tags.id_of(tag.path)) is None else known
-            for number, tag in tables.tags.items()
-        }
+        ours = {number: _ours(tags, tag) for number, tag in tables.tags.items()}
         self._ours = np.full(max(ours, default=-1) + 2, -1, dtype=np.int64)  # the last stands for all that follow
         self._ours[list(ours)] = list(ours.values())
         self._same = self._ours == np.arange(len(self._ours))
@@ -42,3 +39,13 @@ class Translation:
         column = self._ours.take(batch.tag, mode="clip")
         known = replace(batch, source_id=source_id, tag=column.astype(np.uint32))
         return known if (column >= 0).all() else known.take(column >= 0)
+
+
+def _ours(tags: TagTable, tag: Tag) -> int:
+    """Our id. Unit and labels may be a machine's own words: they hold until it, or the file, says something else."""
+    known = tags.id_of(tag.path)
+    if known is None:
+        known = tags.add(replace(tag, unit="", labels=(), bits=False))
+    ours = tags[known]
+    tags.learn(known, ours.unit or tag.unit, ours.labels or tag.labels, ours.bits if ours.labels else tag.bits)
+    return known

@@ -1,6 +1,7 @@
 """Fixtures: the real servers. A server that cannot be had skips its tests loudly, and fails them where CI is set."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
+from gateway.log import ROOMS
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.far import FarMosquitto
 from tests.services.kafka import Kafka
@@ -35,6 +37,18 @@ Factory = Callable[..., ServiceT]
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Every async test runs on the loop that the gateway runs on."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command that runs in the test's process sets up the log: for itself, not for the tests that follow."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, ROOMS)]
+    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    yield
+    logging.captureWarnings(False)
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

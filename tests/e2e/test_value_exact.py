@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import json
 import math
 import os
 import uuid
@@ -14,6 +15,7 @@ from asyncua import ua
 
 from tests.e2e.consumers import Message, Subscriber, missing_seqs, read_topic, values
 from tests.e2e.gateway_process import COMPLAINTS, Gateway
+from tests.services import asyncua_types
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.kafka import Kafka
 from tests.services.milo import Group, Milo, Started, Value, expected_value
@@ -100,6 +102,35 @@ def test_numbers_that_json_lacks(
     uint64s = [(s["v"], s["q"]) for message in messages for s in message["samples"] if s["tag"] == "UInt64"]
     assert [uint64s[1], uint64s[3]] == [(2**64 - 1, "good"), (2, "good")]
     assert uint64s[2][1] == "bad"
+
+
+def test_structures_enumerations_and_units(
+    asyncua_server: Callable[..., AsyncuaServer], mosquitto_factory: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    """What the machine describes arrives as objects and with names, what it does not is whole and said in health."""
+    machine, broker = asyncua_server(types=True), mosquitto_factory()
+    expected = asyncua_types.EXPECTED
+    gateway = Gateway(
+        devices={
+            "press": {
+                "opcua": machine.url,
+                "security": "none",
+                "every": "50ms",
+                "tags": {name: f"ns=2;s={name}" for name in expected},
+            }
+        },
+        send={"all": {"from": "*", "to": "broker"}},
+        to={"broker": {"mqtt": broker.url}},
+    )
+    with Subscriber(broker.port, tmp_path) as subscriber, gateway:
+        gateway.wait_for(lambda: gateway.metric("gateway_pump_rows_total", "all") >= len(expected), "all values")
+        health = json.dumps(gateway.health())
+        assert gateway.end() == 0
+        messages = subscriber.all_messages()
+    samples = {sample["tag"]: sample for message in messages for sample in message["samples"]}
+    assert {name: sample["v"] for name, sample in samples.items()} == expected
+    assert {name: sample["name"] for name, sample in samples.items() if "name" in sample} == asyncua_types.NAMES
+    assert "1 structures were delivered as they came: of type ns=2;i=99999" in health
 
 
 def _delivered(gateway: Gateway, rows: int) -> bool:

@@ -136,7 +136,7 @@ class Rig:
         """
         await self._cancel()
         self.drop_connection()
-        shutil.copytree(self.folder, folder)
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("*.new"))  # renamed at any moment
         for name, before in (as_of or {}).items():
             shutil.rmtree(folder / "lanes" / name)
             shutil.copytree(before, folder / "lanes" / name)

@@ -21,7 +21,7 @@ TAG = "counter"
 async def test_a_poor_server_works_and_health_says_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Live values; after a cut the session that it hands over says nothing and is replaced, the gap is in the ledger."""
+    """Live values; after a cut the session that goes on says nothing and is replaced, the gap is in the ledger."""
     monkeypatch.setattr(opcua_plan, "KEEP_ALIVE_NS", 300_000_000)
     monkeypatch.setattr("connectors.opcua.PROOF_S", 0.5)
     with made(Gopcua) as server:

@@ -368,7 +368,7 @@ async def test_a_fast_only_gateway_leaves_nothing_behind(node_opcua_plant: Plant
     other.source._link.state.subscriptions = [subscription]
     other.source._link.state.server_start = first.source._link.state.server_start
     await other.start()
-    assert other.source.info == "new subscriptions: the old ones are gone"
+    assert other.source.info.startswith("new subscriptions: the old ones are gone")
 
 
 async def _settled(done: Callable[[], bool]) -> None:

@@ -1,9 +1,9 @@
 """An asyncua server in a process of its own: the wrapper for tests, and (run as a program) the server.
 
-    python -m tests.services.asyncua_server PORT DOUBLES [SECURITY]
+    python -m tests.services.asyncua_server PORT DOUBLES [types] [SECURITY]
 
 SECURITY is the JSON of `Secured`. Namespace 2 is `urn:mec:asyncua`, Objects/Plant holds ns=2;s=<Type> for every entry
-of VARIABLES. Lines in, JSON:
+of VARIABLES; `types` adds what asyncua_types has. Lines in, JSON:
 `{"set": "Double", "value": 1.5, "source_ns": ..., "status": 0}` (`source_ns`, `status` optional) or
 `{"set_many": {"Double": 1.5, ...}}`, `{"kill_sessions": true}` (true: with their subscriptions), `{"count": true}`.
 Lines out: `ready`, then `done` after each command (`counted SESSIONS SUBSCRIPTIONS` after `count`), or `error ...`. The
@@ -29,6 +29,7 @@ from asyncua.server.user_managers import UserManager
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from tests.services.asyncua_types import add_types
 from tests.services.opcua_certificates import URI, Pair
 from tests.services.ports import HOST, free_port
 from tests.services.process import Service
@@ -101,19 +102,19 @@ class Secured:
 class AsyncuaServer(Service):
     """The server; variables ns=2;s=<name> for each name of VARIABLES.
 
-    doubles: that many more variables ns=2;s=v0 ... of type Double, first value 0.0. secured: None for security None
-    and anonymous users.
+    doubles: that many more variables ns=2;s=v0 ... of type Double, first value 0.0. types: also what asyncua_types has.
+    secured: None for security None and anonymous users.
     """
 
-    def __init__(self, *, doubles: int = 0, secured: Secured | None = None) -> None:
+    def __init__(self, *, doubles: int = 0, types: bool = False, secured: Secured | None = None) -> None:
         super().__init__("asyncua", free_port())
-        self._doubles = doubles
+        self._more = [str(doubles), *(["types"] if types else [])]
         self.secure(secured)
 
     def secure(self, secured: Secured | None) -> None:
         """Stops it; from its next start on."""
         self.stop()
-        argv = [sys.executable, "-m", "tests.services.asyncua_server", str(self.port), str(self._doubles)]
+        argv = [sys.executable, "-m", "tests.services.asyncua_server", str(self.port), *self._more]
         self.run_as([*argv, secured.json(self.folder)] if secured else argv)
 
     @property
@@ -152,7 +153,7 @@ class AsyncuaServer(Service):
             raise ValueError(answer)
 
 
-async def serve(port: int, doubles: int, security: dict[str, Any] | None) -> None:
+async def serve(port: int, doubles: int, with_types: bool, security: dict[str, Any] | None) -> None:
     """Serves until stdin ends."""
     server = Server(user_manager=_Users(security) if security else None)
     await server.init()
@@ -167,6 +168,8 @@ async def serve(port: int, doubles: int, security: dict[str, Any] | None) -> Non
     for name, (kind, value) in {**VARIABLES, **more}.items():
         types[name] = kind
         await plant.add_variable(_node_id(name, index), f"{index}:{name}", _variant(kind, value))
+    if with_types:
+        await add_types(server, index)
     async with server:
         print("ready", flush=True)
         commands = await _stdin()
@@ -262,4 +265,6 @@ async def _stdin() -> asyncio.StreamReader:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3]) if len(sys.argv) > 3 else None))
+    more = sys.argv[3:]
+    security = next((json.loads(word) for word in more if word != "types"), None)
+    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2]), "types" in more, security))

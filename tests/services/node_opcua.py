@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -14,6 +15,30 @@ from tests.services.process import Service
 
 _FILES = Path(__file__).parent / "node_opcua"
 _PACKAGE = _FILES / "package.json"
+
+EXPECTED: dict[str, Any] = {
+    "Point": {"X": 1.5, "Y": -2.5},
+    "Motor": {
+        "Name": "spindle",
+        "State": 1,
+        "State.name": "RUNNING",
+        "Position": {"X": 1.5, "Y": -2.5},
+        "Path": [{"X": 0.0, "Y": 0.25}],
+        "Counts": [1, 2, 3],
+        "Started": "2026-11-23T10:00:00.123Z",
+        "Cycle": 250.5,
+    },
+    "Recipe": {"Number": 7, "Amount": 2.5},
+    "Limit": {"Name": "top"},
+    "State": 2,
+    "Matrix": [[1, 2, 3], [4, 5, 6]],
+    "Temperature": 21.5,
+    "Mode": 1,
+    "Valve": True,
+}
+"""What a JSON consumer is to get of ns=1;s=<name> beyond the plain types (addTyped in server.js)."""
+NAMES = {"State": "FAULT", "Mode": "auto", "Valve": "open"}
+"""What stands beside the value."""
 
 Json = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
 
@@ -27,17 +52,26 @@ class NodeOpcua(Service):
     """The server: endpoints None, Sign and SignAndEncrypt (three policies), anonymous, and user/password where given.
 
     Every certificate, of a client or a user, is accepted. Variables: ns=1;s=Double and so on, named by their type. It
-    makes a new certificate of its own at each construction, kept over restarts.
+    makes a new certificate of its own at each construction, kept over restarts. options: node-opcua's own, beside those
+    of server.js; clock_offset_ms: by which its clock is wrong.
     """
 
     ready_s = 90.0
 
-    def __init__(self, *, user: str | None = None, password: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        options: dict[str, Any] | None = None,
+        clock_offset_ms: int = 0,
+    ) -> None:
         folder = _install()
         super().__init__("node-opcua", free_port())
         credentials = [user, password or ""] if user is not None else []
         argv: list[str | Path] = [node(), _FILES / "server.js", str(self.port), self.folder / "pki", *credentials]
-        self.run_as(argv, env={"NODE_OPCUA_FOLDER": str(folder)})
+        more = json.dumps({"server": options or {}, "clock_offset_ms": clock_offset_ms})
+        self.run_as(argv, env={"NODE_OPCUA_FOLDER": str(folder), "NODE_OPCUA_OPTIONS": more})
 
     @property
     def url(self) -> str:
@@ -79,6 +113,12 @@ class NodeOpcua(Service):
         self.process.send(json.dumps({"count": True}))
         counted = self.process.wait_line(r"^counted (\d+) (\d+)$", self.ready_s, mark)
         return int(counted[1]), int(counted[2])
+
+    def bind(self, node: str, type_: str, value: Json) -> None:
+        """From now on that node of the standard, such as i=2267, holds this value; returns when it does."""
+        mark = self.process.mark()
+        self.process.send(json.dumps({"bind": node, "type": type_, "value": value}))
+        self.process.wait_line(f"^bound {node}$", self.ready_s, mark)
 
 
 def _install() -> Path:

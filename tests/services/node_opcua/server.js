@@ -3,10 +3,15 @@
 //   node server.js PORT PKI_FOLDER [USER PASSWORD]
 //
 // Objects/Plant has ns=1;s=<Type> for each type below and ns=1;s=<Type>Array for some, and ns=1;s=Historized, a Double
-// with a history. Lines in, JSON:
+// with a history, and ns=1;s=Analog, a Double with EURange 0 ... 200; addTyped() says what else is there.
+// NODE_OPCUA_OPTIONS, JSON: `server`, options of the server; `clock_offset_ms`, by which its clock is wrong. Lines in, JSON:
 //   {"set": "Double", "value": 1.5, "source_ms": 1795343713695, "status": 0}   (source_ms and status may be left out)
-//   {"kill_sessions": true}   true: with their subscriptions; {"count": true}; {"stop": true}
-// Lines out: "ready", "set NAME" after each set, "killed", "counted SESSIONS SUBSCRIPTIONS", "error ..." for what was not understood. The end of stdin is a stop.
+//   {"bind": "i=2267", "type": "Byte", "value": 150}   (what a node of the standard holds)
+//   {"kill_sessions": true}   (true: with their subscriptions)
+//   {"count": true}
+//   {"stop": true}
+// Lines out: "ready", "set NAME" after each set, "bound NODE" after each bind, "killed", "counted SESSIONS SUBSCRIPTIONS",
+// "error ..." for what was not understood. The end of stdin is a stop.
 "use strict";
 
 const path = require("path");
@@ -16,6 +21,18 @@ const { createRequire } = require("module");
 const opcua = createRequire(path.join(process.env.NODE_OPCUA_FOLDER, "package.json"))("node-opcua");
 
 const { DataType, VariantArrayType } = opcua;
+const options = JSON.parse(process.env.NODE_OPCUA_OPTIONS || "{}");
+if (options.clock_offset_ms) {
+  const RealDate = Date;
+  globalThis.Date = class extends RealDate {
+    constructor(...given) {
+      super(...(given.length ? given : [RealDate.now() + options.clock_offset_ms]));
+    }
+    static now() {
+      return RealDate.now() + options.clock_offset_ms;
+    }
+  };
+}
 const [port, pkiFolder, user, password] = process.argv.slice(2);
 
 // Name -> its first value, in JSON's terms; fromJson() turns one into what node-opcua wants.
@@ -63,7 +80,7 @@ const FROM_JSON = {
 
 function variant(name, value) {
   const isArray = name.endsWith("Array");
-  const type = isArray ? name.slice(0, -"Array".length) : name === "Historized" ? "Double" : name;
+  const type = isArray ? name.slice(0, -"Array".length) : name === "Historized" || name === "Analog" ? "Double" : name;
   const fromJson = FROM_JSON[type] || ((same) => same);
   return {
     dataType: DataType[type],
@@ -95,8 +112,65 @@ function addVariables(server) {
     dataType: "Double",
     minimumSamplingInterval: 0,
   });
+  variables.Analog = namespace.addAnalogDataItem({
+    componentOf: plant,
+    nodeId: "s=Analog",
+    browseName: "Analog",
+    dataType: "Double",
+    engineeringUnitsRange: { low: 0, high: 200 },
+    minimumSamplingInterval: 0,
+  });
+  variables.Analog.setValueFromSource({ dataType: DataType.Double, value: 100 });
+  addTyped(server.engine.addressSpace, plant);
   server.engine.addressSpace.installHistoricalDataNode(variables.Historized, { maxOnlineValues: 10000 });
   return variables;
+}
+
+function bind(server, { bind, type, value }) {
+  const node = server.engine.addressSpace.findNode(bind);
+  node.bindVariable({ get: () => new opcua.Variant({ dataType: DataType[type], value }) }, true);
+  node.touchValue();
+  console.log(`bound ${bind}`);
+}
+
+// Structures of types.xml, an enumeration, a matrix, a unit, names of states: what OpcuaTypes.EXPECTED of node_opcua.py has.
+function addTyped(addressSpace, plant) {
+  const namespace = addressSpace.getOwnNamespace();
+  const types = addressSpace.getNamespaceIndex("urn:mec:types");
+  const dataType = (name) => addressSpace.findDataType(name, types);
+  const make = (name, fields) => addressSpace.constructExtensionObject(dataType(name), fields);
+  const add = (name, type, value, more) => {
+    const options = { componentOf: plant, nodeId: `s=${name}`, browseName: name, dataType: type, minimumSamplingInterval: 0 };
+    namespace.addVariable({ ...options, ...more }).setValueFromSource(value);
+  };
+  const object = (value) => ({ dataType: DataType.ExtensionObject, value });
+  const motor = {
+    name: "spindle",
+    state: 1,
+    position: { x: 1.5, y: -2.5 },
+    path: [{ x: 0, y: 0.25 }],
+    counts: [1, 2, 3],
+    started: new Date("2026-11-23T10:00:00.123Z"),
+    cycle: 250.5,
+  };
+  add("Point", dataType("PointType").nodeId, object(make("PointType", { x: 1.5, y: -2.5 })));
+  add("Motor", dataType("MotorType").nodeId, object(make("MotorType", motor)));
+  add("Recipe", dataType("RecipeType").nodeId, object(make("RecipeType", { number: 7, amount: 2.5 })));
+  add("Limit", dataType("LimitType").nodeId, object(make("LimitType", { name: "top" })));
+  add("State", dataType("StateType").nodeId, { dataType: DataType.Int32, value: 2 });
+  const matrix = { dataType: DataType.Int32, arrayType: VariantArrayType.Matrix, dimensions: [2, 3] };
+  const dimensions = { valueRank: 2, arrayDimensions: [2, 3] };
+  add("Matrix", "Int32", { ...matrix, value: Int32Array.from([1, 2, 3, 4, 5, 6]) }, dimensions);
+  const place = (name) => ({ componentOf: plant, nodeId: `s=${name}`, browseName: name });
+  namespace.addAnalogDataItem({
+    ...place("Temperature"),
+    dataType: "Double",
+    engineeringUnitsRange: { low: -50, high: 150 },
+    engineeringUnits: opcua.standardUnits.degree_celsius,
+    value: { dataType: DataType.Double, value: 21.5 },
+  });
+  namespace.addMultiStateDiscrete({ ...place("Mode"), enumStrings: ["manual", "auto"], value: 1 });
+  namespace.addTwoStateDiscrete({ ...place("Valve"), trueState: "open", falseState: "shut", value: true });
 }
 
 function obey(server, variables, line, stop) {
@@ -115,6 +189,9 @@ function obey(server, variables, line, stop) {
     }
     console.log("killed");
     return;
+  }
+  if (command.bind) {
+    return bind(server, command);
   }
   const status = opcua.getStatusCodeFromCode(command.status || 0);
   const time = command.source_ms === undefined ? new Date() : new Date(command.source_ms);
@@ -152,6 +229,8 @@ async function main() {
     userManager: { isValidUser: (name, word) => user !== undefined && name === user && word === password },
     serverCapabilities: { minSupportedSampleRate: 0 },
     disableDiscovery: true,
+    nodeset_filename: [opcua.nodesets.standard, path.join(__dirname, "types.xml")],
+    ...options.server,
   });
   await server.initialize();
   const variables = addVariables(server);

@@ -27,9 +27,11 @@ def test_the_example_is_what_is_sent(name: FormatName) -> None:
     assert example
     tags = TagTable()
     ids = [tags.add(Tag("press4", tag)) for tag in ("temperature", "order", "flow")]
+    state = tags.add(Tag("press4", "state", labels=((0, "IDLE"), (1, "RUNNING"))))
     builder = BatchBuilder()
     builder.add(ids[0], AT_NS, 21.37, Kind.DOUBLE)
     builder.add(ids[1], AT_NS, 2**53 + 1, Kind.INT64, 0x40900000)
+    builder.add(state, AT_NS, 1, Kind.INT32)
     builder.add(ids[2], 1_795_343_713_700_000_000, None, Kind.NULL, BAD_TIMEOUT, Flag.ARRIVAL_TIME)
     batch = replace(builder.build(0, 1, AT_NS), seq=1234)
     message = make_format(name, Identity("line1-gw", "acme/plant1"), tags).message("history", batch, False)

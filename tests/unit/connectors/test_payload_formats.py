@@ -315,6 +315,31 @@ def test_common_types_are_encoded_as_all_others(value: int | bytes | str, kind: 
     assert json.loads(encode(value, kind)) == json.loads(json.dumps(jsonable(value, kind)))
 
 
+@pytest.mark.parametrize("count", [3, SMALL_ROWS + 3])
+def test_names_stand_beside_labelled_numbers(tags: TagTable, count: int) -> None:
+    """In every format with room for them; learned while running; only where a number has one."""
+    batch = batch_of([(1, Kind.INT32), (9.0, Kind.DOUBLE), ([0, 1], Kind.BYTE | ARRAY)] + [(7, Kind.INT32)] * count)
+    formats = {name: make_format(name, IDENTITY, tags) for name in FORMATS}
+    before = {name: made.rows("s", batch, False) for name, made in formats.items()}
+    assert not any(b'"name":' in row for row in before["json"])
+    tags.learn(0, labels=((1, "RUN"),))
+    tags.learn(1, labels=((0, "A"), (3, "B")), bits=True)
+    tags.learn(2, labels=((1, "ON"),))
+    tags.learn(3, labels=((1, "RUN"),))
+    names = ["RUN", ["A", "B"], [None, "ON"], *[None] * count]
+    message = orjson.loads(formats["json"].message("s", batch, False))
+    assert [sample.get("name") for sample in message["samples"]] == names
+    assert list(message["samples"][0]) == ["tag", "t", "v", "name", "q"]
+    assert [orjson.loads(row)["samples"][0].get("name") for row in formats["json"].rows("s", batch, False)] == names
+    assert orjson.loads(formats["json-columns"].message("s", batch, False))["name"] == names
+    rows = [orjson.loads(row) for row in formats["json-columns"].rows("s", batch, False)]
+    assert [row.get("name", [None])[0] for row in rows] == names
+    assert msgpack.unpackb(formats["msgpack"].message("s", batch, False))["samples"]["name"] == names
+    packed = [msgpack.unpackb(row)["samples"] for row in formats["msgpack"].rows("s", batch, False)]
+    assert [row.get("name", [None])[0] for row in packed] == names
+    assert formats["value"].rows("s", batch, False) == before["value"]
+
+
 @pytest.mark.parametrize("name", ["json", "json-columns", "msgpack"])
 def test_an_event_says_that_it_is_one(name: Any) -> None:
     """`kind` stands beside an event's fields, alone and among values, and nowhere else."""

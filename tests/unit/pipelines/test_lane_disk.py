@@ -89,6 +89,25 @@ async def test_names_are_what_counts_after_a_change_of_configuration(make: Make)
     assert [table[number].name for number in batch.tag.tolist()] == ["a", "b", "c"]
 
 
+async def test_what_a_machine_says_of_its_tags_is_kept(make: Make) -> None:
+    """Learned after the segment had named the tag: the next process knows it, until the file says something else."""
+    ours = tags("a", "b", "c")
+    lane = make(tags=ours)
+    await lane.append(make_batch(0, 3))
+    ours.learn(0, "bar", ((1, "ON"),))
+    await lane.append(make_batch(1, 3))
+    ours.learn(0, "mbar")
+    ours.learn(0, "bar")
+    await lane.append(make_batch(2, 3))
+    await lane.close()
+    theirs = TagTable()
+    theirs.add(Tag("press4", "b"))
+    assert await read_all(make(tags=theirs)) == [0, 1, 2]
+    learned = theirs.id_of("press4/a")
+    assert learned is not None and theirs[learned] == Tag("press4", "a", unit="bar", labels=((1, "ON"),))
+    assert theirs.add(Tag("press4", "a")) == learned
+
+
 async def test_newest_origins_survive(make: Make) -> None:
     """By the source's name, also when the batches themselves are delivered and gone."""
     lane = make(sources=["press4", "meter7"])

@@ -211,6 +211,16 @@ def test_rename_of_tags_that_come_later() -> None:
     assert len(tags) == 4
 
 
+def test_rename_tells_the_new_name_what_is_learned() -> None:
+    """Unit and labels that become known later are the renamed tag's too."""
+    tags = table("d/a")
+    stage = RenameStage.from_setting(tags, {"a": "x"})
+    process(stage, make_batch(tag=[0]))
+    tags.learn(0, "bar", ((1, "ON"),))
+    [renamed] = process(stage, make_batch(tag=[0])).tag.tolist()
+    assert tags[renamed] == Tag("d", "x", unit="bar", labels=((1, "ON"),))
+
+
 def test_rename_changes_nothing_else() -> None:
     """Every column but the tag's is the offered one."""
     tags = table("d/a")

@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.selector import Selector, matches
-from pipelines.tags import Tag, TagTable
+from pipelines.tags import Tag, TagTable, name_of
 
 
 def test_ids_count_up_and_never_change() -> None:
@@ -24,6 +24,42 @@ def test_another_description_of_a_path_is_refused() -> None:
     with pytest.raises(ValueError, match="press4/temp is already described differently"):
         tags.add(Tag("press4", "temp", unit="F"))
     assert (len(tags), tags[0].unit) == (1, "C")
+
+
+def test_a_machine_completes_what_was_left_open() -> None:
+    """What the file says stays; what a machine says is replaced by what it says next; `changed_since` tells of it."""
+    tags = TagTable()
+    given, bare = tags.add(Tag("d", "given", unit="bar")), tags.add(Tag("d", "bare"))
+    tags.learn(given, "Pa", ((1, "ON"),))
+    assert (tags[given].unit, tags[given].labels) == ("bar", ((1, "ON"),))
+    tags.learn(bare, "Pa")
+    before = tags.version
+    tags.learn(bare, "kPa", ((0, "MOTOR"),), bits=True)
+    tags.learn(bare, "kPa")
+    assert tags[bare] == Tag("d", "bare", unit="kPa", labels=((0, "MOTOR"),), bits=True)
+    assert (tags.changed_since(0), tags.changed_since(before), tags.version) == ([given, bare], [bare], before + 1)
+    assert tags.add(Tag("d", "bare")) == bare and tags[bare].unit == "kPa"
+
+
+def test_what_was_left_open_may_be_said_by_another_add() -> None:
+    """A tag that a segment named first; the file's words count from then on."""
+    tags = TagTable()
+    one = tags.add(Tag("d", "t"))
+    tags.learn(one, "Pa")
+    assert tags.add(Tag("d", "t", unit="bar")) == one and tags[one].unit == "bar"
+    with pytest.raises(ValueError, match="described differently"):
+        tags.add(Tag("d", "t", unit="bar", scale=2.0))
+
+
+def test_names_of_numbers() -> None:
+    """Of enumerations, bits, arrays; what is no whole number has none."""
+    labels = {0: "A", 3: "B"}
+    assert [name_of(value, labels) for value in (0, 3.0, 7, 0.5, None, "x", [3, [0]])] == [
+        "A", "B", None, None, None, None, ["B", ["A"]]
+    ]  # fmt: skip
+    assert [name_of(value, labels, bits=True) for value in (9, 8.0, 0, -1, float("nan"))] == [
+        ["A", "B"], ["B"], [], ["A", "B"], None
+    ]  # fmt: skip
 
 
 def test_column_by_id_and_from_an_id_on() -> None:

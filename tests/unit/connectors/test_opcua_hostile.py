@@ -1,0 +1,172 @@
+"""A hostile server: whatever its bytes are, no crash, no hang, no value from beyond its field, memory flat."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from connectors.opcua_binary import DEPTH_MAX, Cursor, DecodeError, UnreadObject
+from connectors.opcua_records import RECORDS
+from connectors.opcua_structures import UNKNOWN_MAX
+from connectors.opcua_variable import READ
+from pipelines.batch import ARRAY, Kind
+from tests.unit.connectors.hostile import Oracle, mutated
+from tests.unit.connectors.opcua_messages import (
+    every_bytes,
+    message,
+    messages,
+    rows,
+    structures,
+    values,
+)
+
+MUTATIONS = int(os.environ.get("HOSTILE_MUTATIONS", "20000"))
+"""`make soak` makes 100,000 and more (benchmarks/soak_hostile.py)."""
+THOROUGH_EVERY = 5
+CPU_S = 5.0
+"""Of one message of a few kilobytes: a hang, not slowness."""
+GROWTH_BYTES = 2**20
+FUZZED = 10_000
+HAS_WHEEL = sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
+"""Of atheris: as pyproject.toml says."""
+DECODER = ("decode", "binary", "variable", "records", "structures", "definitions", "dictionary")
+TESTS = ("hostile", "decode", "structures", "events")
+SLOW = "not columns_hold and not any_mixture"
+ROOT = Path(__file__).parents[3]
+
+
+def test_mutations() -> None:
+    """Columns and single rows agree, and every value has its kind's type and is made of its own bytes."""
+    seed = random.randrange(2**32)
+    chance, originals, oracle = random.Random(seed), messages(), Oracle(structures())
+    for number in range(MUTATIONS):
+        body = mutated(chance.choice(originals), chance, originals)
+        began_s = time.process_time()
+        try:
+            oracle.judge(body, number % THOROUGH_EVERY == 0)
+            assert time.process_time() - began_s < CPU_S
+        except BaseException as error:
+            error.add_note(f"seed {seed}, mutation {number}: {body.hex()}")
+            raise
+    assert oracle.refused > MUTATIONS / 10 and oracle.rows > MUTATIONS / 10
+    assert len(RECORDS) <= 2**16 and len(oracle.structures.unread) <= UNKNOWN_MAX
+
+
+def test_memory_is_flat() -> None:
+    """What thousands of mutations leave behind are caches of a bounded size."""
+    chance, originals, oracle = random.Random(1), messages(), Oracle(structures())
+    held = []
+    for _ in range(2):
+        tracemalloc.start()
+        for _ in range(300):
+            oracle.judge(mutated(chance.choice(originals), chance, originals), thoroughly=False)
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert held[-1] < GROWTH_BYTES
+
+
+def test_what_is_sent_is_read() -> None:
+    """The mutations begin with messages that are in order."""
+    oracle = Oracle(structures())
+    for body in messages():
+        oracle.judge(body, thoroughly=True)
+        assert repr(rows(body, 8)) == repr(rows(body)), "the size of parts makes a difference"
+    assert oracle.refused == 0 and oracle.rows > len(values())
+
+
+def test_a_message_cut_anywhere_is_refused() -> None:
+    """Each length but the whole one."""
+    for body in (message(values()), message(values()[10:11] * 30)):
+        oracle = Oracle(structures())
+        for size in range(len(body)):
+            oracle.judge(body[:size], thoroughly=False)
+        assert oracle.read == 0
+
+
+def test_a_structure_cut_anywhere_stays_as_it_was_sent() -> None:
+    """As do one with a byte too many and one whose definition is not known."""
+    known, body = structures(), every_bytes()
+    for made in (*(body[:size] for size in range(len(body))), body + b"\0"):
+        assert known.value(UnreadObject(type="ns=2;i=5002", body=made)) == {"type": "ns=2;i=5002", "body": made}
+    assert known.unread == {"ns=2;i=5002": len(body) + 1}
+
+
+@pytest.mark.parametrize(
+    ("number", "body"),
+    [
+        (5003, struct.pack("<Ii", 4, 7)),  # a bit for a field that is not there
+        (5004, struct.pack("<I", 3)),  # a member that is not there
+        (5005, struct.pack("<i", 1) * (DEPTH_MAX + 1) + struct.pack("<i", 0)),
+        (5005, struct.pack("<i", 2**31 - 1)),
+        (5007, struct.pack("<i", 10**6) + bytes(10**3)),
+        (5006, b"\0"),
+        (5008, b""),  # thirty structures in no byte at all: definitions may grow like that without end
+    ],
+)
+def test_structures_that_cannot_be(number: int, body: bytes) -> None:
+    """Nothing raises, nothing is lost."""
+    known = structures()
+    found = UnreadObject(type=f"ns=2;i={number}", body=body)
+    assert known.value(found) == {"type": f"ns=2;i={number}", "body": body}
+
+
+def test_nothing_can_be_nested_without_end() -> None:
+    """Variants in Variants are refused beyond the depth that is accepted, matrices of too many dimensions are flat."""
+    nested = b"\x06\1\0\0\0"
+    for _ in range(DEPTH_MAX + 1):
+        nested = struct.pack("<Bi", Kind.VARIANT | ARRAY, 1) + nested
+    with pytest.raises(DecodeError, match="nested deeper"):
+        Cursor(nested).variant()
+    matrix = struct.pack("<Bi", Kind.BYTE | ARRAY | 0x40, 1) + b"\7" + struct.pack("<i1000i", 1000, *[1] * 1000)
+    assert Cursor(matrix).variant() == (Kind.BYTE | ARRAY, [7])
+
+
+def test_only_so_many_unknown_types_are_kept_in_mind() -> None:
+    """A server may send any type id."""
+    known = structures()
+    for number in range(UNKNOWN_MAX + 9):
+        assert known.value(UnreadObject(type=f"ns=3;i={number}", body=b"")) == {"type": f"ns=3;i={number}", "body": b""}
+    assert len(known.unread) == UNKNOWN_MAX
+
+
+def test_a_text_that_begins_behind_its_field() -> None:
+    with pytest.raises(DecodeError, match="begins beyond"):
+        READ[Kind.LOCALIZED_TEXT](b"\2", 1, 1)
+    with pytest.raises(DecodeError, match="cannot fit"):
+        READ[Kind.STRING | ARRAY](struct.pack("<i", 1), 0, 4)
+
+
+if HAS_WHEEL and "HOSTILE_MUTATIONS" not in os.environ:
+
+    def test_fuzzed() -> None:
+        """atheris, guided by coverage, finds nothing in a bounded number of runs."""
+        _run("-m", "tests.unit.connectors.fuzz_opcua", str(FUZZED))
+
+
+if "HOSTILE_MUTATIONS" not in os.environ:
+
+    def test_the_decoder_has_no_branch_that_no_test_takes(tmp_path: Path) -> None:
+        """The decoder's own tests, measured by coverage in a process of its own."""
+        include = ",".join(f"connectors/opcua_{module}.py" for module in DECODER)
+        tests = [f"tests/unit/connectors/test_opcua_{name}.py" for name in TESTS]
+        data = f"--data-file={tmp_path / 'coverage'}"
+        options = ["--branch", data, f"--include={include}"]
+        _run("-m", "coverage", "run", *options, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", SLOW, *tests)
+        _run("-m", "coverage", "report", data, "--show-missing", "--fail-under=100")
+
+
+def _run(*arguments: str) -> None:
+    environment = {**os.environ, "HOSTILE_MUTATIONS": "100", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
