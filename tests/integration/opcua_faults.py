@@ -174,7 +174,10 @@ class Written:
 
 
 class Ticking:
-    """Eclipse Milo: it ticks by itself."""
+    """Eclipse Milo: it ticks by itself.
+
+    Its sessions are killed with their subscriptions: without, Milo 1.1.2 keeps those past their lifetime, for good.
+    """
 
     name = "milo"
     node = "ns=2;s=v0"
@@ -193,7 +196,8 @@ class Ticking:
         return [self._started.source_ns(tick, self._group.period_ms) for tick in range(first, last + 1)]
 
     async def kill_sessions(self, subscriptions: bool) -> None:
-        await asyncio.to_thread(self.server.kill_sessions, subscriptions)
+        del subscriptions
+        await asyncio.to_thread(self.server.kill_sessions, True)
 
     async def left(self) -> tuple[int, int]:
         return await asyncio.to_thread(self.server.sessions_and_subscriptions)
