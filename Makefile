@@ -21,7 +21,7 @@ run: $(VENV)/.for-run
 	@exec $(BIN)/gateway demo $(ARGS)
 
 test: $(VENV)/.for-test services check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: $(VENV)/.for-test
 	$(BIN)/ruff check .
