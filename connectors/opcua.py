@@ -65,6 +65,7 @@ DISPROVED_MAX: Final = 3
 PAUSE: Final = BatchBuilder().build(0, 0, 0)
 """Among batches: the loop has been held long enough."""
 
+SERVICE_UNSUPPORTED: Final = 0x800B_0000
 TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
 
 Rows = tuple[npt.NDArray[np.uint32], Columns, int, int]
@@ -147,7 +148,8 @@ class OpcUaSource:
         link, upkeep = self._link, self._upkeep
         unfiltered = link.items.unfiltered.info if link.items else ""
         tags = (self._directory.info, self._backfill.info, unfiltered, self._describer.info)
-        return "; ".join(filter(None, (self._how, *tags, upkeep.info, link.server.info, *link.alarms)))
+        lacks = f"the server has no {', no '.join(link.lacks)}" if link.lacks else ""
+        return "; ".join(filter(None, (self._how, *tags, upkeep.info, link.server.info, lacks, *link.alarms)))
 
     async def connect(self, resume: Sequence[bytes]) -> None:
         try:
@@ -383,6 +385,8 @@ class OpcUaSource:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid RepublishResponse: {error}") from error
         if response.result & 0x8000_0000 or response.sequence_number != ask.number:
+            if response.result == SERVICE_UNSUPPORTED:
+                self._link.lacks["Republish"] = None
             self._log.warning("notification %d cannot be had again: %s", ask.number, status_name(response.result))
             self._missed(ask.subscription_id, 1)
             return iter(())

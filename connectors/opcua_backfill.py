@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_gaps import GAPS_MAX, WAITING_MAX, Gap, History, Int64s, named
+from connectors.opcua_gaps import GAPS_MAX, NO_HISTORY, WAITING_MAX, Gap, History, Int64s, named
 from connectors.opcua_history import Row
 from connectors.opcua_link import Link
 from connectors.opcua_requests import ServiceError
@@ -121,6 +121,8 @@ class Backfill:
             except NotConnected:
                 return  # the next session goes on
             self._gaps.popleft()
+            if history.why == NO_HISTORY:
+                link.lacks["history"] = None
             self._done(gap, history.why)
             await self._save(link)
         self.info = ""

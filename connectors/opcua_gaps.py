@@ -30,6 +30,7 @@ from connectors.opcua_requests import RequestHeader, ServiceError, read, read_va
 
 VALUES_PER_NODE: Final = 500
 """About a millisecond of decoding."""
+NO_HISTORY: Final = "no item has a history"
 FIRST_VALUES_S: Final = 5.0
 """An item without a live value by then is taken to end its gap when collection went on."""
 WAITING_MAX: Final = 4
@@ -120,7 +121,7 @@ class History:
             gap.close()
         readable = await self._readable(gap.open_items)
         if not readable and gap.open_items:
-            self.why = "no item has a history"
+            self.why = NO_HISTORY
         waiting = deque(readable)
         while waiting:
             per_call = min(self._nodes_max, self._limits.size(Service.HISTORY_READ), len(waiting))

@@ -59,6 +59,8 @@ class MonitoredItems:
         self.subscriptions: list[Subscription] = []
         self.subscribing = False
         """The server has been asked for one: its notifications may come before the answer is read."""
+        self.short_queue: tuple[int, int] | None = None
+        """Values that the server keeps of an item, and how many were asked for, where that is the least part."""
         self.faults: dict[str, str] = {}
         self.events = EventItems(session, log, self.faults)
 
@@ -261,6 +263,10 @@ class MonitoredItems:
         before = known.status
         known.id, known.status = result.item_id, result.status
         known.refused_filter = self.unfiltered.status if item.index in self.unfiltered.filters else 0
+        if not result.status & 0x8000_0000 and result.queue < item.queue:
+            short = self.short_queue
+            if short is None or result.queue * short[1] < short[0] * item.queue:
+                self.short_queue = result.queue, item.queue
         if before == result.status:
             return
         if result.status & 0x8000_0000:

@@ -93,6 +93,8 @@ class Link:
         self.session: PublishSession | None = None
         self.items: MonitoredItems | None = None
         self.limits = Limits(log)
+        self.lacks: dict[str, None] = {}
+        """What the server has turned out not to have, in the order found."""
         self.server = Server()
 
     async def open(self, durable: bool) -> Opened:
@@ -122,6 +124,9 @@ class Link:
         self.session.keep_subscriptions = durable and bool(available)  # not those of an attempt that fails
         known = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
         created = await self.items.create(known)
+        if self.items.short_queue:
+            keeps, asked = self.items.short_queue
+            self.lacks[f"queue of {asked} values (it keeps {keeps})"] = None
         self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
         if self._remember_session(client) or created or not durable:
             await self.save()
@@ -223,6 +228,8 @@ class Link:
         session.request_bytes_max = client.request_bytes_max
         if (protocol := client.uaclient.protocol) and protocol.transport:
             notice_dead_peer(protocol.transport.get_extra_info("socket"), MACHINE_PATIENCE * settings.timeout)
+        if not client.session_timeout:
+            self.lacks["session time-out"] = None
         # A server may answer 0; asyncua's watchdog would then give its probe no time at all.
         client.session_timeout = max(client.session_timeout, SESSION_TIMEOUT_MIN_MS)
         self._watch.begin(secured, lambda reason: session.lose(f"{settings.opcua}: {reason}"))

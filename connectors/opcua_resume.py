@@ -106,6 +106,15 @@ class ResumingClient(SecureClient):
             self.uaclient.session.reset_authentication_token()
             await super()._create_and_activate_session()
 
+    async def _renew_channel_loop(self) -> None:
+        """As asyncua's; a channel that cannot be renewed is a lost connection rather than a task that nobody asks."""
+        try:
+            await super()._renew_channel_loop()
+        except (TimeoutError, OSError, ua.UaError) as error:
+            if self.connection_lost_callback:
+                text = f"the secure channel was not renewed: {reason(error)}"
+                await self.connection_lost_callback(ConnectionError(text))
+
     async def _reactivated(self, kept: KeptSession) -> bool:
         """False where the server does not go on with that session."""
         own = self.security_policy.peer_certificate

@@ -5,8 +5,9 @@
 SECURITY is the JSON of `Secured`. Namespace 2 is `urn:mec:asyncua`, Objects/Plant holds ns=2;s=<Type> for every entry
 of VARIABLES; `types` adds what asyncua_types has. Lines in, JSON:
 `{"set": "Double", "value": 1.5, "source_ns": ..., "status": 0}` (`source_ns`, `status` optional) or
-`{"set_many": {"Double": 1.5, ...}}`. Lines out: `ready`, then `done` after each command, or `error ...`. The end of
-stdin stops it.
+`{"set_many": {"Double": 1.5, ...}}`, `{"kill_sessions": true}` (true: with their subscriptions), `{"count": true}`.
+Lines out: `ready`, then `done` after each command (`counted SESSIONS SUBSCRIPTIONS` after `count`), or `error ...`. The
+end of stdin stops it.
 """
 
 import asyncio
@@ -133,6 +134,17 @@ class AsyncuaServer(Service):
         """Sets several variables with one source time and returns when they are set."""
         self._command({"set_many": values})
 
+    def kill_sessions(self, subscriptions: bool) -> None:
+        """Ends every session from the server's side, with or without its subscriptions."""
+        self._command({"kill_sessions": subscriptions})
+
+    def sessions_and_subscriptions(self) -> tuple[int, int]:
+        """How many it has."""
+        mark = self.process.mark()
+        self.process.send(json.dumps({"count": True}))
+        counted = self.process.wait_line(r"^counted (\d+) (\d+)$", self.ready_s, mark)
+        return int(counted[1]), int(counted[2])
+
     def _command(self, command: dict[str, Any]) -> None:
         mark = self.process.mark()
         self.process.send(json.dumps(command))
@@ -204,6 +216,13 @@ class _Users(UserManager):
 
 
 async def _obey(server: Server, index: int, types: dict[str, ua.VariantType], command: dict[str, Any]) -> str:
+    sessions, subscriptions = server.iserver._external_sessions, server.iserver.subscription_service.subscriptions
+    if "count" in command:
+        return f"counted {len(sessions)} {len(subscriptions)}"
+    if "kill_sessions" in command:
+        for session in [*sessions.values()]:
+            await session.close_session(command["kill_sessions"])
+        return "done"
     values = command["set_many"] if "set_many" in command else {command["set"]: command["value"]}
     unknown = [name for name in values if name not in types]
     if unknown:

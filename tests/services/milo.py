@@ -171,6 +171,19 @@ class Milo(Service):
         self.process.send("stop")
         return self.wait_finished(self.ready_s)
 
+    def kill_sessions(self, subscriptions: bool) -> None:
+        """Ends every session from the server's side, with or without its subscriptions."""
+        mark = self.process.mark()
+        self.process.send(f"kill {str(subscriptions).lower()}")
+        self.process.wait_line("^killed$", self.ready_s, mark)
+
+    def sessions_and_subscriptions(self) -> tuple[int, int]:
+        """How many it has."""
+        mark = self.process.mark()
+        self.process.send("count")
+        counted = self.process.wait_line(r"^counted (\d+) (\d+)$", self.ready_s, mark)
+        return int(counted[1]), int(counted[2])
+
 
 def _install() -> Path:
     def build(folder: Path) -> None:

@@ -101,6 +101,19 @@ class NodeOpcua(Service):
         self.process.send(json.dumps(command))
         self.process.wait_line(f"^set {name}$", self.ready_s, mark)
 
+    def kill_sessions(self, subscriptions: bool) -> None:
+        """Ends every session from the server's side, with or without its subscriptions."""
+        mark = self.process.mark()
+        self.process.send(json.dumps({"kill_sessions": subscriptions}))
+        self.process.wait_line("^killed$", self.ready_s, mark)
+
+    def sessions_and_subscriptions(self) -> tuple[int, int]:
+        """How many it has."""
+        mark = self.process.mark()
+        self.process.send(json.dumps({"count": True}))
+        counted = self.process.wait_line(r"^counted (\d+) (\d+)$", self.ready_s, mark)
+        return int(counted[1]), int(counted[2])
+
     def bind(self, node: str, type_: str, value: Json) -> None:
         """From now on that node of the standard, such as i=2267, holds this value; returns when it does."""
         mark = self.process.mark()

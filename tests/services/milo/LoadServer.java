@@ -33,6 +33,7 @@ import org.eclipse.milo.opcua.sdk.server.EndpointConfig;
 import org.eclipse.milo.opcua.sdk.server.ManagedNamespaceWithLifecycle;
 import org.eclipse.milo.opcua.sdk.server.OpcUaServer;
 import org.eclipse.milo.opcua.sdk.server.OpcUaServerConfig;
+import org.eclipse.milo.opcua.sdk.server.SessionManager;
 import org.eclipse.milo.opcua.sdk.server.identity.AnonymousIdentityValidator;
 import org.eclipse.milo.opcua.sdk.server.items.DataItem;
 import org.eclipse.milo.opcua.sdk.server.items.MonitoredItem;
@@ -77,7 +78,8 @@ import org.eclipse.milo.opcua.stack.transport.server.tcp.OpcTcpServerTransportCo
  * All values of a tick carry one source time, `started` + (k - first + 1) x PERIOD_MS, the time when the tick was due.
  *
  * Lines out: `ready`, `started PREFIX FIRST_TICK UNIX_NS` per group, `done PREFIX LAST_TICK` per group, `finished`.
- * Lines in: `go [TICKS]`, `stop`, `quit`; the end of stdin is `quit`.
+ * Lines in: `go [TICKS]`, `stop`, `quit`; the end of stdin is `quit`. `kill true` ends every session with its
+ * subscriptions, `kill false` without, and is answered by `killed`; `count` by `counted SESSIONS SUBSCRIPTIONS`.
  *
  * Values are pushed: a tick calls DataItem.setValue on what is subscribed and computes nothing else; a Read computes its
  * value from the tick.
@@ -195,10 +197,23 @@ public final class LoadServer extends ManagedNamespaceWithLifecycle {
       switch (words[0]) {
         case "go" -> start(words.length > 1 ? Long.parseLong(words[1]) : defaultTicks);
         case "stop" -> stop();
+        case "kill" -> killSessions(Boolean.parseBoolean(words[1]));
+        case "count" ->
+            say(
+                "counted "
+                    + getServer().getSessionManager().getAllSessions().size()
+                    + " "
+                    + getServer().getSubscriptions().size());
         case "quit" -> { return; }
         default -> say("unknown command: " + line);
       }
     }
+  }
+
+  private void killSessions(boolean subscriptions) {
+    SessionManager sessions = getServer().getSessionManager();
+    sessions.getAllSessions().forEach(session -> sessions.killSession(session.getSessionId(), subscriptions));
+    say("killed");
   }
 
   private void start(long ticks) {

@@ -10,8 +10,11 @@
 //   {"set": "Double", "value": 1.5, "source_ms": 1795343713695, "status": 0}   (source_ms and status may be left out)
 //   {"bind": "i=2267", "type": "Byte", "value": 150}   (what a node of the standard holds)
 //   {"add": "Flow"} and {"remove": "Flow"}: the Double ns=1;s=Hall.Flow
+//   {"kill_sessions": true}   (true: with their subscriptions)
+//   {"count": true}
 //   {"stop": true}
 // Lines out: "ready", "set NAME" after each set, "bound NODE" after each bind, "add NAME", "remove NAME" after each,
+// "killed", "counted SESSIONS SUBSCRIPTIONS",
 // "error ..." for what was not understood. The end of stdin is a stop.
 "use strict";
 
@@ -205,6 +208,18 @@ function obey(server, variables, hall, line, stop) {
   const command = JSON.parse(line);
   if (command.stop) {
     return stop();
+  }
+  const { engine } = server;
+  if (command.count) {
+    console.log(`counted ${engine.currentSessionCount} ${engine.currentSubscriptionCount}`);
+    return;
+  }
+  if (command.kill_sessions !== undefined) {
+    for (const session of Object.values(engine._sessions)) {
+      engine.closeSession(session.authenticationToken, command.kill_sessions, "Terminated");
+    }
+    console.log("killed");
+    return;
   }
   if (command.bind) {
     return bind(server, command);
