@@ -29,10 +29,14 @@ def opcua(url: str, node_ids: Iterable[str], every_ms: int, *, name: str = DEVIC
     return head + "".join(f"      {node.partition('s=')[2]}: {node}\n" for node in node_ids)
 
 
-def modbus(url: str, every_ms: int, registers: int, *, name: str = DEVICE) -> str:
+def modbus(url: str, every_ms: int, registers: int, *, name: str = DEVICE, pipeline: int = 1) -> str:
     """A device in YAML: int16 tags in holding registers, read in blocks of 100."""
-    head = f"  {name}:\n    modbus: {url}/1\n    every: {every_ms}ms\n    max_block: 100\n    tags:\n"
-    return head + "".join(f"      r{register}: holding {register} int16\n" for register in range(registers))
+    head = f"  {name}:\n    modbus: {url}/1\n    every: {every_ms}ms\n    max_block: 100\n    pipeline: {pipeline}\n"
+    return (
+        head
+        + "    tags:\n"
+        + "".join(f"      r{register}: holding {register} int16\n" for register in range(registers))
+    )
 
 
 def mqtt(url: str, *, topic: str = PER_DEVICE, qos: int = 1, local: str = "") -> str:

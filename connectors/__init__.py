@@ -3,7 +3,7 @@
 The tables below are the registry: the word of the configuration file -> where its class lives. Classes are loaded on
 first use, so that a gateway without OPC UA machines does not carry an OPC UA stack in memory.
 
-Constructors (no I/O in any of them):
+Constructors (no I/O in any of them, but for the file of what is known of a device):
     a source: (name: str, source_id: int, settings, tags: TagTable, clock: Clock, data_dir: Path)
     a sink:   (name: str, settings, identity: Identity, tags: TagTable, clock: Clock)
     a writer: (settings, data_dir: Path)
@@ -25,6 +25,7 @@ SINKS: Mapping[str, str] = {
 }
 WRITERS: Mapping[str, str] = {
     "opcua": "connectors.opcua_write:OpcUaWriter",
+    "modbus": "connectors.modbus_writer:ModbusWriter",
 }
 """For commands (`pipelines.commands.Writer`); a protocol that is not here cannot be written to."""
 

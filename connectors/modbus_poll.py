@@ -1,4 +1,4 @@
-"""One poll period of one device: its reads, the layout of its rows, when it is due. Pure: no I/O, no clock."""
+"""One poll class of one device: its reads, the layout of its rows, when it is due. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -9,63 +9,84 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from connectors.modbus_convert import Conversion, Meaning
 from connectors.modbus_decode import Layout
-from connectors.modbus_link import Query, Reply, query
-from connectors.modbus_plan import Block
-from connectors.modbus_settings import ModbusUrl
+from connectors.modbus_frames import EXCEPTIONS, ILLEGAL_ADDRESS, Query, Reply, query
+from connectors.modbus_plan import Block, Point
+from connectors.modbus_url import ModbusUrl
 from pipelines.batch import Batch, Flag, Kind
 from pipelines.clock import ClockState
+
+ABSENT: tuple[int, str] = EXCEPTIONS[ILLEGAL_ADDRESS]
+"""Of a point that the device has refused before, and that is not asked for again."""
 
 
 class Poll:
     """The schedule is absolute: due at `start + n * every`, whatever a cycle takes."""
 
-    def __init__(self, every_ns: int, url: ModbusUrl, blocks: Sequence[Block], tag_ids: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        every_ns: int,
+        url: ModbusUrl,
+        points: Sequence[Point],
+        tag_ids: Mapping[str, int],
+        meanings: Mapping[str, Meaning],
+    ) -> None:
+        self.every_ns = every_ns
+        self.points = tuple(points)
         self.due_ns = 0
-        self._every_ns = every_ns
+        self.version = -1
+        """Of what was known of the device when the reads were planned."""
+        self.proven = False
+        """All of these reads were answered once."""
+        self._slot_ns = 0
         self._url = url
-        self._planned = tuple(blocks)
         self._tag_ids = tag_ids
-        self.adopt(blocks)
+        self._meanings = meanings
 
-    def adopt(self, blocks: Sequence[Block]) -> None:
-        """Reads `blocks` from now on."""
+    def adopt(self, blocks: Sequence[Block], absent: Sequence[Point] = ()) -> None:
+        """Reads `blocks` from now on; `absent` are the points that are in none of them."""
         self.blocks = tuple(blocks)
+        self.absent = tuple(absent)
+        self.proven = False
         self.queries = [query(self._url, block) for block in blocks]
-        self._layout = Layout(blocks)
+        self._layout = Layout(blocks, absent)
+        self._conversion = Conversion(self._layout.points, self._meanings) if self._meanings else None
         ids = [self._tag_ids[point.name] for point in self._layout.points]
         self._tag = _shared(np.array(ids, dtype=np.uint32))
-        self._status = _shared(np.zeros(len(ids), dtype=np.uint32))
+        status = np.zeros(len(ids), dtype=np.uint32)
+        status[self._layout.present :] = ABSENT[0]
+        self._status = _shared(status)
         self._flags = _shared(np.full(len(ids), Flag.ARRIVAL_TIME, dtype=np.uint8))
 
-    def restart(self, now_ns: int) -> None:
-        """Due at once, with the reads that were planned: what was learnt of the device is forgotten."""
+    def restart(self, now_ns: int, shift_ns: int = 0) -> None:
+        """Due at once, and then `every` after `shift_ns` from now."""
         self.due_ns = now_ns
-        if self.blocks != self._planned:
-            self.adopt(self._planned)
+        self._slot_ns = now_ns + shift_ns
 
     def advance(self, now_ns: int) -> int:
         """The cycle of `due_ns` is taken: the next is due. How many periods went by entirely without one."""
-        missed = max(0, (now_ns - self.due_ns) // self._every_ns)
-        self.due_ns += (missed + 1) * self._every_ns
+        missed = max(0, (now_ns - self._slot_ns) // self.every_ns)
+        self._slot_ns += (missed + 1) * self.every_ns
+        self.due_ns = self._slot_ns
         return missed
 
     def query(self, block: Block) -> Query:
         """The request for a part of a block."""
         return query(self._url, block)
 
-    def batch(self, replies: Sequence[Reply], source_id: int, number: int, clock: ClockState) -> Batch:
+    def batch(self, replies: Sequence[Reply], source_id: int, number: int, now_ns: int, clock: ClockState) -> Batch:
         """The rows of a cycle from the replies to `blocks`, one a block, in their order; each has its reply's time."""
-        value, extra = self._layout.decode([reply.data for reply in replies])
+        value, extra, bad = self._layout.decode([reply.data for reply in replies])
         if len(replies) == 1:
             received_ns = replies[0].received_ns
             ts_ns = np.empty(len(value), dtype=np.int64)
             ts_ns.fill(received_ns)
         else:
-            times = [reply.received_ns for reply in replies]
+            times = [reply.received_ns for reply in replies] or [now_ns]
             received_ns = max(times)
             ts_ns = np.array(times, dtype=np.int64)[self._layout.block]
-        return Batch(
+        batch = Batch(
             source_id,
             number,
             None,
@@ -79,16 +100,28 @@ class Poll:
             extra,
             clock,
         )
+        if bad:
+            batch = _without(batch, list(bad), list(bad.values()))
+        return batch
 
     def blank(self, batch: Batch, replies: Sequence[Reply]) -> Batch:
         """`batch` without the values of failed blocks: their rows have the failure's status and no value."""
-        status, kind, value = batch.status.copy(), batch.kind.copy(), batch.value.copy()
         for at, reply in enumerate(replies):
             if reply.failure:
-                rows = self._layout.block == at
-                status[rows], kind[rows], value[rows] = reply.failure.status, Kind.NULL, np.nan
-        extra = {row: item for row, item in (batch.extra or {}).items() if kind[row] != Kind.NULL}
-        return replace(batch, status=status, kind=kind, value=value, extra=extra or None)
+                batch = _without(batch, self._layout.rows_without(at), reply.failure.status)
+        return batch
+
+    def converted(self, batch: Batch) -> Batch:
+        """`batch` as the device's profile means it; as it is where there is none."""
+        return batch if self._conversion is None else self._conversion.apply(batch)
+
+
+def _without(batch: Batch, rows: Any, statuses: Any) -> Batch:
+    """`batch` without the values of `rows`."""
+    status, kind, value = batch.status.copy(), batch.kind.copy(), batch.value.copy()
+    status[rows], kind[rows], value[rows] = statuses, Kind.NULL, np.nan
+    extra = {row: item for row, item in (batch.extra or {}).items() if kind[row] != Kind.NULL}
+    return replace(batch, status=status, kind=kind, value=value, extra=extra or None)
 
 
 def _shared(column: npt.NDArray[Any]) -> npt.NDArray[Any]:

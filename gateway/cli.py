@@ -1,4 +1,5 @@
-"""The command line: run, check, plan, schema, demo, browse, write, call, audit, buffer, gaps, trust, version.
+"""The command line: run, check, plan, schema, demo, browse, write, call, audit, modbus, buffer, gaps, trust, profile,
+version.
 
 Exit codes: 0 done or stopped, 1 a command that could not do its work, 2 bad configuration or wrong use, 3 storage
 failed. What a command needs is imported inside it, so that `gateway version` answers at once.
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway import cli_browse
+from gateway import cli_browse, cli_modbus
 from gateway.cli_command import commands
+from gateway.cli_profile import profiles
 from gateway.cli_trust import trust
 from gateway.command import (
     BAD_CONFIGURATION,
@@ -38,6 +40,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(cli_modbus.app, name="modbus")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,6 +120,7 @@ app.add_typer(cli_browse.app)
 app.add_typer(commands)
 buffers = typer.Typer(help="Look into the buffers on disk, also while the gateway runs.", no_args_is_help=True)
 app.add_typer(buffers, name="buffer")
+app.add_typer(profiles, name="profile")
 Route = Annotated[str, typer.Argument(help="Name of the route.", show_default=False)]
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
+from connectors.modbus_url import parse_url
+from connectors.profile import AUTO, OWN_PROFILES, profile_files
 from gateway.config_errors import Place, hint, nearest
 from gateway.config_yaml import Item
 from pipelines.selector import matches, may_match
@@ -18,9 +22,14 @@ LEARNING: Final = frozenset({"profile", "select"})
 
 
 def mistakes(root: Item, broken: Collection[str]) -> Iterator[tuple[Place, str]]:
-    """Routes to nowhere and selectors of nothing. `broken`: the devices that have mistakes of their own."""
+    """Routes to nowhere, selectors of nothing, unknown profiles, devices that cannot share a port.
+
+    `broken`: the devices that have mistakes of their own.
+    """
+    yield from _profiles(root)
     devices = _devices(root, broken)
     targets = _names(root, "to")
+    yield from _disagreeing_ports(root)
     for route in _routes(root):
         target = route.child("to")
         if target and targets and _is_text(target) and target.value not in targets:
@@ -28,6 +37,22 @@ def mistakes(root: Item, broken: Collection[str]) -> Iterator[tuple[Place, str]]
         for selector in _selectors(route) if devices else ():
             if _is_text(selector) and not _chooses(selector.value, devices):
                 yield selector.place, _nothing(selector.value, devices)
+
+
+def _disagreeing_ports(root: Item) -> Iterator[tuple[Place, str]]:
+    """Devices on one serial port with different formats: they share the port."""
+    formats: dict[str, tuple[str, str]] = {}
+    item = root.child("devices")
+    for name, device in item.value.items() if item and isinstance(item.value, dict) else ():
+        address = device.child("modbus")
+        if address is None or not _is_text(address):
+            continue
+        with suppress(ValueError):  # the device's own mistake
+            url = parse_url(address.value)
+            if url.serial:
+                other, format_ = formats.setdefault(url.host, (name, str(url.serial)))
+                if format_ != str(url.serial):
+                    yield address.place, f"`{other}` has {url.host} at {format_}: devices on one port share its format"
 
 
 def warnings(root: Item) -> Iterator[tuple[Place, str]]:
@@ -42,6 +67,20 @@ def warnings(root: Item) -> Iterator[tuple[Place, str]]:
     for name, tags in _devices(root, ()).items():
         if not any(_chooses(selector, {name: tags}) for selector in selectors):
             yield places[name], f"no route takes anything from `{name}`: it is collected for nobody"
+
+
+def _profiles(root: Item) -> Iterator[tuple[Place, str]]:
+    """Profiles that there are not, neither in the gateway nor among the user's own in the data folder."""
+    gateway = root.child("gateway")
+    folder = gateway.child("data_dir") if gateway else None
+    own = Path(folder.value) / OWN_PROFILES if folder and _is_text(folder) else None
+    devices = root.child("devices")
+    for device in devices.value.values() if devices and isinstance(devices.value, dict) else ():
+        profile = device.child("profile") if device.child("modbus") else None
+        if profile and _is_text(profile) and profile.value != AUTO:
+            known = profile_files("modbus", own)
+            if profile.value not in known:
+                yield profile.place, f"there is no profile `{profile.value}`{hint(profile.value, known)}"
 
 
 def _is_text(item: Item) -> bool:

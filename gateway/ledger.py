@@ -165,7 +165,8 @@ def _line(entry: Entry) -> str:
     more = f", ... {entry.tags_total} in all" if entry.tags_total > len(entry.tags) else ""
     tags = f" ({', '.join(entry.tags)}{more})" if entry.tags else ""
     done = ", filled from the machine's history" if entry.backfilled else ""
-    return f"{utc(entry.from_ns)} .. {utc(entry.to_ns)}  {what}: {rows}, {entry.reason}{done}{tags}"
+    detail = f": {entry.detail}" if entry.detail else ""
+    return f"{utc(entry.from_ns)} .. {utc(entry.to_ns)}  {what}: {rows}, {entry.reason}{done}{detail}{tags}"
 
 
 def _file(data_dir: Path) -> Path:
@@ -190,4 +191,5 @@ def _merged(entry: Entry, gap: Gap) -> Entry:
         to_ns=max(entry.to_ns, gap.to_ns),
         rows=None if entry.rows is None or gap.rows is None else entry.rows + gap.rows,
         gaps=entry.gaps + 1,
+        detail=gap.detail,
     )

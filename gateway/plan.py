@@ -9,16 +9,19 @@ from gateway.settings import GatewayFile, kind_of
 
 PLANS: Mapping[str, str] = {
     "opcua": "connectors.opcua_plan:describe_plan",
-    "modbus": "connectors.modbus:describe_plan",
+    "modbus": "connectors.modbus_reads:describe_plan",
 }
 """Kind of device -> function from its settings to lines."""
+LEARNS = {"modbus"}
+"""Kinds of which something is learnt and kept: their function takes the data folder and the device's name, too."""
 
 
 def lines(file: GatewayFile) -> Iterator[str]:
     """Every device with the subscriptions or requests that it gets, every route with its destination."""
     for name, device in file.devices.items():
         yield f"{name}:"
-        for line in load(PLANS[kind_of(device)])(device):
+        learnt = (file.gateway.data_dir, name) if kind_of(device) in LEARNS else ()
+        for line in load(PLANS[kind_of(device)])(device, *learnt):
             yield f"  {line}"
     for name, route in file.send.items():
         steps = "".join(f" -> {step.word}" for step in route.steps)

@@ -20,7 +20,7 @@ from pydantic_core import core_schema
 
 from gateway.config_fields import format_size
 from gateway.settings import GatewayFile
-from pipelines.quantities import Duration, Size, format_duration
+from pipelines.quantities import Duration, Settings, Size, format_duration
 
 Schema = dict[str, Any]
 
@@ -30,8 +30,13 @@ _MARKED = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def json_schema() -> Schema:
     """What an editor needs to complete and check the file as a person writes it."""
-    raw = GatewayFile.model_json_schema(schema_generator=_Generator)
-    return {"$schema": DIALECT, "title": "Configuration of the gateway", **_tidied(raw)}
+    return {"$schema": DIALECT, "title": "Configuration of the gateway", **settings_schema(GatewayFile)}
+
+
+def settings_schema(model: type[Settings]) -> Schema:
+    """Of any settings, as a person writes them."""
+    tidy: Schema = _tidied(model.model_json_schema(schema_generator=_Generator))
+    return tidy
 
 
 def with_tables(markdown: str) -> str:

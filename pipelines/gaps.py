@@ -21,6 +21,8 @@ class Reason(StrEnum):
     DISCONNECTED = "machine disconnected"
     STOPPED = "not delivered at the stop"
     FORGOTTEN = "buffer wiped or replaced"
+    MAP_CHANGED = "the device is another than before, its tags follow"
+    """No row is missing: what the tags of the entry mean, or which there are, changed with the device's firmware."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Gap:
     """None: nobody knows."""
     backfilled: bool = False
     """Filled afterwards, from the machine's own history."""
+    detail: str = ""
+    """What else there is to say, for people."""
 
 
 class Ledger(Protocol):

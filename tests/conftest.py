@@ -15,7 +15,7 @@ from gateway.log import ROOMS
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.far import FarMosquitto
 from tests.services.kafka import Kafka
-from tests.services.libmodbus import LibmodbusServer
+from tests.services.libmodbus import LibmodbusRtuServer, LibmodbusServer
 from tests.services.link import Link
 from tests.services.milo import Milo
 from tests.services.milo_plant import MiloPlant
@@ -147,6 +147,13 @@ def pymodbus_server() -> Iterator[Factory[PymodbusServer]]:
 def libmodbus_server() -> Iterator[LibmodbusServer]:
     """The foreign Modbus server, shared; coils and holding registers can be written."""
     with made(LibmodbusServer) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def libmodbus_rtu_server() -> Iterator[LibmodbusRtuServer]:
+    """The same on a serial line, shared."""
+    with made(LibmodbusRtuServer) as server:
         yield server
 
 

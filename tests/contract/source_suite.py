@@ -23,6 +23,7 @@ from pipelines.quantities import Settings
 from pipelines.tags import TagTable
 from tests.services.ports import connections
 from tests.services.process import Service
+from tests.services.serial_line import SerialService
 
 DEADLINE_S = 60.0
 """Far beyond what any step needs: a test that waits this long has failed."""
@@ -41,6 +42,18 @@ class Machine:
     """A tag of `settings` that the server does not have."""
     change: Callable[[], Any] = field(default=lambda: None)
     """Makes the server report something new (a polled one does so anyway)."""
+    transport: str = "tcp"
+
+    @property
+    def address(self) -> str:
+        """What an error about the connection must name."""
+        return str(self.server.line.gateway_port if isinstance(self.server, SerialService) else self.server.port)
+
+    def open_connections(self) -> int:
+        """Sockets towards the server, or how often its serial port is open."""
+        if isinstance(self.server, SerialService):
+            return self.server.line.held_open()
+        return connections(self.server.port, transport=self.transport)
 
 
 class Fixture:
@@ -124,7 +137,7 @@ class SourceSuite:
         server = fixture.machine.server
         await asyncio.to_thread(server.stop)
         try:
-            with pytest.raises(NotConnected, match=str(server.port)):
+            with pytest.raises(NotConnected, match=fixture.machine.address):
                 await fixture.connect()
         finally:
             await asyncio.to_thread(server.start)
@@ -150,11 +163,11 @@ class SourceSuite:
     async def test_stop_during_connect_leaves_nothing_behind(self, fixture: Fixture) -> None:
         """The server accepts and does not answer; cancelling connect() ends at once, without tasks or sockets."""
         server = fixture.machine.server
-        tasks, sockets = len(asyncio.all_tasks()), connections(server.port)
+        tasks, sockets = len(asyncio.all_tasks()), fixture.machine.open_connections()
         server.process.pause()
         try:
             connecting = asyncio.create_task(fixture.source.connect([]))
-            await settled(lambda: connections(server.port) > sockets or connecting.done())
+            await settled(lambda: fixture.machine.open_connections() > sockets or connecting.done())
             connecting.cancel()
             [outcome] = await within(asyncio.gather(connecting, return_exceptions=True))
             # A transport without a handshake of its own may have been connected already.
@@ -162,7 +175,9 @@ class SourceSuite:
             await within(fixture.source.close())
         finally:
             server.process.resume()
-        assert await settled(lambda: len(asyncio.all_tasks()) <= tasks and connections(server.port) <= sockets)
+        assert await settled(
+            lambda: len(asyncio.all_tasks()) <= tasks and fixture.machine.open_connections() <= sockets
+        )
         await fixture.connect()
         assert len(await fixture.read())
 
@@ -181,13 +196,14 @@ class SourceSuite:
 
     async def test_close_is_idempotent_and_leaves_nothing_running(self, fixture: Fixture) -> None:
         """close() before connect, twice, and after reading: no task, no socket; read() afterwards says NotConnected."""
-        server = fixture.machine.server
-        tasks, sockets = len(asyncio.all_tasks()), connections(server.port)
+        tasks, sockets = len(asyncio.all_tasks()), fixture.machine.open_connections()
         await within(fixture.source.close())
         await fixture.connect()
         await fixture.read()
         await within(fixture.source.close())
         await within(fixture.source.close())
-        assert await settled(lambda: len(asyncio.all_tasks()) <= tasks and connections(server.port) <= sockets)
+        assert await settled(
+            lambda: len(asyncio.all_tasks()) <= tasks and fixture.machine.open_connections() <= sockets
+        )
         with pytest.raises(NotConnected):
             await fixture.read()

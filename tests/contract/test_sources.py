@@ -1,5 +1,5 @@
-"""The source contract on every kind of machine: three independent OPC UA stacks, each also secured, two Modbus ones and
-RTU over TCP."""
+"""The source contract on every kind of machine: three OPC UA stacks, each also secured, three Modbus ones on every
+transport."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from connectors.opcua_settings import OpcUaDevice
 from tests.conftest import made
 from tests.contract.source_suite import DEADLINE_S, Machine, SourceSuite
 from tests.services.asyncua_server import AsyncuaServer, Secured
-from tests.services.libmodbus import LibmodbusServer, coil, holding, input_register
+from tests.services.libmodbus import LibmodbusRtuServer, LibmodbusServer, coil, holding, input_register
 from tests.services.milo import Group, Milo
+from tests.services.node_modbus import NodeModbus, NodeModbusRtu
 from tests.services.node_opcua import NodeOpcua
 from tests.services.opcua_certificates import make
 from tests.services.process import Service
-from tests.services.pymodbus_server import PymodbusServer
+from tests.services.pymodbus_server import PymodbusRtuServer, PymodbusServer
+from tests.services.tls import Certificates
 
 UTC_2020_NS = 1_577_836_800_000_000_000
 PLANT: dict[str, Any] = {
@@ -175,11 +177,14 @@ HELD = {
 }
 
 
-def modbus(server: Any) -> Machine:
+def modbus(server: Any, **keys: Any) -> Machine:
+    """On a serial line a unit that owes a reply is not asked before twice the time-out: short there."""
     settings = ModbusDevice.model_validate(
-        {"modbus": f"{server.url}/1", "every": "50ms", "timeout": "20s", "tags": REGISTERS}
+        {"modbus": f"{server.url}/1", "every": "50ms", "timeout": "20s", "tags": REGISTERS, **keys}
     )
-    return Machine("modbus", server, settings, HELD, "beyond")
+    return Machine(
+        "modbus", server, settings, HELD, "beyond", transport="udp" if settings.url.scheme == "udp" else "tcp"
+    )
 
 
 class TestPymodbusTcp(SourceSuite):
@@ -202,6 +207,37 @@ class TestPymodbusRtuOverTcp(SourceSuite):
             yield modbus(server)
 
 
+class TestPymodbusRtu(SourceSuite):
+    """pymodbus' own server on a serial line."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(PymodbusRtuServer):
+            yield modbus(server, timeout="3s")
+
+
+class TestPymodbusUdp(SourceSuite):
+    """pymodbus' own server, datagrams."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(lambda: PymodbusServer(transport="udp")):
+            yield modbus(server)
+
+
+class TestPymodbusTls(SourceSuite):
+    """pymodbus' own server, Modbus/TCP Security: it wants a certificate of the gateway."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls, certificates: Certificates) -> Iterator[Machine]:
+        tls = {"ca": certificates.ca, "cert": certificates.client, "key": certificates.client_key}
+        for server in running(lambda: PymodbusServer(transport="tls", tls=certificates)):
+            yield modbus(server, tls=tls)
+
+
 class TestLibmodbus(SourceSuite):
     """A foreign stack: libmodbus in C."""
 
@@ -210,3 +246,43 @@ class TestLibmodbus(SourceSuite):
     def machine(cls) -> Iterator[Machine]:
         for server in running(LibmodbusServer):
             yield modbus(server)
+
+
+class TestLibmodbusPipelined(SourceSuite):
+    """The same with several requests outstanding."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(LibmodbusServer):
+            yield modbus(server, pipeline=4)
+
+
+class TestLibmodbusRtu(SourceSuite):
+    """libmodbus on a serial line."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(LibmodbusRtuServer):
+            yield modbus(server, timeout="3s")
+
+
+class TestNodeModbus(SourceSuite):
+    """The second foreign stack: modbus-serial on Node.js."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(NodeModbus):
+            yield modbus(server)
+
+
+class TestNodeModbusRtu(SourceSuite):
+    """modbus-serial on a serial line."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def machine(cls) -> Iterator[Machine]:
+        for server in running(NodeModbusRtu):
+            yield modbus(server, timeout="3s")

@@ -7,6 +7,7 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pytest
@@ -15,11 +16,12 @@ from connectors.modbus import ModbusSource
 from connectors.modbus_settings import ModbusDevice
 from pipelines.batch import BAD_TIMEOUT, GOOD
 from pipelines.clock import SystemClock
-from pipelines.errors import NotConnected
+from pipelines.errors import NotConnected, Permanent
 from pipelines.tags import TagTable
 from tests.services import libmodbus
-from tests.services.libmodbus import LibmodbusServer
+from tests.services.libmodbus import LibmodbusRtuServer, LibmodbusServer
 from tests.services.pymodbus_server import Image, PymodbusServer
+from tests.services.tls import Certificates
 
 StartPymodbus = Callable[..., PymodbusServer]
 Framer = Literal["socket", "rtu"]
@@ -27,12 +29,12 @@ FRAMERS: tuple[Framer, ...] = ("socket", "rtu")
 
 
 class Setup:
-    def __init__(self, url: str, tags: dict[str, Any], **settings: Any) -> None:
+    def __init__(self, url: str, tags: dict[str, Any], folder: Path, **settings: Any) -> None:
         self.tags = TagTable()
         model = ModbusDevice.model_validate(
             {"modbus": url, "tags": tags, "every": "20ms", "timeout": "60s", **settings}
         )
-        self.source = ModbusSource("m", 0, model, self.tags, SystemClock(), Path())
+        self.source = ModbusSource("m", 0, model, self.tags, SystemClock(), folder)
 
     async def rows(self) -> dict[str, tuple[Any, int]]:
         """One cycle: tag name -> value, status."""
@@ -50,12 +52,13 @@ class Setup:
 
 @asynccontextmanager
 async def connected(url: str, tags: dict[str, Any], **settings: Any) -> AsyncIterator[Setup]:
-    setup = Setup(url, tags, **settings)
-    await setup.source.connect([])
-    try:
-        yield setup
-    finally:
-        await setup.source.close()
+    with TemporaryDirectory() as folder:
+        setup = Setup(url, tags, Path(folder), **settings)
+        await setup.source.connect([])
+        try:
+            yield setup
+        finally:
+            await setup.source.close()
 
 
 ADDRESSES = [*range(0, 300, 3), *range(1000, 1100), 1999]
@@ -88,6 +91,27 @@ async def test_beyond_a_foreign_server_only_the_wrong_register_fails(libmodbus_s
         expected = {f"h{at}": (libmodbus.holding(at), GOOD) for at in range(1990, 2000)}
         assert await setup.rows() == expected | {"h2000": (None, 0x8034_0000)}
         assert list(setup.source.faults) == ["h2000"]
+
+
+MBPOLL = {"coil": "0", "discrete": "1", "input": "3", "holding": "4"}
+"""Table -> mbpoll's number of it."""
+
+
+@pytest.mark.parametrize("table", MBPOLL)
+@pytest.mark.parametrize("serial", [False, True])
+async def test_mbpoll_reads_what_the_gateway_reads(
+    libmodbus_server: LibmodbusServer, libmodbus_rtu_server: LibmodbusRtuServer, table: str, serial: bool
+) -> None:
+    server = libmodbus_rtu_server if serial else libmodbus_server
+    tags = {f"{at}": f"{table} {at}" + ("" if table in {"coil", "discrete"} else " uint16") for at in range(40, 60)}
+    async with connected(server.url + "/1", tags) as setup:
+        ours = {int(name): int(value) for name, (value, _) in (await setup.rows()).items()}
+    if isinstance(server, LibmodbusRtuServer):
+        place = ["-m", "rtu", "-b", "19200", "-P", "none", str(server.line.gateway_port)]
+    else:
+        place = ["-p", str(server.port), "127.0.0.1"]
+    theirs = await asyncio.to_thread(libmodbus.mbpoll, "-t", MBPOLL[table], "-r", "40", "-c", "20", *place)
+    assert ours == {at: value % 65_536 for at, value in theirs.items()} and len(ours) == 20
 
 
 ORDERS: dict[str, Callable[[bytes], bytes]] = {
@@ -138,17 +162,36 @@ TWO_BLOCKS = {"a": "holding 0 uint16", "b": "holding 100 uint16"}
 """A late reply to the one request has the shape of the other's."""
 
 
-async def test_late_replies_of_a_foreign_server_are_dropped_and_counted(libmodbus_server: LibmodbusServer) -> None:
-    """Not on pymodbus's server: it gives the reply to an old request the transaction id of the newest."""
-    async with connected(libmodbus_server.url, TWO_BLOCKS, timeout="500ms") as setup:
+@pytest.mark.parametrize("pipeline", [1, 4])
+async def test_late_replies_of_a_foreign_server_arrive_nowhere(
+    libmodbus_server: LibmodbusServer, pipeline: int
+) -> None:
+    async with connected(libmodbus_server.url, TWO_BLOCKS, timeout="500ms", pipeline=pipeline) as setup:
         assert await setup.rows_when(RIGHT.__eq__) == RIGHT
         libmodbus_server.process.pause()
         try:
             assert await setup.rows() == LATE
         finally:
             libmodbus_server.process.resume()
+        for _ in range(5):
+            rows = await setup.rows()
+            assert all(rows[name] in (RIGHT[name], LATE[name]) for name in RIGHT)
         assert await setup.rows_when(RIGHT.__eq__) == RIGHT
-        assert setup.source.counters.totals["stale_replies"] == setup.source.counters.totals["timeouts"]
+
+
+async def test_late_replies_under_a_new_transaction_id_are_never_the_next_value(
+    pymodbus_server: StartPymodbus,
+) -> None:
+    """pymodbus's server gives the reply to an old request the transaction id of the newest."""
+    server = pymodbus_server()
+    async with connected(server.url, TWO_BLOCKS, timeout="500ms") as setup:
+        assert await setup.rows_when(RIGHT.__eq__) == RIGHT
+        await asyncio.to_thread(server.set_delay, 750)
+        assert await setup.rows() == LATE
+        await asyncio.to_thread(server.set_delay, 0)
+        for _ in range(5):
+            rows = await setup.rows()
+            assert all(rows[name] in (RIGHT[name], LATE[name]) for name in RIGHT)
 
 
 async def test_late_replies_on_a_serial_line_are_never_the_next_value(pymodbus_server: StartPymodbus) -> None:
@@ -188,3 +231,22 @@ async def test_a_half_open_device_is_given_up(pymodbus_server: StartPymodbus) ->
             assert await setup.rows() == {"a": (None, BAD_TIMEOUT)}
         with pytest.raises(NotConnected, match="no reply in 3 poll cycles"):
             await setup.rows()
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"ca": "ca"}, "most devices want a certificate of the gateway"),
+        ({"cert": "client", "key": "client_key"}, "the device's certificate is not trusted"),
+    ],
+)
+async def test_certificates_that_do_not_fit_are_one_clear_line(
+    pymodbus_server: StartPymodbus, certificates: Certificates, files: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    """Modbus/TCP Security: both sides show one. With TLS 1.3 the client finds out when it reads."""
+    server = pymodbus_server(transport="tls", tls=certificates)
+    tls = {key: str(getattr(certificates, name)) for key, name in files.items()}
+    setup = Setup(server.url, {"a": "holding 1 uint16"}, tmp_path, tls=tls)
+    with pytest.raises((Permanent, NotConnected), match=reason):
+        await setup.source.connect([])
+    await setup.source.close()

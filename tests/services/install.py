@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.services import kafka, libmodbus, milo, milo_plant, mosquitto, node_opcua
+from tests.services import kafka, libmodbus, milo, milo_plant, mosquitto, node_modbus, node_opcua
 from tests.services.process import ServiceMissing
 
 SERVICES: dict[str, Callable[[], object]] = {
     "Mosquitto": mosquitto.install,
-    "libmodbus server": libmodbus.install,
+    "libmodbus server, mbpoll": libmodbus.install,
+    "modbus-serial server": node_modbus.install,
     "Apache Kafka": kafka.install,
     "Eclipse Milo server": milo.install,
     "Eclipse Milo plant": milo_plant.install,

@@ -1,16 +1,23 @@
-"""The foreign Modbus server: libmodbus_server.c on Debian's libmodbus. What its registers hold is computed here too."""
+"""The foreign Modbus server: libmodbus_server.c on Debian's libmodbus, and mbpoll, a client on the same library.
 
+What its registers hold is computed here too.
+"""
+
+import re
+import subprocess
 from pathlib import Path
 
 from tests.services.cache import cached, run
 from tests.services.packages import apt_install, program
 from tests.services.ports import HOST, free_port
-from tests.services.process import Service
+from tests.services.process import Service, ServiceFailed
+from tests.services.serial_line import SerialService
 
 LIMIT = 2_000
 """The first address of each kind that is answered with exception 2."""
 
 _SOURCE = Path(__file__).parent / "libmodbus_server.c"
+_VALUE = re.compile(r"^\[(\d+)\]:\s+(-?\d+)", re.MULTILINE)
 _HEADER = Path("/usr/include/modbus/modbus.h")
 
 
@@ -35,8 +42,24 @@ def discrete_input(address: int) -> bool:
 
 
 def install() -> None:
-    """Compiles the server when it is not there yet. ServiceMissing when that cannot be."""
+    """Compiles the server and installs mbpoll when they are not there yet. ServiceMissing when that cannot be."""
     _install()
+    program("mbpoll", "mbpoll")
+
+
+def mbpoll(*arguments: str) -> dict[int, int]:
+    """Address -> value, as one call of the command-line client reads them. ServiceFailed when it does not."""
+    done = subprocess.run(
+        [program("mbpoll", "mbpoll"), "-0", "-1", "-q", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    values = {int(address): int(value) for address, value in _VALUE.findall(done.stdout)}
+    if done.returncode != 0 or not values:
+        raise ServiceFailed(f"mbpoll {' '.join(arguments)}: code {done.returncode}: {done.stdout}{done.stderr}")
+    return values
 
 
 class LibmodbusServer(Service):
@@ -55,6 +78,15 @@ class LibmodbusServer(Service):
     def wait_ready(self) -> None:
         """Returns when the server listens."""
         self.process.wait_line("^ready$", self.ready_s)
+
+
+class LibmodbusRtuServer(SerialService):
+    """The same on a serial line."""
+
+    def __init__(self) -> None:
+        folder = _install()
+        super().__init__("libmodbus-rtu")
+        self.run_as([folder / "server", self.line.machine_port, "19200", "N", "1"])
 
 
 def _install() -> Path:

@@ -1,8 +1,9 @@
-/* A foreign Modbus TCP server on Debian's libmodbus.
+/* A foreign Modbus server on Debian's libmodbus.
  *
- *   libmodbus_server PORT
+ *   libmodbus_server PORT                        listens on 127.0.0.1 for several clients, answers every unit id
+ *   libmodbus_server DEVICE BAUD PARITY UNIT     RTU on a serial port (parity N, E or O), answers that unit
  *
- * Listens on 127.0.0.1 for several clients and answers every unit id. Its image, LIMIT addresses of each kind:
+ * Its image, LIMIT addresses of each kind:
  *
  *   holding register r   (r * 31 + 7) mod 65536       writable
  *   input register r     (r * 17 + 3) mod 65536
@@ -77,13 +78,34 @@ static void serve(modbus_t *context, int listener, modbus_mapping_t *image) {
     }
 }
 
+/* RTU: libmodbus says EIO or EBADF when the port is gone; a frame that is damaged or not for it is nothing to it. */
+static int serve_serial(char **argv, modbus_mapping_t *image) {
+    modbus_t *context = modbus_new_rtu(argv[1], atoi(argv[2]), argv[3][0], 8, 1);
+    if (context == NULL || modbus_set_slave(context, atoi(argv[4])) < 0 || modbus_connect(context) < 0) {
+        fprintf(stderr, "cannot serve on %s: %s\n", argv[1], modbus_strerror(errno));
+        return 1;
+    }
+    puts("ready");
+    fflush(stdout);
+    for (;;) {
+        uint8_t request[MODBUS_RTU_MAX_ADU_LENGTH];
+        int length = modbus_receive(context, request);
+        if (length > 0)
+            modbus_reply(context, request, length, image);
+        else if (length < 0 && (errno == EIO || errno == EBADF || errno == ECONNRESET))
+            return 1;
+    }
+}
+
 int main(int argc, char **argv) {
+    modbus_mapping_t *image = make_image();
+    if (argc == 5 && image != NULL)
+        return serve_serial(argv, image);
     if (argc != 2) {
-        fprintf(stderr, "usage: %s PORT\n", argv[0]);
+        fprintf(stderr, "usage: %s PORT | DEVICE BAUD PARITY UNIT\n", argv[0]);
         return 2;
     }
     modbus_t *context = modbus_new_tcp("127.0.0.1", atoi(argv[1]));
-    modbus_mapping_t *image = make_image();
     int listener = context == NULL ? -1 : modbus_tcp_listen(context, CLIENTS_MAX);
     if (image == NULL || listener < 0) {
         fprintf(stderr, "cannot serve on port %s: %s\n", argv[1], modbus_strerror(errno));

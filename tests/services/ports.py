@@ -40,8 +40,8 @@ def _can_bind(port: int) -> bool:
     return True
 
 
-def connections(*ports: int) -> int:
+def connections(*ports: int, transport: str = "tcp") -> int:
     """Sockets that some process holds open towards these ports of this machine (Linux: /proc/net/tcp, inode not 0)."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    rows = [line.split() for line in Path(f"/proc/net/{transport}").read_text().splitlines()[1:]]
     wanted = {f"{port:04X}" for port in ports}
     return sum(row[2].rpartition(":")[2] in wanted and row[9] != "0" for row in rows)

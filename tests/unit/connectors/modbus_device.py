@@ -55,11 +55,8 @@ def within(link: ModbusLink, seconds: float) -> Iterator[None]:
 def set_timeout(link: ModbusLink, seconds: float) -> None:
     """Of requests from now on."""
     link._timeout_s = seconds
-    if wire := link._wire:
-        wire._timeout_s = seconds
-        if wire._timer:  # it was made for another time
-            wire._timer.cancel()
-            wire._timer = None
+    for exchange in link._exchanges:
+        exchange.timeout_s = seconds
 
 
 class Device:

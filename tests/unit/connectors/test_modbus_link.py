@@ -8,16 +8,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from connectors.modbus_link import (
-    BAD_COMMUNICATION_ERROR,
-    BAD_CONNECTION_CLOSED,
-    ModbusLink,
-    Query,
-    RequestFailed,
-    query,
-)
+from connectors.modbus_frames import BAD_COMMUNICATION_ERROR, BAD_CONNECTION_CLOSED, Query, RequestFailed, query
+from connectors.modbus_link import ModbusLink
 from connectors.modbus_plan import Block, Table
-from connectors.modbus_settings import parse_url
+from connectors.modbus_url import parse_url
 from pipelines.batch import BAD_TIMEOUT
 from pipelines.clock import SystemClock
 from pipelines.counters import Counters
@@ -187,23 +181,23 @@ async def test_an_exception_is_named_and_the_connection_stays(serial: bool) -> N
 
 
 async def test_a_late_reply_is_never_the_current_one() -> None:
-    def late_then_right(request: bytes) -> bytes:
-        transaction = int.from_bytes(request[:2], "big")
-        late = tcp_frame(transaction - 1, UNIT, read_pdu(3, registers(9, 9, 9)))
-        return late + tcp_frame(transaction, UNIT, GOOD)
-
-    async with linked(in_turn(nothing, late_then_right)) as setup:
+    """Not every device gives it the transaction id of its own request: after a time-out there is a new connection."""
+    async with linked(in_turn(nothing, tcp(GOOD))) as setup:
         await setup.time_out()
+        setup.device.send(tcp_frame(2, UNIT, read_pdu(3, registers(9, 9, 9))))
         assert await setup.data() == DATA
-        assert (setup.count("timeouts"), setup.count("stale_replies")) == (1, 1)
-        assert setup.device.connections == 1
+        assert (setup.count("timeouts"), setup.device.connections) == (1, 2)
 
 
 async def test_a_reply_with_a_foreign_transaction_id_is_dropped() -> None:
-    async with linked(in_turn(tcp(GOOD, shift=100), tcp(GOOD))) as setup:
-        await setup.time_out()
-        assert await setup.data() == DATA
-        assert setup.count("stale_replies") == 1
+    def foreign_then_right(request: bytes) -> bytes:
+        transaction = int.from_bytes(request[:2], "big")
+        foreign = tcp_frame(transaction - 1, UNIT, read_pdu(3, registers(9, 9, 9)))
+        return foreign + tcp_frame(transaction, UNIT, GOOD)
+
+    async with linked(foreign_then_right) as setup:
+        assert [await setup.data() for _ in range(2)] == [DATA] * 2
+        assert (setup.count("stale_replies"), setup.device.connections) == (2, 1)
 
 
 async def test_a_late_reply_on_a_serial_line_arrives_nowhere() -> None:
@@ -323,13 +317,14 @@ async def test_close_is_idempotent_and_ends_a_waiting_request() -> None:
 
 @pytest.mark.parametrize("serial", [False, True])
 async def test_a_cancelled_request_leaves_the_link_usable(serial: bool) -> None:
+    """Also on RTU, once the reply to it would be too late."""
     wrap = rtu if serial else tcp
     async with linked(in_turn(nothing, wrap(GOOD)), rtu=serial) as setup:
-        request = asyncio.create_task(setup.data())
-        await until(lambda: bool(setup.device.requests))
-        request.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await request
+        with within(setup.link, 0.2):
+            request = asyncio.create_task(setup.data())
+            await until(lambda: bool(setup.device.requests) or request.done())
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
         assert await setup.data() == DATA
 
 

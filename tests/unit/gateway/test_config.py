@@ -186,6 +186,12 @@ ONE_MISTAKE = [
     ('"*"', "[]", "7:17: `from`: is empty"),
     ('"*"', "[press4, 5]", "7:26: `from`: has to be text, not 5: put it in quotes"),
     (", to: plant", "", "7:3: `to:` is missing in `scada`: Name of the destination"),
+    (
+        "devices:",
+        "devices:\n  a: {modbus: 'rtu:///dev/ttyS0/1', tags: {x: coil 1}}\n"
+        "  b: {modbus: 'rtu:///dev/ttyS0?baud=9600/2', tags: {x: coil 1}}",
+        "3:15: `a` has /dev/ttyS0 at 19200 8E1: devices on one port share its format",
+    ),
     ("to: plant", "to: plan", "7:26: there is no destination `plan` below `to:`: did you mean `plant`?"),
     ("to: plant", "to: [plant, plant]", "7:26: `to`: a route has one destination: write a route for each"),
     ("to: plant", "to: plant, steps: [{scale: x}]", "7:49: scale takes a number, or {factor: 0.1, offset: 0}"),

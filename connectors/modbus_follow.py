@@ -1,0 +1,330 @@
+"""The profile of one device, as it is now: chosen, checked again at every connection, remembered over restarts.
+
+`follow` asks the device what it is, first by the probes of the profile that it had; where they no longer fit, or it had
+none, by all that is known. What comes out is compared with what was known: another map is a line in the log and an
+entry in the ledger, and the source reads by it from then on.
+
+Kept in `data_dir/modbus/<device>.json`: profile, facts and SunSpec models, so that a gateway that starts while the
+device is away knows its tags; and every tag's description, because a name keeps its meaning: what a later profile calls
+the same but measures in another unit gets a name with a number behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import orjson
+
+from connectors.modbus_identify import (
+    Interview,
+    described,
+    device_identification,
+    probed,
+    server_id,
+    sunspec,
+    with_former,
+)
+from connectors.modbus_link import ModbusLink
+from connectors.modbus_profile import Chain, MappedTag, ModbusProfile, Polling, RegisterMap, parsed, resolve
+from connectors.modbus_settings import ModbusDevice
+from connectors.profile import AUTO, OWN_PROFILES, Condition, ProfileError, profile_files, raw_profile
+from pipelines.errors import NotConnected, Permanent
+from pipelines.files import RealFiles, replace_file
+from pipelines.tags import Tag, TagTable
+
+if TYPE_CHECKING:
+    Log: TypeAlias = logging.LoggerAdapter[logging.Logger]
+
+FOLDER: Final = "modbus"
+FORMAT: Final = 1
+_CHANGED_SHOWN_MAX: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What is known of a device, and the profile that it has for that."""
+
+    profile: str
+    facts: Mapping[str, str]
+    chain: Chain
+    why: str
+    """Why this profile."""
+
+    @property
+    def shown(self) -> str:
+        """`KEBA P40 firmware 1.2.1`: for people."""
+        return described(self.facts) or "a device that tells nothing of itself"
+
+
+@lru_cache(maxsize=8)
+def load_profiles(data_dir: Path | None = None) -> dict[str, ModbusProfile]:
+    """Every profile by name; the user's own take the place of shipped ones. Read once. Raises ProfileError."""
+    known = profile_files("modbus", data_dir / OWN_PROFILES if data_dir else None)
+    mine = [name for name, file in known.items() if raw_profile(file, known).get("protocol") != "opcua"]
+    return {name: _loaded(name, known) for name in mine}
+
+
+def load_profile(name: str, data_dir: Path | None = None) -> ModbusProfile:
+    """Raises ProfileError where there is none of that name, or it is wrong."""
+    known = profile_files("modbus", data_dir / OWN_PROFILES if data_dir else None)
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        meant = f": did you mean `{near[0]}`?" if near else "; `gateway profile ls` lists them"
+        raise ProfileError(f"there is no profile `{name}`{meant}")
+    return _loaded(name, known)
+
+
+def _loaded(name: str, known: Mapping[str, Any]) -> ModbusProfile:
+    profile = parsed(raw_profile(known[name], known), known[name])
+    if profile.profile != name:
+        raise ProfileError(f"{known[name]}: it calls itself `{profile.profile}`: a profile has its file's name")
+    return profile
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Another map than before."""
+
+    text: str
+    tags: tuple[str, ...]
+    """Those that are not what they were, or are not there any more, or were not there before."""
+
+
+class Follower:
+    """`map` is what the source reads by; None until it is known."""
+
+    def __init__(self, device: str, settings: ModbusDevice, tags: TagTable, data_dir: Path, log: Log) -> None:
+        self.map: RegisterMap | None = None
+        self.identity: Identity | None = None
+        self._device = device
+        self._settings = settings
+        self._tags = tags
+        self._log = log
+        self._data_dir = data_dir
+        self._path = data_dir / FOLDER / f"{device}.json"
+        self._profiles: dict[str, ModbusProfile] = {}
+        self._described: dict[str, list[Any]] = {}
+        self._remember()
+
+    async def follow(self, link: ModbusLink) -> Change | None:
+        """Asks the device; what is not as it was when it was asked before, also by a former process.
+
+        Raises NotConnected, or Permanent where no profile fits.
+        """
+        if not self._profiles:
+            self._profiles = await asyncio.to_thread(self._load)
+        self.adjust(link)
+        interview = Interview(link, self._settings.url)
+        found = await self._same_as_before(interview) or await self._identified(interview)
+        if found == self.identity and self.map is not None:
+            return None
+        mapped = self._mapped(found)
+        if not self._settings.tags and not mapped.tags:
+            raise Permanent(f"profile {found.profile} has no tag for this device: is it another one? {found.shown}")
+        before, old = self.identity, self.map
+        self.identity, self.map = found, mapped
+        self._log.info("%s: %s", found.shown, self.info)
+        self.adjust(link)
+        self.tag_ids()
+        await asyncio.to_thread(self._save)
+        return _change(before, old, found, self.map) if before and old else None
+
+    @property
+    def info(self) -> str:
+        """One line for /health and the log."""
+        if self.identity is None:
+            return ""
+        doubt = f"; uncertain: {self.map.uncertain}" if self.map and self.map.uncertain else ""
+        return f"profile {self.identity.profile}, because {self.identity.why}{doubt}"
+
+    def adjust(self, link: ModbusLink) -> None:
+        """The device is asked as its profile wants it, as soon as it is known which that is."""
+        alone = next(iter(self._profiles.values())).poll if len(self._profiles) == 1 else Polling.model_validate({})
+        link.adjust(*(self.map.poll if self.map else alone).patience(self._settings))
+
+    def tag_ids(self) -> dict[str, int]:
+        """Point name -> id in the table, for the tags that are delivered; they are added to it."""
+        known = self.map.tags if self.map else {}
+        return {
+            name: self._tags.add(Tag(self._device, self._named(name, tag), tag.unit, labels=tag.names, bits=tag.bits))
+            for name, tag in known.items()
+            if name not in self._settings.tags
+        }
+
+    async def _same_as_before(self, interview: Interview) -> Identity | None:
+        """What the device says to the questions of the profile that it had; None where it no longer fits."""
+        if self.identity is None or self.identity.profile not in self._profiles:
+            return None
+        profile, former = self._profiles[self.identity.profile], self.identity.facts
+        facts, chain = await ask(interview, profile)
+        if interview.silences and former.keys() - facts.keys() - self._said.keys():
+            raise NotConnected(f"modbus {self._settings.url}: it does not answer all that it answered before")
+        facts = with_former(profile.identify, facts, former)
+        if self._settings.profile != AUTO:
+            return self._pinned(profile, facts, chain)
+        matched = profile.matched(facts)
+        return None if matched is None else self._chosen(profile, facts, chain, matched)
+
+    async def _identified(self, interview: Interview) -> Identity:
+        if self._settings.profile != AUTO:
+            [profile] = self._profiles.values()
+            return self._pinned(profile, *await ask(interview, profile))
+        profile, facts, chain, matched = await choose(interview, list(self._profiles.values()))
+        return self._chosen(profile, facts, chain, matched)
+
+    def _pinned(self, profile: ModbusProfile, facts: dict[str, str], chain: Chain) -> Identity:
+        facts = facts | self._said
+        unlike = "" if not profile.match or profile.matched(facts) else ", although what it says does not fit"
+        return Identity(profile.profile, facts, chain, f"the configuration says so{unlike}{self._versions(facts)}")
+
+    def _chosen(self, profile: ModbusProfile, facts: dict[str, str], chain: Chain, matched: Condition) -> Identity:
+        facts = facts | self._said
+        why = " and ".join(f"{name} is {facts.get(name) or 'missing'}" for name in matched)
+        return Identity(profile.profile, facts, chain, f"{why}{self._versions(facts)}")
+
+    @property
+    def _said(self) -> dict[str, str]:
+        return {"firmware": self._settings.firmware} if self._settings.firmware else {}
+
+    def _versions(self, facts: Mapping[str, str]) -> str:
+        pinned = " (as configured)" if self._said else ""
+        known = [f"{name} {facts[name]}{pinned}" for name in ("firmware", "map") if facts.get(name)]
+        return f"; {', '.join(known)}" if known else ""
+
+    def _mapped(self, identity: Identity) -> RegisterMap:
+        return resolve(self._profiles[identity.profile], identity.facts, identity.chain)
+
+    def _load(self) -> dict[str, ModbusProfile]:
+        try:
+            wanted = self._settings.profile or AUTO
+            if wanted != AUTO:
+                return {wanted: load_profile(wanted, self._data_dir)}
+            return load_profiles(self._data_dir)
+        except ProfileError as error:
+            raise Permanent(str(error)) from error
+
+    def _named(self, name: str, tag: MappedTag) -> str:
+        """`name`, with a number behind it where that name meant something else before."""
+        meaning = [tag.unit, [list(pair) for pair in tag.names], tag.bits]
+        number = 1
+        while self._described.setdefault(own := name if number == 1 else f"{name}_{number}", meaning) != meaning:
+            number += 1
+        return own
+
+    def _remember(self) -> None:
+        """What was known when the gateway stopped; nothing where the file is missing, damaged, or of other settings."""
+        try:
+            kept = orjson.loads(self._path.read_bytes())
+            if kept["format"] != FORMAT or kept["asked"] != self._asked:
+                return
+            chain = Chain(tuple((number, at, length) for number, at, length in kept["chain"]))
+            self._described = kept["described"]
+            identity = Identity(kept["profile"], kept["facts"], chain, kept["why"])
+            self._profiles = self._load()
+            self.map = self._mapped(identity)
+            self.identity = identity
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, Permanent):
+            self._profiles = {}
+
+    @property
+    def _asked(self) -> list[str | None]:
+        return [self._settings.modbus, self._settings.profile, self._settings.firmware]
+
+    def _save(self) -> None:
+        """What cannot be kept is learnt again, but for a device that is away at the next start."""
+        assert self.identity is not None
+        kept = {
+            "format": FORMAT,
+            "asked": self._asked,
+            "profile": self.identity.profile,
+            "facts": self.identity.facts,
+            "chain": self.identity.chain.models,
+            "why": self.identity.why,
+            "described": self._described,
+        }
+        files = RealFiles()
+        try:
+            files.make_folder(self._path.parent)
+            replace_file(files, self._path, orjson.dumps(kept))
+        except OSError as error:
+            self._log.warning("what the device is cannot be kept in %s: %s", self._path, error)
+
+
+def planned_map(settings: ModbusDevice) -> RegisterMap | None:
+    """What a device with this profile and firmware has; None without a shipped profile, or where only it knows that."""
+    if settings.profile is None or settings.profile not in profile_files("modbus"):
+        return None
+    facts = {"firmware": settings.firmware} if settings.firmware else {}
+    return resolve(load_profile(settings.profile), facts)
+
+
+async def ask(interview: Interview, profile: ModbusProfile) -> tuple[dict[str, str], Chain]:
+    """The facts and the SunSpec models that matter to one profile. Raises NotConnected."""
+    facts, chain = (await sunspec(interview)) if profile.sunspec else ({}, Chain())
+    own = await probed(interview, profile.identify, profile.word_order)
+    generic = {name for condition in profile.match for name in condition} - {*facts, *own}
+    if generic & {"vendor", "code", "product", "model", "firmware"}:
+        facts = await device_identification(interview) | facts
+    if "server_id" in generic:
+        facts |= await server_id(interview)
+    return facts | own, chain
+
+
+async def choose(
+    interview: Interview, profiles: Sequence[ModbusProfile]
+) -> tuple[ModbusProfile, dict[str, str], Chain, Condition]:
+    """The profile whose condition holds, the one with the most facts where several do.
+
+    Raises NotConnected; Permanent where none fits, or two as well as each other.
+    """
+    facts = await device_identification(interview) | await server_id(interview)
+    found = _fitting(profiles, facts, Chain())
+    if not found:
+        spoken, chain = await sunspec(interview)
+        found = _fitting(profiles, facts | spoken, chain) if spoken else []
+        facts |= spoken
+    if not found:
+        for profile in profiles:
+            own = facts | await probed(interview, profile.identify, profile.word_order)
+            found += _fitting([profile], own, Chain())
+    if not found:
+        told = ", ".join(f"{name} {text!r}" for name, text in facts.items()) or "it answers no question about itself"
+        raise Permanent(f"no profile fits this device ({told}): write `profile:` with a name, or list its `tags:`")
+    best = max(len(matched) for *_, matched in found)
+    chosen = [one for one in found if len(one[3]) == best]
+    if len(chosen) > 1:
+        names = " and ".join(f"`{profile.profile}`" for profile, *_ in chosen)
+        raise Permanent(f"{names} fit this device equally well: write `profile:` with one of them")
+    profile, _, _, matched = chosen[0]
+    own, chain = await ask(interview, profile)
+    return profile, own if profile.matched(own) else facts | own, chain, matched
+
+
+def _fitting(
+    profiles: Sequence[ModbusProfile], facts: dict[str, str], chain: Chain
+) -> list[tuple[ModbusProfile, dict[str, str], Chain, Condition]]:
+    return [(one, facts, chain, matched) for one in profiles if (matched := one.matched(facts)) is not None]
+
+
+def _change(before: Identity, old: RegisterMap, now: Identity, new: RegisterMap) -> Change | None:
+    """None where the source goes on as it did."""
+    names = changed_tags(old, new)
+    if not names and before.profile == now.profile and old.poll == new.poll:
+        return None
+    more = len(names) - _CHANGED_SHOWN_MAX
+    listed = ", ".join(names[:_CHANGED_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
+    profiles = "" if before.profile == now.profile else f"profile {before.profile} -> {now.profile}, "
+    text = f"{before.shown} -> {now.shown}: {profiles}{listed or 'how it is asked'} changed"
+    return Change(text, tuple(names))
+
+
+def changed_tags(old: RegisterMap, new: RegisterMap) -> list[str]:
+    """Tags that are not the same in both."""
+    return [name for name in dict.fromkeys([*old.tags, *new.tags]) if old.tags.get(name) != new.tags.get(name)]
