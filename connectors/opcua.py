@@ -384,6 +384,7 @@ class OpcUaSource:
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid RepublishResponse: {error}") from error
+        self._streams.answered(ask.subscription_id, ask.number)
         if response.result & 0x8000_0000 or response.sequence_number != ask.number:
             if response.result == SERVICE_UNSUPPORTED:
                 self._link.lacks["Republish"] = None

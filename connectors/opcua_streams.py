@@ -55,6 +55,7 @@ class Streams:
         self._resume: Sequence[bytes] = ()
         self._unacknowledged: deque[tuple[int, int, int]] = deque()  # batch number, subscription id, sequence number
         self._acks: list[tuple[int, int]] = []
+        self._asked: dict[tuple[int, int], None] = {}  # (subscription id, sequence number), in order, without an answer
 
     @property
     def newest_ns(self) -> int:
@@ -67,7 +68,8 @@ class Streams:
     def begin(self, subscriptions: Sequence[Subscription], resume: Sequence[bytes]) -> dict[int, list[int]]:
         """These are live now; `resume` is what the lanes hold.
 
-        Returns what this process has received of each subscription id without having it acknowledged, in order.
+        Returns what this process has of each subscription id without having it acknowledged, in order: asked for again
+        when the session before ended, or received.
         """
         held = newest(resume)
         before = {stream.subscription.stream: stream for stream in self._by_id.values()}
@@ -76,10 +78,12 @@ class Streams:
         self._vector = Vector(Entry(stream.subscription.stream, 0, 0, stream.ts_ns) for stream in self._by_id.values())
         known = {id_ for id_, stream in self._by_id.items() if stream.subscription.stream in before}
         pending: dict[int, list[int]] = {}
-        for _, id_, number in self._unacknowledged:
+        received = [(id_, number) for _, id_, number in self._unacknowledged]
+        for id_, number in dict.fromkeys([*self._asked, *received]):
             if id_ in known:
                 pending.setdefault(id_, []).append(number)
         self._unacknowledged.clear()
+        self._asked.clear()
         self._acks = [ack for ack in self._acks if ack[0] in known]
         return pending
 
@@ -111,7 +115,7 @@ class Streams:
             after = following(kept[-1])
             if stream.next is None or _steps_ahead(stream.next, after):
                 stream.next = after
-        return Step(ask, lost)
+        return self._asking(subscription_id, ask, lost)
 
     def step(self, response: PublishResponse) -> Step:
         """What comes before this response; with something to ask for, it has to be given again afterwards.
@@ -144,6 +148,10 @@ class Streams:
         """The notification ends with this batch."""
         self._unacknowledged.append((batch_number, subscription_id, number))
 
+    def answered(self, subscription_id: int, number: int) -> None:
+        """What was asked for has come, or never will."""
+        self._asked.pop((subscription_id, number), None)
+
     def acknowledge(self, subscription_id: int, number: int) -> None:
         """There is nothing in it to keep."""
         self._acks.append((subscription_id, number))
@@ -173,6 +181,10 @@ class Streams:
             ]
         if ask:
             stream.next = number
+        return self._asking(response.subscription_id, ask, lost)
+
+    def _asking(self, subscription_id: int, ask: Sequence[int], lost: int) -> Step:
+        self._asked.update(dict.fromkeys((subscription_id, number) for number in ask))
         return Step(ask, lost)
 
     def _stream(self, subscription: Subscription, before: _Stream | None, held: Entry | None) -> _Stream:

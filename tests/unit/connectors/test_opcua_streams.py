@@ -85,6 +85,20 @@ def test_in_one_process_what_was_not_acknowledged_is_asked_for_again() -> None:
     assert streams.step(data(4)) == Step()
 
 
+def test_what_was_asked_for_and_not_answered_is_asked_for_again() -> None:
+    """The session ends between the takeover and the last answer: the next one has it in mind, listed or not."""
+    streams = begun(held(1))
+    assert streams.resume(ID, [], [2, 3, 4]) == Step(ask=[2, 3, 4])
+    streams.answered(ID, 2)
+    streams.delivered(1, ID, 2)
+    again = streams.begin([subscription()], [held(1)])
+    assert again == {ID: [3, 4, 2]}
+    assert streams.resume(ID, again[ID], None) == Step(ask=[2, 3, 4])
+    for number in (2, 3, 4):
+        streams.answered(ID, number)
+    assert streams.begin([subscription()], [held(4)]) == {}
+
+
 def test_a_recreated_subscription_with_the_same_id_begins_anew() -> None:
     """The server was restarted and gave the id again: nothing of the old stream is acknowledged, skipped or missed."""
     streams = begun()
