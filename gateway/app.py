@@ -185,7 +185,7 @@ async def serve(app: App, service: HttpService | None, watch: LoopWatch) -> Exit
         if service:
             await service.start()
             Log("gateway").info("listening", health=f"{service.url}/health", metrics=f"{service.url}/metrics")
-        _calm_garbage_collection(loop)
+        calm_garbage_collection(loop)
         sys.setswitchinterval(THREAD_TURN_S)
         watch.start()
         return await app.run()
@@ -197,7 +197,7 @@ async def serve(app: App, service: HttpService | None, watch: LoopWatch) -> Exit
             loop.remove_signal_handler(number)
 
 
-def _calm_garbage_collection(loop: asyncio.AbstractEventLoop) -> None:
+def calm_garbage_collection(loop: asyncio.AbstractEventLoop) -> None:
     """A full collection over all loaded modules takes 50 ms and more: they are taken out of its view for good."""
     gc.set_threshold(20_000, 20, 50)
     gc.collect()

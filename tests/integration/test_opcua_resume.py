@@ -328,7 +328,9 @@ async def test_a_server_that_hands_over_badly_is_coped_with(
             assert error.subgroup(NotConnected)
             await second.ended()
     found = await second.values(TAG)
-    assert once_each(found, last) or "recreated" in second.counted, f"{found} of {last}, {dict(second.counted)}, {second.notes}"
+    assert once_each(found, last) or "recreated" in second.counted, (
+        f"{found} of {last}, {dict(second.counted)}, {second.notes}"
+    )
     if "recreated" in second.counted:
         await _settled(lambda: bool(second.notes))
 
