@@ -3,8 +3,9 @@
 The server is a foreign one (Eclipse Milo). Received means what a gateway does short of a sink: a source, `collect` and
 a memory lane that is read and committed, in a process of its own (`bench_opcua_mqtt` has sinks). The longest step is
 the CPU time of the loop's own thread from one turn of the loop to the next, on a loop that is never let sleep: nothing
-that blocks is missed, and the timer of the measurement is in it; garbage is collected as in the gateway. The 65,000 notifications come over the wire in one
-message; the gateway itself asks for no more than `opcua_items.NOTIFICATIONS_MAX`.
+that blocks is missed, and the timer of the measurement is in it; garbage is collected as in the gateway. The 65,000
+notifications come over the wire in one message; the gateway itself asks for no more than
+`opcua_items.NOTIFICATIONS_MAX`.
 """
 
 from __future__ import annotations
