@@ -20,6 +20,7 @@ help:
 run: $(VENV)/.for-run
 	@exec $(BIN)/gateway demo $(ARGS)
 
+# Two workers, each takes the next test when it is done with one; ARGS='-n 0' for none.
 test: $(VENV)/.for-test services check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 

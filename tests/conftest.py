@@ -39,13 +39,6 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several workers one has all tests that need servers, which then exist once; the others share the rest."""
-    for item in items:
-        if not {"unit", "sim"} & set(item.path.parts):
-            item.add_marker(pytest.mark.xdist_group("servers"))
-
-
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
     """A command that runs in the test's process sets up the log: for itself, not for the tests that follow."""
