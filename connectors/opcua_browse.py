@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from asyncua import Client, ua
+from asyncua.client.ua_session import UaSession
 
 from connectors import opcua_names, opcua_requests
 from connectors.opcua_address import is_plain, path_text, with_uri
@@ -168,7 +169,7 @@ async def browse(
     return [Seen(*fields) for fields in zip(names, paths, nodes, uris, units, values, strict=True)], missing
 
 
-async def limits_of(opened: PublishSession) -> Limits:
+async def limits_of(opened: UaSession) -> Limits:
     """What the server takes in one call. Raises what the session raises."""
     limits = Limits(_log)
     await limits.learn(opened)

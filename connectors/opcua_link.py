@@ -21,6 +21,7 @@ from connectors.opcua_directory import Directory
 from connectors.opcua_expiry import CertificateWatch
 from connectors.opcua_items import MonitoredItems
 from connectors.opcua_limits import Limits
+from connectors.opcua_profile import OpcUaProfile
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_resume import (
     SESSION_TIMEOUT_MIN_MS,
@@ -32,7 +33,7 @@ from connectors.opcua_resume import (
     transfer,
 )
 from connectors.opcua_security import Access, refusal, secure
-from connectors.opcua_servers import Server, ServerProfile, identify
+from connectors.opcua_servers import Server, identify
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_state import DeviceState, StateFile, Subscription, aligned, fingerprint, of_handles, pack
@@ -293,13 +294,13 @@ class Link:
         if self._stale:
             self._log.info("the device's configuration has changed, or what it means at its server: new subscriptions")
 
-    def _heed(self, profile: ServerProfile) -> None:
+    def _heed(self, profile: OpcUaProfile) -> None:
         """What is known of the server beyond the size of calls."""
         assert self.items is not None
         tags = len(self.directory.resolved.device.tags)
-        room = profile.limits.get("monitored_items_in_all", tags)
+        room = self.server.limits.get("monitored_items_in_all", tags)
         if tags > room:
-            self._log.warning("%d tags, and %s takes %d in all", tags, profile.name, room)
+            self._log.warning("%d tags, and %s %s takes %d in all", tags, profile.vendor, profile.models[0], room)
         if not profile.filters:
             self.items.without_filters()
 

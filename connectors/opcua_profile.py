@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from connectors.profile import (
     OWN_PROFILES,
@@ -45,11 +45,26 @@ LimitName = Literal[
     "browse",
     "register_nodes",
     "translate_browse_paths",
+    "node_management",
     "monitored_items",
     "history_read",
-    "subscriptions_per_session",
+    "history_events",
     "items_per_subscription",
+    "subscriptions_per_session",
+    "monitored_items_in_all",
+    "subscriptions_in_all",
+    "sessions",
 ]
+ROOM: Final = frozenset(
+    {
+        "items_per_subscription",
+        "subscriptions_per_session",
+        "monitored_items_in_all",
+        "subscriptions_in_all",
+        "sessions",
+    }
+)
+"""What a server has room for; the other limits are operations per call."""
 
 
 class OpcUaNode(Settings):
@@ -66,7 +81,7 @@ class OpcUaOverride(Settings):
     """What is different where a condition holds."""
 
     when: Condition = Field(description="Fact -> range or pattern, as in `match`.")
-    limits: dict[LimitName, int] = Field({}, description="Limits that are others.")
+    limits: dict[LimitName, PositiveInt] = Field({}, description="Limits that are others.")
     note: str = Field("", description="Why.")
 
     @field_validator("when")
@@ -84,15 +99,16 @@ class OpcUaProfile(ProfileBase):
     )
     below: str = Field("/", description="Browse path of the object that `nodes` start from; `*` is any name.")
     nodes: dict[str, str | list[str] | OpcUaNode] = Field({}, description="Tag -> browse path, or a mapping.")
-    limits: dict[LimitName, int] = Field(
-        {}, description="Operations per call that the product takes in practice, whatever it states."
+    limits: dict[LimitName, PositiveInt] = Field(
+        {}, description="What the product takes in practice, whatever it states: operations per call, and its room."
     )
+    filters: bool = Field(True, description="false: the product refuses every DataChangeFilter.")
     overrides: list[OpcUaOverride] = Field([], description="Differences, applied in this order.")
 
 
 def load_server_profiles(data_dir: Path | None = None) -> dict[str, OpcUaProfile]:
     """Every profile by name; the user's own take the place of shipped ones. Raises ProfileError."""
-    known = profile_files("opcua_models", data_dir / OWN_PROFILES if data_dir else None)
+    known = profile_files("opcua", data_dir / OWN_PROFILES if data_dir else None)
     found = {}
     for name, file in known.items():
         content = raw_profile(file, known)
@@ -114,7 +130,7 @@ def fitting(profiles: Mapping[str, OpcUaProfile], facts: Facts) -> list[OpcUaPro
 
 
 def limits_of(profiles: Sequence[OpcUaProfile], facts: Facts) -> dict[str, int]:
-    """Name of a service -> operations per call; the least where several profiles speak of it."""
+    """Name of a limit -> number; the least where several profiles speak of it."""
     found: dict[str, int] = {}
     for profile in profiles:
         own = dict(profile.limits)

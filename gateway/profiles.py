@@ -20,6 +20,7 @@ from connectors.modbus_profile import MappedTag, ModbusProfile, resolve
 from connectors.modbus_settings import ModbusDevice
 from connectors.modbus_url import ModbusUrl
 from connectors.opcua_profile import (
+    ROOM,
     STANDARD,
     OpcUaProfile,
     browse_paths,
@@ -80,34 +81,40 @@ def shown(name: str, facts: Mapping[str, str], data_dir: Path | None) -> list[st
 
 def _server_shown(profile: OpcUaProfile, facts: Mapping[str, str]) -> list[str]:
     """What is known of a server, whatever its namespaces are."""
-    limits = limits_of([profile], facts)
     every = [uri for uris in profile.namespaces.values() for uri in uris[:1]]
     return [
         f"{profile.profile}: {profile.vendor} {', '.join(profile.models)}, grade {profile.grade}",
-        *(f"at most {number} a call: {name}" for name, number in limits.items()),
+        *_limits_shown([profile], facts),
         *(f"{tag}: {' or '.join(paths)}" for tag, paths in browse_paths(profile, [*STANDARD["ua"], *every]).items()),
         *(f"note: {note}" for note in profile.notes),
         *(f"source: {source}" for source in profile.sources),
     ]
 
 
+def _limits_shown(profiles: Sequence[OpcUaProfile], facts: Mapping[str, str]) -> list[str]:
+    limits = limits_of(profiles, facts).items()
+    return [f"at most {number} {'in all' if name in ROOM else 'a call'}: {name}" for name, number in limits]
+
+
 async def server_trial(url: str, insecure: bool, data_dir: Path | None) -> list[str]:
     """What a server says it is, the profiles that fit it, what they know of it. Raises GatewayError."""
+    from connectors.opcua_browse import limits_of as limits_at
     from connectors.opcua_browse import session
-    from connectors.opcua_identify import server_facts
     from connectors.opcua_security import Access
+    from connectors.opcua_servers import server_facts
     from connectors.opcua_settings import OpcUaSecurity
 
     access = Access(None if insecure else OpcUaSecurity())
     async with session(url, access, data_dir or Path("/var/lib/gateway")) as client:
-        facts, namespaces = await server_facts(client)
+        opened = client.uaclient.session
+        facts, namespaces = await server_facts(opened, await limits_at(opened))
     found = fitting(load_server_profiles(data_dir), facts)
     lines = [f"{name}: {text}" for name, text in facts.items()]
     for profile in found:
         why = profile.matched(facts) or {}
         lines += ["", f"profile {profile.profile}, because {' and '.join(f'{name} is {why[name]}' for name in why)}"]
         lines += [f"{tag}: {' or '.join(paths)}" for tag, paths in browse_paths(profile, namespaces).items()]
-    lines += [f"at most {number} a call: {name}" for name, number in limits_of(found, facts).items()]
+    lines += _limits_shown(found, facts)
     return lines if found else [*lines, "", "no profile fits"]
 
 

@@ -16,7 +16,7 @@ def names(facts: dict[str, str]) -> list[str]:
 def test_by_build_info() -> None:
     """S7-1200 is the same product family, with smaller batches."""
     facts = build_facts({"ManufacturerName": "SIEMENS AG", "ProductName": "SIMATIC S7-1200"}, [UA])
-    assert names(facts) == ["opcua-siemens-s7-1500"]
+    assert names(facts) == ["siemens-s7-1200"]
     assert limits_of(fitting(PROFILES, facts), facts)["read"] == 100
     facts["product"] = "SIMATIC S7-1500"
     assert limits_of(fitting(PROFILES, facts), facts)["read"] == 500
@@ -36,10 +36,10 @@ def test_one_tag_for_a_renamed_node() -> None:
     """PackML 1.00 said InProgress, 1.01 says InProcess; B&R changed a namespace, Prosys its slash."""
     change = browse_paths(PROFILES["opcua-packml"], [UA, f"{UA}PackML/"])["state_change"]
     assert [path.rpartition(";")[2] for path in change] == ["StateChangeInProcess", "StateChangeInProgress"]
-    for uri in PROFILES["opcua-prosys-simulation"].namespaces["sim"]:
-        assert browse_paths(PROFILES["opcua-prosys-simulation"], [UA, uri])["counter"][0].endswith(f"nsu={uri};Counter")
-    for uri in PROFILES["opcua-br"].namespaces["pv"]:
-        assert names(build_facts({}, [UA, uri])) == ["opcua-br"]
+    for uri in PROFILES["prosys-simulation"].namespaces["sim"]:
+        assert browse_paths(PROFILES["prosys-simulation"], [UA, uri])["counter"][0].endswith(f"nsu={uri};Counter")
+    for uri in PROFILES["br-automation-runtime"].namespaces["pv"]:
+        assert names(build_facts({}, [UA, uri])) == ["br-automation-runtime"]
 
 
 def test_a_namespace_that_the_server_does_not_have() -> None:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import pytest
 
 from connectors.opcua_limits import Service
-from connectors.opcua_servers import LimitName, Match, profiles
+from connectors.opcua_profile import ROOM, LimitName, build_facts
+from connectors.opcua_servers import product, profiles
+
+
+def found(manufacturer: str, name: str) -> str | None:
+    facts = build_facts({"ManufacturerName": manufacturer, "ProductName": name}, [])
+    known = product(profiles(), facts)
+    return known.profile if known else None
 
 
 def test_every_file_is_valid_and_named_by_its_id() -> None:
-    ids = [one.id for one in profiles()]
-    assert len(ids) == len(set(ids)) >= 10 and all(one.source for one in profiles())
+    assert len(profiles()) >= 10
+    assert all(one.sources and one.profile == name for name, one in profiles().items())
 
 
 def test_every_service_can_be_limited() -> None:
-    assert {service.name.lower() for service in Service} < set(LimitName.__args__)  # type: ignore[attr-defined]
+    assert {service.name.lower() for service in Service} == set(LimitName.__args__) - ROOM  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
-    ("manufacturer", "product", "id_"),
+    ("manufacturer", "name", "id_"),
     [
         ("Siemens AG", "SIMATIC S7-1200", "siemens-s7-1200"),
         ("SIEMENS AG", "S7-1500 CPU 1513-1 PN", "siemens-s7-1500"),
@@ -30,10 +37,9 @@ def test_every_service_can_be_limited() -> None:
         ("", "", None),
     ],
 )
-def test_matching(manufacturer: str, product: str, id_: str | None) -> None:
-    found = next((one.id for one in profiles() if one.match.fits(manufacturer, product)), None)
-    assert found == id_
+def test_matching(manufacturer: str, name: str, id_: str | None) -> None:
+    assert found(manufacturer, name) == id_
 
 
 def test_both_conditions_hold() -> None:
-    assert not Match(manufacturer=("siemens",), product=("1200",)).fits("Other", "1200")
+    assert found("Other", "1200") is None

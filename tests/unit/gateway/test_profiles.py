@@ -62,7 +62,7 @@ def test_every_shipped_profile_fits_the_schema() -> None:
     schema = json_schema()
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
-    every = [profile_files(protocol) for protocol in ("modbus", "opcua_models")]
+    every = [profile_files(protocol) for protocol in ("modbus", "opcua")]
     contents = [raw_profile(file, known) for known in every for file in known.values()]
     contents += [_plain(_example(kind)) for kind in ("profile", "opcua")]
     plain = json.loads(json.dumps(contents, default=str))  # keys that are numbers are texts in JSON
