@@ -1,23 +1,21 @@
 """The tags that a device's selection or its profiles have found, kept on disk: their names and handles stay when the
 gateway restarts.
 
-`data_dir/opcua/learnt/<device>.json`: one JSON object behind its CRC-32, written anew as a whole. It belongs to the
+`data_dir/opcua/learnt/<device>.json`: see `pipelines/json_file.py`. It belongs to the
 device's address and its rules: when these change, or the file is damaged, the server is looked through as if new.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import orjson
 
-from pipelines.errors import Corrupt
-from pipelines.files import RealFiles, replace_file
+from pipelines.json_file import JsonFile
 
 FORMAT: Final = 1
 Labels: TypeAlias = tuple[tuple[int, str], ...]
@@ -65,33 +63,23 @@ class LearntFile:
     """The file of one device. Its methods wait for the disk."""
 
     def __init__(self, data_dir: Path, device: str, rules: Any) -> None:
-        self.path = data_dir / "opcua" / "learnt" / f"{device}.json"
+        self._file = JsonFile(data_dir / "opcua" / "learnt" / f"{device}.json", FORMAT)
+        self.path = self._file.path
         self._rules = hashlib.sha256(orjson.dumps(rules)).hexdigest()
-        self._files = RealFiles()
 
     def load(self) -> tuple[list[Learnt], Former | None]:
         """What was saved last for these rules. Raises Corrupt, OSError."""
-        try:
-            data = self._files.read(self.path)
-        except FileNotFoundError:
-            return [], None
-        checksum, _, body = data.partition(b"\n")
-        if checksum != _checksum(body):
-            raise Corrupt(f"{self.path} is damaged")
-        try:
-            packed = orjson.loads(body)
-            if packed["format"] != FORMAT or packed["rules"] != self._rules:
-                return [], None
-            return [_unpacked(*fields) for fields in packed["tags"]], _former(packed.get("profiles"))
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise Corrupt(f"{self.path} cannot be understood: {error!r}") from error
+        return self._file.load(self._of_these_rules) or ([], None)
 
     def save(self, tags: list[Learnt], former: Former | None) -> None:
         """Raises OSError; then what was saved before is still there."""
-        packed = {"format": FORMAT, "rules": self._rules, "tags": list(map(_packed, tags)), "profiles": former}
-        body = orjson.dumps(packed)
-        self._files.make_folder(self.path.parent)
-        replace_file(self._files, self.path, _checksum(body) + b"\n" + body)
+        content = {"rules": self._rules, "tags": list(map(_packed, tags)), "profiles": former}
+        self._file.save(self._file.pack(content))
+
+    def _of_these_rules(self, content: Mapping[str, Any]) -> tuple[list[Learnt], Former | None] | None:
+        if content["rules"] != self._rules:
+            return None
+        return [_unpacked(*row) for row in content["tags"]], _former(content.get("profiles"))
 
 
 def _packed(tag: Learnt) -> tuple[Any, ...]:
@@ -108,7 +96,3 @@ def _unpacked(
 
 def _former(packed: Any) -> Former | None:
     return Former(tuple(packed["profiles"]), str(packed["shown"]), str(packed["digest"])) if packed else None
-
-
-def _checksum(body: bytes) -> bytes:
-    return f"{zlib.crc32(body):08x}".encode()
