@@ -32,7 +32,7 @@ from connectors.modbus_identify import (
 from connectors.modbus_link import ModbusLink
 from connectors.modbus_profile import Chain, MappedTag, ModbusProfile, Polling, RegisterMap, resolve
 from connectors.modbus_settings import ModbusDevice
-from connectors.profile import AUTO, Change, Condition, ProfileError, load_profile, load_profiles, profile_files
+from connectors.profile import AUTO, Change, Condition, ProfileError, load_profile, load_profiles
 from pipelines.errors import NotConnected, Permanent
 from pipelines.files import RealFiles, replace_file
 from pipelines.tags import Tag, TagTable
@@ -220,12 +220,25 @@ class Follower:
             self._log.warning("what the device is cannot be kept in %s: %s", self._path, error)
 
 
-def planned_map(settings: ModbusDevice) -> RegisterMap | None:
-    """What a device with this profile and firmware has; None without a shipped profile, or where only it knows that."""
-    if settings.profile is None or settings.profile not in profile_files("modbus"):
-        return None
-    facts = {"firmware": settings.firmware} if settings.firmware else {}
-    return resolve(load_profile(ModbusProfile, settings.profile), facts)
+def planned_map(settings: ModbusDevice, data_dir: Path | None, device: str) -> tuple[RegisterMap | None, str]:
+    """What a device with a profile has, and from when that is known: one line, empty without a profile.
+
+    The map that it had when it was asked last; else that of the profile and firmware of the file; None where only the
+    device knows, or the profile cannot be used.
+    """
+    if settings.profile is None:
+        return None, ""
+    if data_dir is not None:
+        former = Follower(device, settings, TagTable(), data_dir, logging.LoggerAdapter(logging.getLogger(__name__)))
+        if former.identity is not None:
+            return former.map, f"{former.identity.shown}, as it was when it was asked last: {former.info}"
+    if settings.profile == AUTO:
+        return None, "profile auto: known when the device was asked"
+    try:
+        profile = load_profile(ModbusProfile, settings.profile, data_dir)
+    except ProfileError as error:
+        return None, str(error)
+    return resolve(profile, {"firmware": settings.firmware} if settings.firmware else {}), ""
 
 
 async def ask(interview: Interview, profile: ModbusProfile) -> tuple[dict[str, str], Chain]:

@@ -126,7 +126,7 @@ class ModbusDevice(Settings):
         description="`tcp://host:502/1` (Modbus TCP), `rtu:///dev/ttyUSB0?baud=19200&parity=E/1` (a serial port), "
         "`rtu+tcp://host:502/1` (serial frames through a serial server), `udp://host:502/1`, `tls://host:802/1` "
         "(Modbus/TCP Security). The number at the end is the unit id, default 1. Serial: `parity` N, E or O, `stop` 1 "
-        "or 2; default 19200 baud, E, 1.",
+        "or 2; default 19200 baud, E, 1; `rs485=1` has the port's driver switch the line's direction.",
         examples=["tcp://10.0.0.7:502/1", "rtu:///dev/ttyUSB0?baud=9600&parity=N/17", "rtu+tcp://10.0.0.8:4001/17"],
     )
     connection: Literal["own", "shared"] = Field(
