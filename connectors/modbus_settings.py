@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from connectors.modbus_plan import DATE_TIMES, REGISTERS_MAX, DataType, Point, Range, WordOrder, scaled_by
-from connectors.modbus_register import parse_encoding, parse_point, parse_range, parse_register
+from connectors.modbus_register import RangeText, RegisterText, parse_encoding, parse_point, parse_range, parse_register
 from connectors.modbus_url import Manners, ModbusUrl, parse_url
+from connectors.profile import ProfileName
 from connectors.tls_settings import TlsSettings
 from pipelines.commands import Writing
 from pipelines.quantities import Duration, Settings, duration_ns
@@ -24,7 +25,7 @@ class ModbusTag(Settings):
     """One point: `spare: holding 40 int16`, or a mapping with these keys."""
 
     # `register` in the file; as an attribute that word belongs to Python's abstract classes.
-    place: str = Field(
+    place: RegisterText = Field(
         alias="register",
         description="`<table> <address> <type>`, such as `holding 40 int16`. Tables: holding, input, coil, discrete. "
         "The address is the protocol's, counted from 0 (a manual's 40041 is `holding 40`); `0x28` is allowed. "
@@ -68,12 +69,6 @@ class ModbusTag(Settings):
     )
     every: Duration | None = Field(None, gt=0, description="Poll period of this tag; default: the device's.")
     write: Writing = None
-
-    @field_validator("place")
-    @classmethod
-    def _register(cls, text: str) -> str:
-        parse_register(text)
-        return text
 
     @field_validator("encoding")
     @classmethod
@@ -174,14 +169,13 @@ class ModbusDevice(Settings):
         description="Registers in one request at most; bit tables: 16 times as many bits. Lower it to what the "
         "device's manual allows.",
     )
-    forbidden: list[str] = Field(
+    forbidden: list[RangeText] = Field(
         [],
         description="Ranges that no read may touch, gaps bridged between tags included: `holding 100-199`.",
         examples=[["holding 100-199", "input 7"]],
     )
-    profile: str | None = Field(
+    profile: ProfileName | None = Field(
         None,
-        pattern=r"^[a-z0-9][a-z0-9-]*$",
         description="Tags and manners of a known device: the name of a profile (`gateway profile ls`), or `auto`: "
         "chosen by what the device says it is. Its version is looked at whenever the device is connected.",
         examples=["eastron-sdm630", "auto"],
@@ -205,13 +199,6 @@ class ModbusDevice(Settings):
     def _url(cls, url: str) -> str:
         parse_url(url)
         return url
-
-    @field_validator("forbidden")
-    @classmethod
-    def _ranges(cls, texts: list[str]) -> list[str]:
-        for text in texts:
-            parse_range(text)
-        return texts
 
     @model_validator(mode="after")
     def _wire(self) -> ModbusDevice:

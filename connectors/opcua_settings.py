@@ -22,6 +22,7 @@ from connectors import opcua_address
 from connectors.opcua_event_settings import OpcUaEvents, events_from_text
 from connectors.opcua_node_id import NodeIdText
 from connectors.opcua_select import OpcUaSelect, select_from_text
+from connectors.profile import ProfileName
 from pipelines.commands import CallRule, Writing
 from pipelines.quantities import Duration, Settings, duration_ns
 
@@ -287,9 +288,8 @@ class OpcUaDevice(Settings):
             "`profile`: tags that are added to its own, or take the place of one of the same name.",
         ),
     ]
-    profile: str | None = Field(
+    profile: ProfileName | None = Field(
         None,
-        pattern=r"^[a-z0-9][a-z0-9-]*$",
         description="Tags and limits of a known server: the name of a profile (`gateway profile ls`), or `auto`: all "
         "that fit what the server says it is. Which, and in which version, is looked at whenever it is connected.",
         examples=["opcua-machinery", "auto"],
