@@ -32,6 +32,7 @@ from pipelines.lane_memory import MemoryLane, WhenFull
 from pipelines.quantities import Settings
 from pipelines.route import Pump, Replay, Route
 from pipelines.selector import Selector, matches, may_match
+from pipelines.stage_clock import ClockStepStage
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_scale import TagScaleStage
 from pipelines.stage_select import SelectStage
@@ -153,14 +154,14 @@ def _source_session(
 
 
 def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
-    """What the tags of this device ask for themselves; nothing where they ask for nothing."""
+    """What the tags of this device ask for themselves, and a look at the clock."""
     own = settings.tags.values()
     stages: list[Stage] = []
     if settings.learns_tags or any(tag.scale != 1.0 or tag.offset != 0.0 for tag in own):
         stages.append(TagScaleStage(tags))
     if settings.learns_tags or any(tag.deadband > 0.0 for tag in own):
         stages.append(DeadbandStage.per_tag(tags))
-    return stages
+    return [*stages, ClockStepStage()]
 
 
 def _sink_session(
