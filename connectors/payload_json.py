@@ -8,10 +8,10 @@
 
 (without the line breaks). `sync` is the quality of the gateway's clock when the batch came, `"state"` in it unless it
 is locked; it is not there while nobody can tell. `t` is source time in us since 1970 UTC. `"kind":"event"` stands
-behind `tag` where the value is an event's fields. `name` stands only beside numbers that have one (a list beside bit fields and arrays), `status`
-only where it is not plain 0,
-`arrival` only where the time is the gateway's own, `clock` only where a clock is in doubt: `suspect` (the machine's),
-`stepped` (the gateway's), `suspect+stepped`. Values: `connectors.payload_fragments`.
+behind `tag` where the value is an event's fields. `name` stands only beside numbers that have one (a list beside bit
+fields and arrays), `status` only where it is not plain 0, `arrival` only where the time is the gateway's own, `clock`
+only where a clock is in doubt: `suspect` (the machine's), `stepped` (the gateway's), `suspect+stepped`. Values:
+`connectors.payload_fragments`.
 
 Rows are pieced together from cached bytes per tag, so that only times and values are encoded: 0.2 us per value where
 orjson on a list of dicts takes 0.6 us (1000 Doubles).
