@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from gateway.log import ROOMS
 from tests.services.asyncua_server import AsyncuaServer
+from tests.services.faketime import FakeTime
 from tests.services.far import FarMosquitto
 from tests.services.kafka import Kafka
 from tests.services.libmodbus import LibmodbusRtuServer, LibmodbusServer
@@ -30,7 +32,7 @@ from tests.services.tls import Certificates, make_certificates
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-ServiceT = TypeVar("ServiceT", bound=Service | Link)
+ServiceT = TypeVar("ServiceT", bound=Service | Link | FakeTime)
 Factory = Callable[..., ServiceT]
 
 
@@ -68,6 +70,12 @@ def mosquitto() -> Iterator[Mosquitto]:
 def mosquitto_factory() -> Iterator[Factory[Mosquitto]]:
     """Starts brokers of one's own: mosquitto_factory(users=..., tls=..., ...)."""
     yield from _factory(Mosquitto)
+
+
+@pytest.fixture
+def fake_time(tmp_path: Path) -> FakeTime:
+    """The wall clock of a process that gets its `env`."""
+    return made(lambda: FakeTime(tmp_path))
 
 
 @pytest.fixture
