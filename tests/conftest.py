@@ -32,7 +32,8 @@ from tests.services.tls import Certificates, make_certificates
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-ServiceT = TypeVar("ServiceT", bound=Service | Link | FakeTime)
+ServiceT = TypeVar("ServiceT", bound=Service | Link)
+Made = TypeVar("Made")
 Factory = Callable[..., ServiceT]
 
 
@@ -158,7 +159,7 @@ def libmodbus_rtu_server() -> Iterator[LibmodbusRtuServer]:
         yield server
 
 
-def made(make: Callable[[], ServiceT]) -> ServiceT:
+def made(make: Callable[[], Made]) -> Made:
     try:
         return make()
     except ServiceMissing as error:
