@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from gateway.clock import ClockWatch
 from gateway.health import Health
 from gateway.http import HttpService
 from gateway.ledger import GapLedger
@@ -61,6 +62,7 @@ class Parts:
     ledger: GapLedger | None = None
     brokers: Sequence[Session] = ()
     """Processes of the gateway's own that its sinks write to."""
+    clock: ClockWatch | None = None
 
 
 class App:
@@ -77,6 +79,8 @@ class App:
         if parts.ledger:
             self.health.gaps = parts.ledger.latest
             parts.ledger.subscribe(self.status.note)
+        if parts.clock:
+            self.health.clock, parts.clock.tell = parts.clock, self.status.tell
         self.parts = parts
         self._clock = clock
         self._stop_timeout_s = stop_timeout_s
@@ -104,9 +108,10 @@ class App:
                 brokers = [group.create_task(supervisor.run()) for supervisor in self._brokers]
                 sinks = [group.create_task(supervisor.run()) for supervisor in self.sinks]
                 sources = [group.create_task(supervisor.run()) for supervisor in self.sources]
-                status = group.create_task(self.status.run())
+                watching = [group.create_task(part.run()) for part in (self.status, self.parts.clock) if part]
                 await self._stop.wait()
-                status.cancel()
+                for task in watching:
+                    task.cancel()
                 self.health.phase = "stopping"
                 self._deadline_ns = self._clock.mono_ns() + int(self._stop_timeout_s * 1e9)
                 await self._stop_unless_hurried(group, sources, sinks, brokers)

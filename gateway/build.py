@@ -12,6 +12,9 @@ from connectors.mqtt_settings import LocalBroker, MqttTarget
 from connectors.payload import Identity, make_format
 from gateway.app import App, Parts
 from gateway.buffer import lanes_folder
+from gateway.clock import ClockWatch
+from gateway.clock_ptp import Ptp4l
+from gateway.clock_readings import Reader, read_chrony, read_kernel
 from gateway.dead_letter import DeadLetter
 from gateway.embedded_broker import EmbeddedBroker
 from gateway.http import HttpService
@@ -32,6 +35,7 @@ from pipelines.lane_memory import MemoryLane, WhenFull
 from pipelines.quantities import Settings
 from pipelines.route import Pump, Replay, Route
 from pipelines.selector import Selector, matches, may_match
+from pipelines.stage_clock import ClockStepStage
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_scale import TagScaleStage
 from pipelines.stage_select import SelectStage
@@ -58,7 +62,7 @@ class Built:
     tags: TagTable
 
 
-def build(file: GatewayFile, clock: Clock | None = None) -> Built:
+def build(file: GatewayFile, clock: SystemClock | None = None) -> Built:
     """Everything that `file` describes; counts the start in the data folder (see `instance` for what it raises)."""
     clock = clock or SystemClock()
     instance = next_instance(file.gateway.data_dir)
@@ -77,10 +81,11 @@ def build(file: GatewayFile, clock: Clock | None = None) -> Built:
         for name, target in file.to.items()
         for copy, settings in _with_local(target)
     ]
-    parts = Parts(collecting, writing, list(lanes.values()), ledger, _embedded_brokers(file))
+    kept = _clock_watch(file, clock, ledger)
+    parts = Parts(collecting, writing, list(lanes.values()), ledger, _embedded_brokers(file), kept)
     app = App(parts, file.gateway.id, clock, random.random, file.gateway.stop_timeout / 1e9)
     watch = LoopWatch()
-    counted = [*_counters(parts, routes), dead_letter.counters, watch.counters]
+    counted = [*_counters(parts, routes), dead_letter.counters, watch.counters, kept.counters]
     return Built(app, _service(file, app, parts, watch, counted, clock, ledger), watch, tags)
 
 
@@ -153,14 +158,14 @@ def _source_session(
 
 
 def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
-    """What the tags of this device ask for themselves; nothing where they ask for nothing."""
+    """What the tags of this device ask for themselves, and a look at the clock."""
     own = settings.tags.values()
     stages: list[Stage] = []
     if settings.learns_tags or any(tag.scale != 1.0 or tag.offset != 0.0 for tag in own):
         stages.append(TagScaleStage(tags))
     if settings.learns_tags or any(tag.deadband > 0.0 for tag in own):
         stages.append(DeadbandStage.per_tag(tags))
-    return stages
+    return [*stages, ClockStepStage()]
 
 
 def _sink_session(
@@ -209,6 +214,11 @@ def _embedded_brokers(file: GatewayFile) -> list[EmbeddedBroker]:
     """One for each address that some destination has it listen on."""
     own = [local for target in file.to.values() if (local := _local(target)) and not local.mqtt]
     return [EmbeddedBroker(listen) for listen in dict.fromkeys(local.listen for local in own)]
+
+
+def _clock_watch(file: GatewayFile, clock: SystemClock, ledger: Ledger) -> ClockWatch:
+    readers: dict[str, Reader] = {"ptp4l": Ptp4l(file.gateway.data_dir), "chrony": read_chrony, "kernel": read_kernel}
+    return ClockWatch(clock, readers, file.gateway.max_clock_error, ledger)
 
 
 def _address(settings: DeviceSettings | Settings) -> str:

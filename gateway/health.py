@@ -1,7 +1,7 @@
 """Health: one line per component, and the roll-up that `/health` answers with.
 
     ok        every component is up and every tag can be read
-    degraded  something is down, faulted or cannot be read; the rest goes on
+    degraded  something is down, faulted or cannot be read, or the clock is too bad; the rest goes on
     down      no source or no destination is up: nothing is collected or nothing is delivered
     stopping, failed    the process ends; storage failed
 
@@ -57,6 +57,17 @@ class Component(Protocol):
         """One line about the session that is up; may be empty."""
 
 
+class ClockReport(Protocol):
+    """What health wants to know of the host's clock."""
+
+    @property
+    def alarm(self) -> str:
+        """One line while it is worse than it may be; else empty."""
+
+    def report(self) -> dict[str, Any]:
+        """Ready for JSON."""
+
+
 class Health:
     """Answers `/health`. `phase` is set by the app: running, stopping or failed."""
 
@@ -65,6 +76,7 @@ class Health:
         self.phase = "running"
         self.gaps: Sequence[Gap] = ()
         """Of the ledger, the newest last."""
+        self.clock: ClockReport | None = None
         self._gateway = gateway
         self._clock = clock
         self._lanes = lanes
@@ -76,7 +88,7 @@ class Health:
         if self.phase != "running":
             return self.phase
         if all(word(component) == "up" for component in self.components):
-            return "ok"
+            return "degraded" if self.clock and self.clock.alarm else "ok"
         for kind in ("source", "sink"):
             states = [c.status.state for c in self.components if c.kind == kind]
             if states and State.UP not in states:
@@ -97,6 +109,7 @@ class Health:
             "uptime_s": round((self._clock.mono_ns() - self._started_ns) / 1e9, 1),
             "components": [_component(component) for component in self.components],
             "lanes": [self._lane(lane) for lane in self._lanes],
+            "clock": self.clock.report() if self.clock else {},
             "gaps": [_gap(gap) for gap in list(self.gaps)[-GAPS_SHOWN_MAX:]],
         }
 

@@ -147,6 +147,14 @@ class Gateway(Settings):
         duration_ns("5s"), gt=0, description="At a stop, how long what is buffered in memory may take to be delivered."
     )
 
+    max_clock_error: Duration | None = Field(
+        None,
+        gt=0,
+        description="An alarm (`/health` is degraded, log, status topic, metric) while this host's clock may be off by "
+        "more, or nobody keeps it right; collection goes on. null: none. [Clock](clock.md).",
+        examples=["100ms"],
+    )
+
     @field_validator("site")
     @classmethod
     def _levels(cls, site: str) -> str:
