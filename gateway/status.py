@@ -7,7 +7,7 @@ or a server changes, and at most every few seconds while only what is pending ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gateway.health import oldest_s, word
@@ -77,6 +77,11 @@ class StatusReporter:
         }
         for announcer in self._announcers:
             announcer.announce("gap", message)
+
+    def note_latency(self, message: Mapping[str, Any]) -> None:
+        """Tells every broker that a route became late, or is in time again."""
+        for announcer in self._announcers:
+            announcer.announce("latency", message)
 
     def _entry(self, destination: Destination) -> Entry:
         session = destination.session
