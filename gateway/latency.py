@@ -55,7 +55,7 @@ class RouteLatency:
         self.reason = ""
         """Why it is late, one line; empty while it is not."""
         self.breaches = 0
-        self.recent = Recent(pump.counters.histograms, mono_ns)
+        self.recent = Recent(pump.counters.histograms)
         self.slowest = ""
         """The leg with the highest p99 when it became late."""
         self.p99_ns = 0

@@ -29,7 +29,7 @@ from pipelines.latency import KEPT_S
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BOUNDS = [*(f"{bound / 1e9:.10g}" for bound in OCTAVE_BOUNDS_NS.tolist()), "+Inf"]
-"""1 us, 2 us, 4 us, ...: every eighth bucket; the finer ones are for our own quantiles."""
+"""2 us, 4 us, 8 us, ...: every sixteenth bucket; the finer ones are for our own quantiles."""
 
 
 class CountersCollector(Collector):

@@ -12,16 +12,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-OCTAVES: Final = 27
-STEPS: Final = 8
-"""Buckets to an octave: none is wider than an eighth of its lower bound."""
+OCTAVES: Final = 26
+STEPS: Final = 16
+"""Buckets to an octave: none is wider than a sixteenth of its lower bound."""
 BOUNDS_NS: npt.NDArray[np.int64] = np.array(
-    [1_000, *(125 * (STEPS + step) << octave for octave in range(OCTAVES) for step in range(1, STEPS + 1))],
+    [2_000, *(125 * (STEPS + step) << octave for octave in range(OCTAVES) for step in range(1, STEPS + 1))],
     dtype=np.int64,
 )
-"""Upper bounds of the buckets: 1 us, 1.125 us, ... 2 us, 2.25 us, ... 134 s; one more bucket holds what is above."""
+"""Upper bounds of the buckets: 2 us, 2.125 us, ... 4 us, 4.25 us, ... 134 s; one more bucket holds what is above."""
 OCTAVE_BOUNDS_NS: npt.NDArray[np.int64] = BOUNDS_NS[::STEPS]
-"""1 us, 2 us, 4 us, ... 134 s."""
+"""2 us, 4 us, 8 us, ... 134 s."""
 
 _BOUNDS = BOUNDS_NS.tolist()
 _FEW = 32
@@ -29,8 +29,8 @@ _FEW = 32
 _EXPONENT_BITS = 52 - (STEPS.bit_length() - 1)
 _FIRST = (1023 << (STEPS.bit_length() - 1)) - 1
 """What is left of the bits of an f64 just below 1 when all but exponent and first bits of the fraction are cut off."""
-_US = 0.001 * (1 - 2**-45)
-"""ns -> us, but a duration that is a bound itself stays below it, in its own bucket."""
+_TO_FIRST = 0.0005 * (1 - 2**-45)
+"""ns -> first buckets of 2 us; but a duration that is a bound itself stays below it, in its own bucket."""
 
 
 class Histogram:
@@ -72,12 +72,12 @@ class Histogram:
             ours = column >= 0
             self.negative += int(len(column) - ours.sum() if times is None else times[~ours].sum())
             column, times = column[ours], None if times is None else times[ours]
-        durations_us = column * _US
+        scaled = column * _TO_FIRST
         # in floats: a thousand machines at 1970 would overflow an i64
-        self.sum_ns += round(float(durations_us.sum() if times is None else durations_us @ times) * 1_000)
-        if least_ns < 1_000:
-            np.maximum(durations_us, 0.999, out=durations_us)
-        bits = durations_us.view(np.int64)
+        self.sum_ns += round(float(scaled.sum() if times is None else scaled @ times) * 2_000)
+        if least_ns < 2_000:
+            np.maximum(scaled, 0.999, out=scaled)
+        bits = scaled.view(np.int64)
         bits >>= _EXPONENT_BITS
         bits -= _FIRST
         found = np.bincount(bits, times)
