@@ -92,7 +92,7 @@ def line(view: View, moment: Moment) -> str:
     away = "".join(f"  {part['name']} {part['state']}" for part in moment.health["components"] if part["state"] != "up")
     return (
         f"{moment.health['status']}: {len(view.last)} tags  {moment.values_per_s:.0f} values/s  "
-        f"{moment.messages_per_s:.0f} messages/s  {devices}  {_routes(moment)}  {_legs(moment)}{away}"
+        f"{moment.messages_per_s:.0f} messages/s  {devices}  {_routes(moment)}{_legs(moment)}{away}"
     )
 
 
@@ -116,7 +116,7 @@ def table(view: View, moment: Moment, units: Mapping[tuple[str, str], str], foot
         (str(moment.health["status"]), "bold green" if moment.health["status"] == "ok" else "bold yellow"),
         f"  {moment.values_per_s:.0f} values/s  {moment.messages_per_s:.0f} messages/s\n",
         "end to end, measured -> received:  " + "   ".join(_latency(view, device) for device in view.latencies_us),
-        f"\n{_components(moment)}  {_routes(moment)}\n{_legs(moment)}",
+        f"\n{_components(moment)}  {_routes(moment)}{_legs(moment)}",
     )
     return Group(head, Text(footer, "dim"), rows)  # a low terminal cuts off the end
 
@@ -148,7 +148,7 @@ def _legs(moment: Moment) -> str:
         for lane in moment.health["lanes"]
         if (found := lane.get("latency_ms"))
     ]
-    return "  ".join(shown)
+    return "".join(f"  {route}" for route in shown)
 
 
 def _value(value: Any) -> str:
