@@ -286,6 +286,14 @@ class Route(Settings):
         False,
         description="true: for low latency; what waits is in memory only, and is written in small pieces.",
     )
+    latency_budget: Duration | None = Field(
+        None,
+        gt=0,
+        description="How long 99 of 100 samples may take, from the machine's time stamp to the broker's "
+        "acknowledgement, over the last 10 s. Beyond it the route is `degraded` and says "
+        "which leg takes the time; null: any time.",
+        examples=["20ms"],
+    )
     order: Literal["live_first", "strict"] = Field(
         "live_first",
         description="After an outage. `live_first`: new samples at once, what had to wait behind them, marked "

@@ -82,6 +82,11 @@ class StatusReporter:
         for announcer in self._announcers:
             announcer.announce(kind, message)
 
+    def note_latency(self, message: Mapping[str, Any]) -> None:
+        """Tells every broker that a route became late, or is in time again."""
+        for announcer in self._announcers:
+            announcer.announce("latency", message)
+
     def _entry(self, destination: Destination) -> Entry:
         session = destination.session
         state, server = self._used[session.name]
