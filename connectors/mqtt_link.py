@@ -14,6 +14,7 @@ from typing import cast
 
 from connectors.mqtt_errors import opening_error
 from connectors.mqtt_settings import MqttTarget
+from connectors.network import over
 from connectors.tcp import notice_dead_peer, uploaded
 from pipelines.errors import GatewayError
 
@@ -126,9 +127,10 @@ async def open_link(settings: MqttTarget, timeout_s: float) -> Link:
     try:
         async with asyncio.timeout(timeout_s):
             context = await asyncio.to_thread(_context, settings) if settings.secure else None
-            transport, link = await asyncio.get_running_loop().create_connection(
-                Link, settings.host, settings.port, ssl=context, server_hostname=settings.host if context else None
-            )
+            with over(settings.network.network):
+                transport, link = await asyncio.get_running_loop().create_connection(
+                    Link, settings.host, settings.port, ssl=context, server_hostname=settings.host if context else None
+                )
         notice_dead_peer(transport.get_extra_info("socket"), settings.ack_timeout)
     except OSError as error:
         raise opening_error(settings, error) from error

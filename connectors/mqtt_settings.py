@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from connectors.mqtt_topic import check_template
+from connectors.network_settings import AS_IT_IS, NetworkSettings
 from connectors.payload import FormatName
 from connectors.tls_settings import TlsSettings
 from pipelines.quantities import Duration, Settings, Size, size_bytes
@@ -147,6 +148,7 @@ class MqttTarget(Settings):
         description="With several brokers: how long a preferred one must have been healthy before the gateway goes"
         " back to it; default 30s.",
     )
+    network: NetworkSettings = Field(AS_IT_IS, description="Interface, source address and DSCP of its connections.")
     local: Annotated[LocalBroker, BeforeValidator(_broker_from_text)] | None = Field(
         None,
         description="A broker on site that always gets the live data too, same topics and format, so that subscribers"
@@ -265,5 +267,6 @@ class MqttTarget(Settings):
 
     def at_local(self, local: LocalBroker) -> MqttTarget:
         """The settings of the destination that is the broker on site. The embedded one speaks MQTT 3.1.1 only."""
-        own = {"mqtt": (local.url,), "auth": local.auth, "tls": local.tls, "client_id": None, "local": None}
+        own: dict[str, Any] = {"mqtt": (local.url,), "auth": local.auth, "tls": local.tls}
+        own |= {"client_id": None, "local": None, "network": AS_IT_IS}
         return self.model_copy(update=own if local.mqtt else {**own, "protocol": "3.1.1"})

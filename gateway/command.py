@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -33,9 +32,8 @@ def load_file(path: Path) -> tuple[GatewayFile, list[str]]:
 
 def on_loop(make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     """Runs it on uvloop where that exists; Ctrl-C ends a command without a traceback."""
-    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    with suppress(ImportError):
-        from uvloop import new_event_loop as new_loop
+    from connectors.network import new_loop
+
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             return runner.run(make())

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import pytest
-import uvloop
 from hypothesis import HealthCheck, settings
 
+from connectors.network import new_loop
 from gateway.log import ROOMS
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.far import FarMosquitto
@@ -36,7 +36,7 @@ Factory = Callable[..., ServiceT]
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Every async test runs on the loop that the gateway runs on."""
-    return {"uvloop": uvloop.new_event_loop}
+    return {"uvloop": new_loop}
 
 
 @pytest.fixture(autouse=True)
