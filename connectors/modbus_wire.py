@@ -32,6 +32,8 @@ from pipelines.errors import NotConnected
 class Exchange:
     """The requests of one poll cycle on their way, and the replies so far, in their order."""
 
+    __slots__ = ("_before_ns", "asked", "counters", "done", "dropped", "missing", "queries", "replies", "timeout_s")
+
     def __init__(self, queries: Sequence[Query], timeout_s: float, before_ns: int, counters: Counters) -> None:
         self.queries = queries
         self.replies: list[Reply | None] = [None] * len(queries)

@@ -36,7 +36,7 @@ from connectors.opcua_security import Access, refusal, secure
 from connectors.opcua_servers import Server, identify
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
-from connectors.opcua_state import DeviceState, StateFile, Subscription, aligned, fingerprint, of_handles, pack
+from connectors.opcua_state import DeviceState, StateFile, Subscription, aligned, fingerprint, of_handles
 from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.clock import Clock
 from pipelines.counters import Counters
@@ -153,7 +153,7 @@ class Link:
                 if self._durable:
                     now = of_handles(self._plan, self.state.subscriptions)
                     self.state.fingerprint = await asyncio.to_thread(fingerprint, self._settings.opcua, now)
-                    packed = pack(self.state)
+                    packed = self._file.pack(self.state)
                     await asyncio.to_thread(self._file.save, packed)
                 else:
                     await asyncio.to_thread(self._file.remove)
