@@ -91,6 +91,14 @@ class NetworkSettings(Settings):
         return NetworkSettings.model_validate(other.model_dump(exclude_none=True) | _own(self))
 
 
+class PathSettings(NetworkSettings):
+    """One of several ways to a destination; what it leaves out is as in the destination's `network`."""
+
+    server: str | None = Field(
+        None, description="Only to this one of the destination's servers, as written there; default: to all of them."
+    )
+
+
 def _own(settings: NetworkSettings) -> dict[str, Any]:
     return {key: value for key in NetworkSettings.model_fields if (value := getattr(settings, key)) is not None}
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -19,12 +19,14 @@ File = Annotated[Path, typer.Argument(help="The configuration file (YAML).", sho
 DataDir = Annotated[Path, typer.Option(help="The gateway's data folder.")]
 
 
-def load_file(path: Path) -> tuple[GatewayFile, list[str]]:
-    """The settings and warnings; for a bad file prints every mistake and ends with code 2."""
+def load_file(
+    path: Path, interfaces: Literal["wanted", "later", "elsewhere"] = "later"
+) -> tuple[GatewayFile, list[str]]:
+    """The settings and warnings; for a bad file prints every mistake and ends with code 2. See `config.load`."""
     from gateway.config import ConfigErrors, load
 
     try:
-        return load(path)
+        return load(path, interfaces=interfaces)
     except ConfigErrors as errors:
         complain(str(errors))
         raise typer.Exit(BAD_CONFIGURATION) from errors

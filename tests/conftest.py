@@ -22,6 +22,7 @@ from tests.services.milo_plant import MiloPlant
 from tests.services.mosquitto import Mosquitto
 from tests.services.node_opcua import NodeOpcua
 from tests.services.node_opcua_plant import NodePlant
+from tests.services.paths import Paths
 from tests.services.process import Service, ServiceMissing
 from tests.services.pymodbus_server import PymodbusServer
 from tests.services.tls import Certificates, make_certificates
@@ -30,7 +31,7 @@ from tests.services.tls import Certificates, make_certificates
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-ServiceT = TypeVar("ServiceT", bound=Service | Link)
+ServiceT = TypeVar("ServiceT", bound=Service | Link | Paths)
 Factory = Callable[..., ServiceT]
 
 

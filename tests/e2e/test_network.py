@@ -1,16 +1,19 @@
-"""`network:` of devices and destinations, seen from the far side: every packet has the mark, and comes the chosen way."""
+"""`network:` and `paths:` seen from the far side: each packet has the mark and comes the chosen way, and where one of
+two ways fails, the other one is taken with nothing missing."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import made
+from tests.e2e.consumers import Subscriber, check_ticks, without_repeats
 from tests.e2e.gateway_process import Gateway
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.far import FarKafka, FarMosquitto
+from tests.services.milo import Group, Milo
 from tests.services.paths import Capture, Packet, Paths
 from tests.services.pymodbus_server import PymodbusServer
 from tests.services.relay import Relay, move
@@ -46,7 +49,6 @@ def test_every_packet_has_the_mark_and_comes_the_chosen_way(paths: Paths, at_far
     broker, kafka = at_far(FarMosquitto(paths)), at_far(FarKafka(paths))
     machine, meter, bulb = at_far(AsyncuaServer()), at_far(PymodbusServer()), at_far(PymodbusServer(transport="udp"))
     plain = at_far(PymodbusServer())
-    asyncio.run(kafka.create_topic("ot.samples"))
     four, six = paths.address, f"[{paths.address6}]"
 
     def over(dscp: str | int, **more: Any) -> dict[str, Any]:
@@ -97,3 +99,79 @@ def test_every_packet_has_the_mark_and_comes_the_chosen_way(paths: Paths, at_far
         assert any(packet.is_syn for packet in packets) is (packets[0].protocol == "tcp"), name
     by_default = {(packet.dscp, packet.device) for packet in session(plain.port, 4)}
     assert by_default == {(0, paths.links[PREFERRED].far_device)}
+
+
+GROUP = Group("v", "double", 100, 50)
+
+
+def test_the_other_path_is_taken(
+    paths: Paths, milo: Callable[..., Milo], at_far: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    """Two routes prefer different paths. One falls silent: its route takes the other, and goes back when it works
+    again; then the interface of the other goes down. On both routes every tick arrives."""
+    machine, broker = milo([GROUP]), at_far(FarMosquitto(paths))
+    url = f"mqtt://{paths.address}:{broker.port}"
+    ways = {name: {"bind": paths.links[name].device, "dscp": dscp} for name, dscp in (("a", "EF"), ("b", "AF31"))}
+    gateway = Gateway(
+        devices={
+            "press": {
+                "opcua": machine.url,
+                "security": "none",
+                "every": f"{GROUP.period_ms}ms",
+                "sampling": "0ms",
+                "queue": 300,
+                "tags": {f"v{index}": node_id for index, node_id in enumerate(GROUP.node_ids())},
+            }
+        },
+        send={
+            "alarms": {"from": "*", "to": "plant", "fast": True},
+            "history": {"from": "*", "to": "plant", "paths": ["b", "a"]},
+        },
+        to={"plant": {"mqtt": url, "paths": ways, "hold": "1s"}},
+    )
+    fast, bulk = "plant", "plant@b+a"
+
+    def way(destination: str, name: str) -> Callable[[], bool]:
+        return lambda: gateway.component(destination).get("server") == f"{url} ({name})"
+
+    with Subscriber(broker.port, tmp_path, beyond=paths) as subscriber, gateway:
+        gateway.wait_for(way(fast, "a"), "the fast route by its first path")
+        gateway.wait_for(way(bulk, "b"), "the other route by its own")
+        gateway.wait_for(lambda: min(_delivered(gateway)) >= GROUP.count, "first values")
+        machine.go(0)
+        _go_on(gateway)
+        paths.links["a"].cut()
+        gateway.wait_for(way(fast, "b"), "the fast route by its second path")
+        assert "(a)" in next(iter(gateway.component(fast)["faults"]))
+        _go_on(gateway)
+        gateway.wait_for(way(bulk, "b"), "the other route still by its own")
+        assert gateway.metric("gateway_path_works", "plant/a") == 0
+        assert gateway.metric("gateway_path_rtt_seconds", "plant/b") > 0
+        paths.links["a"].mend()
+        gateway.wait_for(way(fast, "a"), "the fast route by its first path again")
+        paths.pull("b")
+        gateway.wait_for(way(bulk, "a"), "the other route by its second path")
+        _go_on(gateway)
+        paths.plug("b")
+        gateway.wait_for(way(bulk, "b"), "the other route by its first path again")
+        last = machine.stop_ticking()["v"]
+        gateway.wait_for(
+            lambda: gateway.metric("gateway_source_rows_total", "press") >= GROUP.count * (last + 1), "all"
+        )
+        gateway.wait_for(lambda: all(lane["pending_rows"] == 0 for lane in gateway.health()["lanes"]), "empty lanes")
+        assert gateway.gaps() == []
+        assert gateway.end() == 0
+        received = without_repeats(subscriber.all_messages())
+    for route in ("alarms", "history"):
+        check_ticks([message for message in received if message["stream"] == route], "press", GROUP, last)
+
+
+def _go_on(gateway: Gateway) -> None:
+    """Waits until both routes have delivered a second's worth more."""
+    wanted = [rows + GROUP.count * 1000 / GROUP.period_ms for rows in _delivered(gateway)]
+    gateway.wait_for(lambda: all(rows >= more for rows, more in zip(_delivered(gateway), wanted, strict=True)), "rows")
+
+
+def _delivered(gateway: Gateway) -> list[float]:
+    numbers = gateway.metrics()
+    return [numbers.get(("gateway_pump_rows_total", route), 0.0) for route in ("alarms", "history")]

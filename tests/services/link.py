@@ -159,7 +159,7 @@ class Link:
         try:
             os.write(end, packet)
             self.carried += 1
-        except BlockingIOError:
+        except OSError:  # its queue is full, or the interface is down
             self.lost += 1
 
 
