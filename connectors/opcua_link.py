@@ -217,7 +217,7 @@ class Link:
         url = settings.opcua
         if reverse := settings.reverse:
             url = reverse.endpoint
-            self._calls = await opcua_reverse.expect(settings.opcua, reverse.server, url)
+            self._calls = await opcua_reverse.expect(settings.opcua, reverse.server, url, settings.network.network)
         client = self._client = ResumingClient(url, self._timeout_s, kept, self._log, self._calls)
         client.name = client.description = "mec-gateway"
         # A session that nobody closed lives as long as its subscriptions: some servers end them together.

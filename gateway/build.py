@@ -28,7 +28,7 @@ from gateway.session import SinkSession, SourceSession
 from gateway.settings import DeviceSettings, GatewayFile, kind_of
 from gateway.settings import Route as RouteSettings
 from pipelines.clock import Clock, SystemClock
-from pipelines.contracts import Lane, Part, Sink, Source, Stage
+from pipelines.contracts import Lane, OverPaths, Part, Sink, Source, Stage
 from pipelines.counters import Counters
 from pipelines.gaps import Ledger
 from pipelines.lane_disk import DiskLane, Limits
@@ -83,9 +83,9 @@ def build(file: GatewayFile, clock: SystemClock | None = None) -> Built:
         for number, source in enumerate(sources)
     ]
     writing = [
-        _sink_session(settings, name + copy, served, lanes, identity, tags, clock, ledger, dead_letter, sessions)
+        _sink_session(settings, name + copy, its, lanes, identity, tags, clock, ledger, dead_letter, sessions)
         for name, target in file.to.items()
-        for copy, settings in _with_local(target)
+        for copy, settings, its in _sessions(target, {route: how for route, how in served.items() if how.to == name})
     ]
     kept = _clock_watch(file, clock, ledger)
     budgets = {name: how.latency_budget for name, how in file.send.items() if how.latency_budget}
@@ -190,7 +190,7 @@ def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
 def _sink_session(
     settings: Settings,
     name: str,
-    served: Mapping[str, RouteSettings],
+    routes: Mapping[str, RouteSettings],
     lanes: Mapping[str, Lane],
     identity: Identity,
     tags: TagTable,
@@ -199,9 +199,9 @@ def _sink_session(
     dead_letter: DeadLetter,
     sessions: Sessions,
 ) -> SinkSession:
-    """`name` is a destination's, with LOCAL behind it where the sink is for its broker on site."""
-    target, copy, _ = name.partition(LOCAL)
-    its = [(lanes[route + copy], how) for route, how in served.items() if how.to == target and route + copy in lanes]
+    """`name` is a destination's, with LOCAL behind it where the sink is for its broker on site, or with paths."""
+    copy = LOCAL if name.endswith(LOCAL) else ""
+    its = [(lanes[route + copy], how) for route, how in routes.items() if route + copy in lanes]
     sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, [lane.name for lane, _ in its])
     pumps = [_pump(how, lane, sink, clock, dead_letter, sessions) for lane, how in its]
     return SinkSession(sink, _address(settings), [lane for lane, _ in its], pumps, clock, ledger)
@@ -226,11 +226,29 @@ def _local(target: Settings) -> LocalBroker | None:
     return target.local if isinstance(target, MqttTarget) else None
 
 
-def _with_local(target: Settings) -> Iterable[tuple[str, Settings]]:
-    """("", the destination), and where it has one, (LOCAL, its broker on site)."""
-    yield "", target
+def _sessions(
+    target: Settings, routes: Mapping[str, RouteSettings]
+) -> Iterable[tuple[str, Settings, Mapping[str, RouteSettings]]]:
+    """What stands behind the destination's name, its settings, its routes: ("", the destination), one more for each
+    other order of paths that routes name, and where it has one, (LOCAL, its broker on site)."""
+    if isinstance(target, MqttTarget) and target.paths:
+        for number, order in enumerate(orders := _orders(target, routes)):
+            its = orders[order]
+            settings = target.by(order, any(how.fast for how in its.values()), first=not number)
+            yield f"@{'+'.join(order)}" if number else "", settings, its
+    else:
+        yield "", target, routes
     if isinstance(target, MqttTarget) and target.local:
-        yield LOCAL, target.at_local(target.local)
+        yield LOCAL, target.at_local(target.local), routes
+
+
+def _orders(target: MqttTarget, routes: Mapping[str, RouteSettings]) -> dict[tuple[str, ...], dict[str, RouteSettings]]:
+    """Paths in the order of preference -> the routes that take them so; the file's own order first if any does."""
+    found: dict[tuple[str, ...], dict[str, RouteSettings]] = {}
+    everything = tuple(target.paths)
+    for name, how in sorted(routes.items(), key=lambda item: bool(item[1].paths)):
+        found.setdefault(how.paths or everything, {})[name] = how
+    return found or {everything: {}}
 
 
 def _embedded_brokers(file: GatewayFile) -> list[EmbeddedBroker]:
@@ -254,8 +272,9 @@ def _counters(parts: Parts, routes: Iterable[Route]) -> list[Counters]:
     pumps = [pump.counters for session in parts.sinks for pump in session.pumps]
     sources = [session.source.counters for session in parts.sources]
     sinks = [session.sink.counters for session in parts.sinks]
+    paths = [each for one in parts.sinks if isinstance(one.sink, OverPaths) for each in one.sink.path_counters]
     lanes = [lane.counters for lane in parts.lanes]
-    return [*sources, *(route.counters for route in routes), *lanes, *pumps, *sinks]
+    return [*sources, *(route.counters for route in routes), *lanes, *pumps, *sinks, *paths]
 
 
 def _service(

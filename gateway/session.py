@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from gateway.log import Log
 from pipelines.clock import Clock, SystemClock
-from pipelines.contracts import Lane, Sink, Source, Stage
+from pipelines.contracts import Lane, OverPaths, Sink, Source, Stage
 from pipelines.errors import Corrupt, NotConnected
 from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.route import LAST_BATCH, Pump, Route, collect
@@ -92,11 +92,14 @@ class SinkSession:
     clock: Clock = field(default_factory=SystemClock)
     ledger: Ledger = field(default_factory=NoLedger)
     kind: str = field(default="sink", init=False)
-    info: str = field(default="", init=False)
 
     @property
     def name(self) -> str:
         return self.sink.name
+
+    @property
+    def info(self) -> str:
+        return self.sink.info if isinstance(self.sink, OverPaths) else ""
 
     @property
     def address(self) -> str:

@@ -281,6 +281,12 @@ class Route(Settings):
     to: Annotated[str, BeforeValidator(_single_target, json_schema_input_type=str)] = Field(
         description="Name of the destination, one of those below `to:`.", examples=["plant-mqtt"]
     )
+    paths: Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])] = Field(
+        (),
+        description="Of the destination's `paths:`, those that this route takes, the preferred one first. Default: all,"
+        " in the order of the file.",
+        examples=[["urllc", "embb"]],
+    )
     steps: tuple[Step, ...] = Field((), description="What is done to the samples, in this order.")
     fast: bool = Field(
         False,

@@ -114,6 +114,27 @@ async def test_local_broker(tmp_path: Path) -> None:
         await lane.close()
 
 
+async def test_a_session_for_each_order_of_paths(tmp_path: Path) -> None:
+    """The file's own order has the plain name; the fast one is suspicious sooner."""
+    path = tmp_path / "gateway.yaml"
+    text = FILE.format(data_dir=tmp_path / "data", listen="null")
+    text = text.replace('1883"}', '1883", paths: {a: {dscp: EF}, b: {dscp: CS1}}}')
+    path.write_text(text.replace("to: broker", "to: broker, paths: [b, a]", 1))
+    built_ = built(path)
+    assert {sink.name: [lane.name for lane in sink.lanes] for sink in built_.app.parts.sinks} == {
+        "broker": ["hot"],
+        "broker@b+a": ["all"],
+        "other": ["energy"],
+    }
+    assert [sink.info for sink in built_.app.parts.sinks] == [
+        "a not tried; b not tried",
+        "b not tried; a not tried",
+        "",
+    ]
+    for lane in built_.app.parts.lanes:
+        await lane.close()
+
+
 async def test_each_start_numbers_on(file: Path) -> None:
     """`seq` begins at the data folder's instance count times 2^36."""
     for instance in (1, 2):
