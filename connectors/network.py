@@ -49,6 +49,10 @@ class Network:
         return ", ".join(filter(None, (self.bind, self.source, dscp, priority)))
 
 
+class NetworkRefused(OSError):
+    """The system does not do what a key asks for; the text, which is all there is, says which one."""
+
+
 PLAIN: Final = Network()
 _NETWORK: Final[ContextVar[Network]] = ContextVar("network", default=PLAIN)
 
@@ -66,19 +70,19 @@ def over(network: Network) -> Iterator[None]:
 
 
 def mark(sock: socket.socket, network: Network) -> None:
-    """DSCP and priority; also of a socket that was accepted. Raises OSError, whose text says which key is refused."""
+    """DSCP and priority; also of a socket that was accepted. Raises NetworkRefused."""
     if network.dscp is not None:
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, network.dscp << 2)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, network.dscp << 2)  # with IPv6: of mapped addresses
     if network.priority is not None:  # behind IP_TOS, which changes it
         if not hasattr(socket, "SO_PRIORITY"):
-            raise OSError(errno.ENOPROTOOPT, "priority: this system has none for sockets")
+            raise NetworkRefused("priority: this system has none for sockets")
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, network.priority)
         except PermissionError as error:
             text = f"priority: {network.priority} needs CAP_NET_ADMIN: write {PRIORITY_FREE_MAX} or less"
-            raise OSError(error.errno, text) from error
+            raise NetworkRefused(text) from error
 
 
 def interfaces() -> list[str]:
@@ -104,7 +108,7 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _prepare(sock: socket.socket, network: Network) -> None:
-    """Everything, before it connects. Raises OSError as `mark` does."""
+    """Everything, before it connects. Raises NetworkRefused."""
     mark(sock, network)
     if network.bind:
         _bind_to(sock, network.bind)
@@ -114,20 +118,20 @@ def _prepare(sock: socket.socket, network: Network) -> None:
         try:
             sock.bind((network.source, 0))
         except OSError as error:
-            raise OSError(error.errno, f"source: {network.source}: {os.strerror(error.errno or 0)}") from error
+            raise NetworkRefused(f"source: {network.source}: {os.strerror(error.errno or 0)}") from error
 
 
 def _bind_to(sock: socket.socket, interface: str) -> None:
     if not hasattr(socket, "SO_BINDTODEVICE"):
-        raise OSError(errno.ENOPROTOOPT, "bind: this system has no SO_BINDTODEVICE: write `source`, an address")
+        raise NetworkRefused("bind: this system has no SO_BINDTODEVICE: write `source`, an address")
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
     except PermissionError as error:
-        raise OSError(error.errno, f"bind: {interface} needs CAP_NET_RAW on this system (Linux before 5.7)") from error
+        raise NetworkRefused(f"bind: {interface} needs CAP_NET_RAW on this system (Linux before 5.7)") from error
     except OSError as error:
-        if error.errno == errno.ENODEV:
-            raise OSError(error.errno, no_interface(interface)) from error
-        raise OSError(error.errno, f"bind: {interface}: {os.strerror(error.errno or 0)}") from error
+        gone = error.errno == errno.ENODEV
+        text = no_interface(interface) if gone else f"bind: {interface}: {os.strerror(error.errno or 0)}"
+        raise NetworkRefused(text) from error
 
 
 class _NetworkLoop:
@@ -187,21 +191,21 @@ class _NetworkLoop:
             except OSError as error:
                 sock.close()
                 failure = _failure(error, str(address[0]), network)
-                failures.setdefault(str(failure.strerror), failure)
+                failures.setdefault(str(failure.strerror or failure), failure)
             except BaseException:
                 sock.close()
                 raise
             else:
                 return sock
         last = failures[next(reversed(failures))]
-        raise last if len(failures) == 1 else OSError(last.errno, "; ".join(failures))
+        raise last if len(failures) == 1 or last.errno is None else OSError(last.errno, "; ".join(failures))
 
 
 def _failure(error: OSError, address: str, network: Network) -> OSError:
-    """With the address and the way in it; our own text about a key as it is."""
-    ours = str(error.strerror).startswith(("bind: ", "source: ", "priority: "))
-    text = error.strerror if ours else f"{os.strerror(error.errno or 0)} ({address} by {network})"
-    return OSError(error.errno, text)
+    """With the address and the way in it."""
+    if error.errno is None:  # NetworkRefused
+        return error
+    return OSError(error.errno, f"{os.strerror(error.errno)} ({address} by {network})")
 
 
 class _AsyncioLoop(_NetworkLoop, asyncio.SelectorEventLoop):

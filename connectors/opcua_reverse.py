@@ -200,7 +200,7 @@ class _Caller(asyncio.Protocol):
             self.line.in_hand = None
 
     def hand_over(self, protocol: asyncio.Protocol, network: Network) -> None:
-        """Its connection is `protocol`'s now. Raises NotConnected: it is gone; OSError as `mark` does."""
+        """Its connection is `protocol`'s now. Raises NotConnected: it is gone; NetworkRefused."""
         if self._transport is None or self._transport.is_closing():
             raise NotConnected("the server has called and hung up")
         mark(self._transport.get_extra_info("socket"), network)

@@ -209,7 +209,7 @@ for priority in 6, 7:
             _prepare(sock, Network("lo", "", 46, priority))
             print("set", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY))
         except OSError as error:
-            print(error.strerror)
+            print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["set 6", "priority: 7 needs CAP_NET_ADMIN: write 6 or less"]
