@@ -76,9 +76,10 @@ def _profiles(root: Item) -> Iterator[tuple[Place, str]]:
     own = Path(folder.value) / OWN_PROFILES if folder and _is_text(folder) else None
     devices = root.child("devices")
     for device in devices.value.values() if devices and isinstance(devices.value, dict) else ():
-        profile = device.child("profile") if device.child("modbus") else None
-        if profile and _is_text(profile) and profile.value != AUTO:
-            known = profile_files("modbus", own)
+        profile = device.child("profile")
+        protocol = next((kind for kind in ("modbus", "opcua") if device.child(kind)), None)
+        if profile and protocol and _is_text(profile) and profile.value != AUTO:
+            known = profile_files(protocol, own)
             if profile.value not in known:
                 yield profile.place, f"there is no profile `{profile.value}`{hint(profile.value, known)}"
 
