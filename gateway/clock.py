@@ -74,11 +74,14 @@ class ClockWatch:
         self, clock: SystemClock, readers: Mapping[str, Reader], max_error_ns: int | None, ledger: Ledger
     ) -> None:
         self.counters = Counters("clock", "system")
+        self.counters.add("steps", 0)
         self.alarm = ""
         self.tell: Tell = lambda kind, message: None
         self._clock = clock
         self._asked = {name: _Asked(reader) for name, reader in readers.items()}
         self._max_error_ns = max_error_ns
+        if max_error_ns:
+            self.counters.set("alarm", 0)
         self._ledger = ledger
         self._locked: tuple[Source, int, int] | None = None
         """Source, error and monotonic time of the last lock."""

@@ -14,6 +14,7 @@ Linux slewing moves both clocks alike and only steps come between them; elsewher
 NARROW_NS: Final = 50_000
 """A reading that took longer was interrupted: it is taken once more, and not compared with afterwards."""
 STEPS_KEPT: Final = 100
+_NEVER: Final = -(2**63)
 
 Source = Literal["ptp", "ntp", "kernel", "none"]
 """What disciplines the clock: ptp4l, chrony, somebody whom only the kernel knows, nobody."""
@@ -74,24 +75,29 @@ class SystemClock:
         self.steps: deque[Step] = deque(maxlen=STEPS_KEPT)
         """The newest."""
         self._state = UNDISCIPLINED
-        self._offset_ns: int | None = None
+        self._offset_ns = _NEVER
         self._doubt_ns = 0
 
     @property
     def state(self) -> ClockState:
         """Reads the wall clock between two readings of the monotonic one: their difference changes by steps only."""
         before, wall, after = self.mono_ns(), self.wall_ns(), self.mono_ns()
-        if after - before > NARROW_NS:
-            before, wall, after = self.mono_ns(), self.wall_ns(), self.mono_ns()
+        offset_ns = wall - after
+        if -STEP_NS < offset_ns - self._offset_ns < STEP_NS and after - before < NARROW_NS:
+            self._offset_ns, self._doubt_ns = offset_ns, NARROW_NS
+            return self._state
+        return self._look_again()
+
+    def _look_again(self) -> ClockState:
+        """The reading was interrupted, or another than the last."""
+        before, wall, after = self.mono_ns(), self.wall_ns(), self.mono_ns()
         offset_ns, doubt_ns = wall - after, after - before
-        if self._offset_ns is None:
-            self._offset_ns, self._doubt_ns = offset_ns, doubt_ns
-        change_ns = offset_ns - self._offset_ns
-        if abs(change_ns) > STEP_NS + doubt_ns + self._doubt_ns:
+        change_ns, first = offset_ns - self._offset_ns, self._offset_ns == _NEVER
+        stepped = not first and abs(change_ns) > STEP_NS + doubt_ns + self._doubt_ns
+        if stepped:
             self.steps.append(Step(wall, change_ns))
             self._state = replace(self._state, steps=self._state.steps + 1)
-            self._offset_ns, self._doubt_ns = offset_ns, doubt_ns
-        elif doubt_ns <= NARROW_NS:
+        if first or stepped or doubt_ns < NARROW_NS:
             self._offset_ns, self._doubt_ns = offset_ns, doubt_ns
         return self._state
 
