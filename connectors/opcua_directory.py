@@ -72,8 +72,7 @@ class Directory:
         self._gone: set[int] = set()
         self._namespaces: list[str] = []
         self._limits = Limits(log)
-        unknown = {name: tag.model_copy(update={"node": NO_NODE}) for name, tag in settings.tags.items()}
-        self.resolved = Resolved.of(settings if self._plain else settings.model_copy(update={"tags": unknown}), {})
+        self.resolved = Resolved.of(settings if self._plain else _unresolved(settings), {})
         """Every tag that is known."""
         self.faults: dict[str, str] = {}
         """What `select:` says and the server does not have, or has too much of."""
@@ -285,6 +284,12 @@ class Directory:
             self._learnt = [one for one in found if one.name not in self._settings.tags]
             self._former = former
         self._loaded = True
+
+
+def _unresolved(settings: OpcUaDevice) -> OpcUaDevice:
+    """Before anything is known of the server."""
+    tags = {name: tag.model_copy(update={"node": NO_NODE}) for name, tag in settings.tags.items()}
+    return settings.model_copy(update={"tags": tags})
 
 
 def _free(base: str, taken: Container[str]) -> str:

@@ -16,6 +16,7 @@ from typing import Final
 from asyncua import ua
 
 from connectors import opcua_reverse
+from connectors.network import NetworkRefused
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_directory import Directory
 from connectors.opcua_expiry import CertificateWatch
@@ -217,7 +218,7 @@ class Link:
         url = settings.opcua
         if reverse := settings.reverse:
             url = reverse.endpoint
-            self._calls = await opcua_reverse.expect(settings.opcua, reverse.server, url)
+            self._calls = await opcua_reverse.expect(settings.opcua, reverse.server, url, settings.network.network)
         client = self._client = ResumingClient(url, self._timeout_s, kept, self._log, self._calls)
         client.name = client.description = "mec-gateway"
         # A session that nobody closed lives as long as its subscriptions: some servers end them together.
@@ -330,7 +331,7 @@ def mapped(error: BaseException, settings: OpcUaDevice) -> BaseException:
     url = settings.opcua
     if isinstance(error, Permanent):
         return Permanent(_at(url, error), error.cured)
-    if isinstance(error, NotConnected):
+    if isinstance(error, NotConnected | NetworkRefused):
         return NotConnected(_at(url, error))
     if isinstance(error, ua.UaStatusCodeError):
         refused = refusal(error)

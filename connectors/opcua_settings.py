@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from connectors import opcua_address
+from connectors.network_settings import AS_IT_IS, NetworkSettings
 from connectors.opcua_event_settings import OpcUaEvents, events_from_text
 from connectors.opcua_node_id import NodeIdText
 from connectors.opcua_select import OpcUaSelect, select_from_text
@@ -272,6 +273,10 @@ class OpcUaDevice(Settings):
         description="The server dials (reverse connect): `opcua` is then where the gateway listens, "
         "`opc.tcp://0.0.0.0:4843`, which devices may share; only the server named here is let in.",
     )
+    network: NetworkSettings = Field(
+        AS_IT_IS,
+        description="Interface, source address and DSCP of its connections. With `reverse` only `dscp` and `priority`.",
+    )
     clock: Literal["keep", "flag", "replace"] = Field(
         "flag",
         description="What becomes of the times that the machine gives while its clock is off by more than "
@@ -345,6 +350,8 @@ class OpcUaDevice(Settings):
             raise ValueError(
                 "with `reverse`, `opcua` is the one address where the gateway listens: opc.tcp://0.0.0.0:4843"
             )
+        if self.reverse and (self.network.bind or self.network.source):
+            raise ValueError("with `reverse` the server dials: the address in `opcua` says where it may come in")
         return self
 
     @property
