@@ -76,8 +76,8 @@ class Probe(Settings):
     """Registers to read, and the fact that they give. A register that is not there gives none."""
 
     gives: str = Field(
-        description="Name of the fact: `model`, `firmware`, `map`, `serial`, or one of your own. Of several that give the "
-        "same fact, the first that is there."
+        description="Name of the fact: `model`, `firmware`, `map`, `serial`, or one of your own. Of several that "
+        "give the same fact, the first that is there."
     )
     read: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="Register, or a list of them; each is read alone, exactly as long as it is."
