@@ -15,6 +15,9 @@ from tests.unit.connectors.modbus_device import read_pdu, registers, tcp_frame
 
 FUNCTIONS = {3: "holding", 4: "input"}
 
+KBR = {0: b"KBR GmbH", 1: b"multicomp F144-3  ", 2: b" 2.00r016"}
+"""The example of the vendor's manual (KBR multicomp F144, p. 64): blanks on either side."""
+
 
 class Hurried(SystemClock):
     """Nobody waits for a poll period."""
