@@ -1,7 +1,7 @@
 """Blocks that stay unanswered while the device answers others: asked again after a back-off, not in every cycle.
 
 A circuit breaker for each block: two time-outs in a row open it; then one request after each back-off is the probe, and
-the back-off doubles, with jitter, up to `REST_MAX_NS`. For a device that answers nothing at all, see `ModbusSource`.
+the back-off doubles, with jitter, up to `REST_MAX_NS`. For a device that answers nothing at all, see `modbus_breaker`.
 """
 
 from __future__ import annotations

@@ -338,4 +338,4 @@ async def test_a_damaged_file_is_said_and_written_anew(tmp_path: Path, caplog: p
     async with started(Image(holes=[6]), tmp_path, tags=words(5, 6)) as setup:
         assert "is damaged" in caplog.text
         await setup.source.read()
-    assert file.load(setup.source._fingerprint).refused == (holding(6, 7),)
+    assert file.load(setup.source._explorer._fingerprint).refused == (holding(6, 7),)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import connectors.modbus
-from connectors.modbus import SILENT_CYCLES_MAX, SILENT_REQUESTS_MAX, ModbusSource
+from connectors.modbus import ModbusSource
+from connectors.modbus_breaker import SILENT_CYCLES_MAX, SILENT_REQUESTS_MAX
 from connectors.modbus_frames import EXCEPTIONS, Query, Reply, RequestFailed
 from connectors.modbus_rest import REST_MAX_NS
 from connectors.modbus_settings import ModbusDevice

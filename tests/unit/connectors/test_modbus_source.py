@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from connectors.modbus import SILENT_CYCLES_MAX, ModbusSource
+from connectors.modbus import ModbusSource
+from connectors.modbus_breaker import SILENT_CYCLES_MAX
 from connectors.modbus_frames import BAD_CONNECTION_CLOSED
 from connectors.modbus_settings import ModbusDevice
 from pipelines.batch import BAD_TIMEOUT, GOOD, Batch, Flag, Kind
