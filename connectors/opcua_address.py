@@ -11,11 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 from urllib.parse import unquote
+
+from pydantic import AfterValidator
 
 _IDENTIFIER: Final = r"(i=\d+|s=.+|b=[A-Za-z0-9+/]+=*|g=[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})"
 _NODE_ID: Final = re.compile(rf"(ns=(?P<index>\d+);|nsu=(?P<uri>[^;]+);)?(?P<identifier>{_IDENTIFIER})", re.DOTALL)
+_INDEXED: Final = re.compile(rf"(ns=\d+;)?{_IDENTIFIER}", re.DOTALL)
 _STEP: Final = re.compile(r"/(?:(?P<index>\d+):|nsu=(?P<uri>[^;]+);)?(?P<name>(?:&.|[^/&])+)", re.DOTALL)
 _PATH: Final = re.compile(rf"(?:{re.sub(r'[?]P<[a-z]+>', '', _STEP.pattern)})+", re.DOTALL)
 _ESCAPED: Final = re.compile(r"&(.)", re.DOTALL)
@@ -55,6 +58,19 @@ def checked(text: str) -> str:
             "such as /Objects/Machine/Temperature"
         )
     return text
+
+
+def _checked_node_id(text: str) -> str:
+    """`text` itself. Raises ValueError where it is no node id with a namespace's index."""
+    if not _INDEXED.fullmatch(text):
+        raise ValueError(f"{text!r} is not a node id: write ns=2;s=Name or ns=2;i=1234")
+    return text
+
+
+NodeText: TypeAlias = Annotated[str, AfterValidator(checked)]
+"""A node id, or a browse path."""
+NodeIdText: TypeAlias = Annotated[str, AfterValidator(_checked_node_id)]
+"""A node id with a namespace's index."""
 
 
 def is_path(text: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from connectors.opcua_node_id import NodeIdText
+from connectors.opcua_address import NodeIdText
 from pipelines.quantities import Settings
 
 TYPES: Final = {

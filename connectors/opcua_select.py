@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from connectors import opcua_address, opcua_pattern
-from connectors.opcua_address import UnknownNamespace
+from connectors import opcua_pattern
+from connectors.opcua_address import NodeText, UnknownNamespace
 from connectors.opcua_pattern import Rule, Rules
 from pipelines.quantities import Duration, Settings, duration_ns
 
@@ -29,7 +29,7 @@ Below = Annotated[str, AfterValidator(partial(opcua_pattern.checked, below=True)
 class OpcUaType(Settings):
     """Every instance of a type: `{type: nsu=http://vendor.com/UA/;i=1002, paths: [Monitoring/*]}`."""
 
-    type: Annotated[str, AfterValidator(opcua_address.checked)] = Field(
+    type: NodeText = Field(
         description="Node id or browse path of an object type or variable type; its subtypes are meant as well.",
         examples=["nsu=http://vendor.com/UA/;i=1002"],
     )

@@ -9,7 +9,6 @@ from sys import float_info
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     SecretStr,
@@ -18,10 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from connectors import opcua_address
 from connectors.network_settings import AS_IT_IS, NetworkSettings
+from connectors.opcua_address import NodeIdText, NodeText
 from connectors.opcua_event_settings import OpcUaEvents, events_from_text
-from connectors.opcua_node_id import NodeIdText
 from connectors.opcua_select import OpcUaSelect, select_from_text
 from connectors.profile import ProfileName
 from pipelines.commands import CallRule, Writing
@@ -85,7 +83,7 @@ def _tag_from_text(value: Any) -> Any:
 class OpcUaTag(Settings):
     """One monitored item: `temperature: ns=2;s=Press4.Temp`, or a mapping with these keys."""
 
-    node: Annotated[str, AfterValidator(opcua_address.checked)] = Field(
+    node: NodeText = Field(
         description="Node id (`ns=2;s=Press4.Temp`, `ns=3;i=2258`, `nsu=http://vendor.com/UA/;s=Temp`) or browse path "
         "(`/Objects/Press4/Temp`, `/Objects/2:Press4/2:Temp`)."
     )
