@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -30,7 +32,6 @@ def scan(
     from connectors.modbus_url import parse_url
     from gateway.log import setup
     from pipelines.clock import SystemClock
-    from pipelines.errors import GatewayError
     from pipelines.quantities import duration_ns
 
     setup("text", "warning")
@@ -45,14 +46,8 @@ def scan(
             found.append(one)
         return found
 
-    try:
+    with _failures():
         found = on_loop(run)
-    except ValueError as error:
-        complain(str(error))
-        raise typer.Exit(BAD_CONFIGURATION) from error
-    except GatewayError as error:
-        complain(str(error))
-        raise typer.Exit(1) from error
     complain(f"{count(len(found), 'unit')} of {len(parse_units(units))} tried")
     raise typer.Exit(0 if found else 1)
 
@@ -71,20 +66,28 @@ def try_block(
     from connectors.modbus_url import parse_url
     from gateway.log import setup
     from pipelines.clock import SystemClock
-    from pipelines.errors import GatewayError
     from pipelines.quantities import duration_ns
 
     setup("text", "warning")
     kind = "bool" if table.lower() in {"coil", "discrete"} else "uint16"
-    try:
+    with _failures():
         place = parse_register(f"{table} {address} {kind}[{registers}]", "block")
         data, ms = on_loop(lambda: read_block(parse_url(url), place, duration_ns(timeout), SystemClock()))
+    print(f"{place.span} of {parse_url(url)}, {ms:.1f} ms")
+    for line in aligned(table_of(place, data)):
+        print(line)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Each is a line: code 2 for what was typed, 1 for what the device or its line does."""
+    from pipelines.errors import GatewayError
+
+    try:
+        yield
     except ValueError as error:
         complain(str(error))
         raise typer.Exit(BAD_CONFIGURATION) from error
     except GatewayError as error:
         complain(str(error))
         raise typer.Exit(1) from error
-    print(f"{place.span} of {parse_url(url)}, {ms:.1f} ms")
-    for line in aligned(table_of(place, data)):
-        print(line)

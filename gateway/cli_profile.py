@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -75,10 +76,10 @@ def profile_schema() -> None:
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
-def _print(make: object) -> None:
+def _print(make: Callable[[], Iterable[str]]) -> None:
     """Lines, or why there are none."""
     try:
-        print("\n".join(make()))  # type: ignore[operator]
+        print("\n".join(make()))
     except ValueError as error:
         complain(str(error))
         raise typer.Exit(1) from error
