@@ -113,9 +113,7 @@ class Fleet:
     def measure(self, poll: Callable[[int, int, int, float], float], alive: int, dead: int) -> dict[str, float]:
         """CPU in % of a core, and what the server saw."""
         cpu = in_child(poll, self._port, alive, dead, SECONDS)
-        mark = self._process.mark()
-        self._process.send(str(SECONDS))
-        seen = self._process.wait_line(r"^\{.*\}$", 30.0, mark)
+        seen = self._process.ask(str(SECONDS), r"^\{.*\}$", 30.0)
         found: dict[str, float] = json.loads(seen[0])
         return found | {"cpu": cpu}
 

@@ -98,9 +98,7 @@ class Subscriber:
 
     def seen(self) -> Seen:
         """Everything since it was started."""
-        mark = self.process.mark()
-        self.process.send("")
-        found = json.loads(self.process.wait_line(r"^(\{.*\})$", 30.0, mark)[1])
+        found = json.loads(self.process.ask("", r"^(\{.*\})$", 30.0)[1])
         found["times"] = _numbered(found["times"])
         found["latencies"] = {int(second): _numbered(each) for second, each in found["latencies"].items()}
         return Seen(**found)

@@ -128,29 +128,20 @@ class AsyncuaServer(Service):
 
     def set_value(self, name: str, value: Json, *, source_ns: int | None = None, status: int = 0) -> None:
         """Sets ns=2;s=<name> and returns when it is set. source_ns: UTC ns since 1970, cut to us; default now."""
-        self._command({"set": name, "value": value, "source_ns": source_ns, "status": status})
+        self.command({"set": name, "value": value, "source_ns": source_ns, "status": status})
 
     def set_many(self, values: dict[str, Json]) -> None:
         """Sets several variables with one source time and returns when they are set."""
-        self._command({"set_many": values})
+        self.command({"set_many": values})
 
     def kill_sessions(self, subscriptions: bool) -> None:
         """Ends every session from the server's side, with or without its subscriptions."""
-        self._command({"kill_sessions": subscriptions})
+        self.command({"kill_sessions": subscriptions})
 
     def sessions_and_subscriptions(self) -> tuple[int, int]:
         """How many it has."""
-        mark = self.process.mark()
-        self.process.send(json.dumps({"count": True}))
-        counted = self.process.wait_line(r"^counted (\d+) (\d+)$", self.ready_s, mark)
+        counted = self.process.ask(json.dumps({"count": True}), r"^counted (\d+) (\d+)$", self.ready_s)
         return int(counted[1]), int(counted[2])
-
-    def _command(self, command: dict[str, Any]) -> None:
-        mark = self.process.mark()
-        self.process.send(json.dumps(command))
-        answer = self.process.wait_line("^(done|error .*)$", self.ready_s, mark)[0]
-        if answer != "done":
-            raise ValueError(answer)
 
 
 async def serve(port: int, doubles: int, with_types: bool, security: dict[str, Any] | None) -> None:

@@ -173,15 +173,11 @@ class Milo(Service):
 
     def kill_sessions(self, subscriptions: bool) -> None:
         """Ends every session from the server's side, with or without its subscriptions."""
-        mark = self.process.mark()
-        self.process.send(f"kill {str(subscriptions).lower()}")
-        self.process.wait_line("^killed$", self.ready_s, mark)
+        self.process.ask(f"kill {str(subscriptions).lower()}", "^killed$", self.ready_s)
 
     def sessions_and_subscriptions(self) -> tuple[int, int]:
         """How many it has."""
-        mark = self.process.mark()
-        self.process.send("count")
-        counted = self.process.wait_line(r"^counted (\d+) (\d+)$", self.ready_s, mark)
+        counted = self.process.ask("count", r"^counted (\d+) (\d+)$", self.ready_s)
         return int(counted[1]), int(counted[2])
 
 

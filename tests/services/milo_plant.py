@@ -41,9 +41,7 @@ class MiloPlant(Service):
 
     def raise_event(self, text: str, severity: int = 300) -> None:
         """One event of SystemEventType at the Server object."""
-        mark = self.process.mark()
-        self.process.send(f"event {severity} {text}")
-        self.process.wait_line("^done$", self.ready_s, mark)
+        self.process.ask(f"event {severity} {text}", "^done$", self.ready_s)
 
 
 def _install() -> Path:

@@ -92,46 +92,33 @@ class NodeOpcua(Service):
         """Sets ns=1;s=<name>, and returns when it is set.
 
         64-bit integers as decimal text, ByteString as base64, DateTime as RFC 3339. source_ms: UTC ms since 1970, now
-        by default. status: a StatusCode. ServiceFailed when the server does not know the name.
+        by default. status: a StatusCode. ValueError when the server does not know the name.
         """
         command: dict[str, Json] = {"set": name, "value": value, "status": status}
         if source_ms is not None:
             command["source_ms"] = source_ms
-        mark = self.process.mark()
-        self.process.send(json.dumps(command))
-        self.process.wait_line(f"^set {name}$", self.ready_s, mark)
+        self.command(command)
 
     def kill_sessions(self, subscriptions: bool) -> None:
         """Ends every session from the server's side, with or without its subscriptions."""
-        mark = self.process.mark()
-        self.process.send(json.dumps({"kill_sessions": subscriptions}))
-        self.process.wait_line("^killed$", self.ready_s, mark)
+        self.command({"kill_sessions": subscriptions})
 
     def sessions_and_subscriptions(self) -> tuple[int, int]:
         """How many it has."""
-        mark = self.process.mark()
-        self.process.send(json.dumps({"count": True}))
-        counted = self.process.wait_line(r"^counted (\d+) (\d+)$", self.ready_s, mark)
+        counted = self.process.ask(json.dumps({"count": True}), r"^counted (\d+) (\d+)$", self.ready_s)
         return int(counted[1]), int(counted[2])
 
     def bind(self, node: str, type_: str, value: Json) -> None:
         """From now on that node of the standard, such as i=2267, holds this value; returns when it does."""
-        mark = self.process.mark()
-        self.process.send(json.dumps({"bind": node, "type": type_, "value": value}))
-        self.process.wait_line(f"^bound {node}$", self.ready_s, mark)
+        self.command({"bind": node, "type": type_, "value": value})
 
     def add(self, name: str) -> None:
         """Objects/Hall gets ns=1;s=Hall.<name>, a Double of 2.5, and the server says so."""
-        self._change("add", name)
+        self.command({"add": name})
 
     def remove(self, name: str) -> None:
         """What `add` has added is gone, and the server says so."""
-        self._change("remove", name)
-
-    def _change(self, verb: str, name: str) -> None:
-        mark = self.process.mark()
-        self.process.send(json.dumps({verb: name}))
-        self.process.wait_line(f"^{verb} {name}$", self.ready_s, mark)
+        self.command({"remove": name})
 
 
 def _install() -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from tests.services.node_opcua import install
 from tests.services.packages import node
@@ -35,15 +33,8 @@ class NodePlant(Service):
 
     def raise_event(self, text: str, severity: int = 300) -> None:
         """One event of SystemEventType at ns=1;s=Press."""
-        self._command({"event": text, "severity": severity})
+        self.command({"event": text, "severity": severity})
 
     def set_alarm(self, active: bool) -> None:
         """The alarm ns=1;s=GuardOpen becomes active and unacknowledged, or inactive."""
-        self._command({"alarm": active})
-
-    def _command(self, command: dict[str, Any]) -> None:
-        mark = self.process.mark()
-        self.process.send(json.dumps(command))
-        answer = self.process.wait_line("^(done|error .*)$", self.ready_s, mark)[0]
-        if answer != "done":
-            raise ValueError(answer)
+        self.command({"alarm": active})

@@ -5,6 +5,7 @@ when the *thread* that started the child ends, so every child is started from on
 process; a test may therefore call start() from `asyncio.to_thread`.
 """
 
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.services.ports import accepts
 
@@ -102,6 +103,12 @@ class ServerProcess:
 
         self.wait_until(matched, timeout_s, f"a line matching {pattern!r}")
         return found[0]
+
+    def ask(self, line: str, answer: str, timeout_s: float) -> re.Match[str]:
+        """Writes one line to the process's stdin; the first match of a pattern in what comes out after that."""
+        mark = self.mark()
+        self.send(line)
+        return self.wait_line(answer, timeout_s, mark)
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Returns when condition() is true, which is asked every 10 ms while the process runs."""
@@ -194,6 +201,12 @@ class Service:
     def wait_ready(self) -> None:
         """Returns when the server answers; here: when its port accepts connections."""
         self.process.wait_until(lambda: accepts(self.port), self.ready_s, f"listener on port {self.port}")
+
+    def command(self, command: Mapping[str, Any]) -> None:
+        """Has a server of ours do something, and returns when it has. Raises ValueError, in the server's words."""
+        answer = self.process.ask(json.dumps(command), "^(done|error .*)$", self.ready_s)[0]
+        if answer != "done":
+            raise ValueError(answer)
 
     def start(self) -> Self:
         """Starts the server and waits until it is ready."""

@@ -87,7 +87,7 @@ class PymodbusServer(Service):
     def wait_ready(self) -> None:
         """Returns when the server listens, with its image and its manners as they were given."""
         _set_up(self.process, self._image, self.ready_s)
-        self._command(self._first)
+        self.command(self._first)
 
     def restart_as(self, image: Image) -> None:
         """Another device at the same place: all connections are cut, later answers are from `image`."""
@@ -97,20 +97,15 @@ class PymodbusServer(Service):
 
     def set_values(self, kind: Kind, address: int, values: Sequence[int]) -> None:
         """Changes registers or bits inside the image's blocks; returns when every later answer has them."""
-        self._command({"set": [kind, address, list(values)]})
+        self.command({"set": [kind, address, list(values)]})
 
     def set_delay(self, delay_ms: float) -> None:
         """From now on each answer is that late."""
-        self._command({"delay_ms": delay_ms})
+        self.command({"delay_ms": delay_ms})
 
     def set_silent(self, silent: bool) -> None:
         """From now on requests stay unanswered, or are answered again (those left unanswered stay so)."""
-        self._command({"silent": silent})
-
-    def _command(self, command: dict[str, Any]) -> None:
-        mark = self.process.mark()
-        self.process.send(json.dumps(command))
-        self.process.wait_line("^done$", self.ready_s, mark)
+        self.command({"silent": silent})
 
 
 class PymodbusRtuServer(SerialService):

@@ -8,13 +8,10 @@
 // on ns=1;s=Guard. Lines in, JSON:
 //   {"event": "text", "severity": 300}     an event of SystemEventType at Press
 //   {"alarm": true}                        the alarm becomes active, or inactive
-// Lines out: "ready", "done" after each command, "error ...". The end of stdin is a stop.
+// Lines out: see serve.js.
 "use strict";
 
-const path = require("path");
-const readline = require("readline");
-const { createRequire } = require("module");
-const opcua = createRequire(path.join(process.env.NODE_OPCUA_FOLDER, "package.json"))("node-opcua");
+const { opcua, serve } = require("./serve.js");
 
 const { DataType, StatusCodes, VariantArrayType } = opcua;
 const [port, pkiFolder] = process.argv.slice(2);
@@ -90,8 +87,7 @@ function addAlarm(namespace, press) {
   });
 }
 
-function obey({ press, alarm }, line) {
-  const command = JSON.parse(line);
+function obey({ press, alarm }, command) {
   if (command.alarm !== undefined) {
     if (command.alarm) {
       alarm.activateAlarm();
@@ -113,43 +109,14 @@ function obey({ press, alarm }, line) {
       severity: { dataType: DataType.UInt16, value: command.severity ?? 300 },
     });
   }
-  console.log("done");
 }
 
-async function main() {
-  opcua.Subscription.minimumPublishingInterval = 10;
-  const server = new opcua.OPCUAServer({
-    port: Number(port),
-    host: "127.0.0.1",
-    hostname: "127.0.0.1",
-    serverCertificateManager: new opcua.OPCUACertificateManager({
-      rootFolder: pkiFolder,
-      automaticallyAcceptUnknownCertificate: true,
-    }),
-    securityModes: [opcua.MessageSecurityMode.None, opcua.MessageSecurityMode.SignAndEncrypt],
-    securityPolicies: [opcua.SecurityPolicy.None, opcua.SecurityPolicy.Basic256Sha256],
-    allowAnonymous: true,
-    userManager: { isValidUser: (name, word) => name === "operator" && word === "secret" },
-    disableDiscovery: true,
-  });
-  await server.initialize();
+const options = {
+  securityModes: [opcua.MessageSecurityMode.None, opcua.MessageSecurityMode.SignAndEncrypt],
+  securityPolicies: [opcua.SecurityPolicy.None, opcua.SecurityPolicy.Basic256Sha256],
+  userManager: { isValidUser: (name, word) => name === "operator" && word === "secret" },
+};
+serve(port, pkiFolder, options, (server) => {
   const plant = addPlant(server);
-  await server.start();
-  const stop = () => server.shutdown(0).then(() => process.exit(0));
-  const commands = readline.createInterface({ input: process.stdin });
-  commands.on("line", (line) => {
-    try {
-      obey(plant, line);
-    } catch (error) {
-      console.log(`error ${line}: ${error.stack}`);
-    }
-  });
-  commands.on("close", stop);
-  process.on("SIGTERM", stop);
-  console.log("ready");
-}
-
-main().catch((error) => {
-  console.error(error);
-  process.exit(1);
+  return (command) => obey(plant, command);
 });

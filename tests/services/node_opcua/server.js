@@ -11,29 +11,23 @@
 //   {"bind": "i=2267", "type": "Byte", "value": 150}   (what a node of the standard holds)
 //   {"add": "Flow"} and {"remove": "Flow"}: the Double ns=1;s=Hall.Flow
 //   {"kill_sessions": true}   (true: with their subscriptions)
-//   {"count": true}
-//   {"stop": true}
-// Lines out: "ready", "set NAME" after each set, "bound NODE" after each bind, "add NAME", "remove NAME" after each,
-// "killed", "counted SESSIONS SUBSCRIPTIONS",
-// "error ..." for what was not understood. The end of stdin is a stop.
+//   {"count": true}   (the answer is "counted SESSIONS SUBSCRIPTIONS")
+// Lines out: see serve.js.
 "use strict";
 
 const path = require("path");
-const readline = require("readline");
-// This file is run from the repository; node-opcua lives in the cache folder it is started with.
-const { createRequire } = require("module");
-const opcua = createRequire(path.join(process.env.NODE_OPCUA_FOLDER, "package.json"))("node-opcua");
+const { opcua, serve } = require("./serve.js");
 
 const { DataType, VariantArrayType } = opcua;
-const options = JSON.parse(process.env.NODE_OPCUA_OPTIONS || "{}");
-if (options.clock_offset_ms) {
+const more = JSON.parse(process.env.NODE_OPCUA_OPTIONS || "{}");
+if (more.clock_offset_ms) {
   const RealDate = Date;
   globalThis.Date = class extends RealDate {
     constructor(...given) {
-      super(...(given.length ? given : [RealDate.now() + options.clock_offset_ms]));
+      super(...(given.length ? given : [RealDate.now() + more.clock_offset_ms]));
     }
     static now() {
-      return RealDate.now() + options.clock_offset_ms;
+      return RealDate.now() + more.clock_offset_ms;
     }
   };
 }
@@ -134,7 +128,6 @@ function bind(server, { bind, type, value }) {
   const node = server.engine.addressSpace.findNode(bind);
   node.bindVariable({ get: () => new opcua.Variant({ dataType: DataType[type], value }) }, true);
   node.touchValue();
-  console.log(`bound ${bind}`);
 }
 
 // Structures of types.xml, an enumeration, a matrix, a unit, names of states: what OpcuaTypes.EXPECTED of node_opcua.py has.
@@ -204,21 +197,15 @@ function addHall(server) {
   };
 }
 
-function obey(server, variables, hall, line, stop) {
-  const command = JSON.parse(line);
-  if (command.stop) {
-    return stop();
-  }
+function obey(server, variables, hall, command) {
   const { engine } = server;
   if (command.count) {
-    console.log(`counted ${engine.currentSessionCount} ${engine.currentSubscriptionCount}`);
-    return;
+    return `counted ${engine.currentSessionCount} ${engine.currentSubscriptionCount}`;
   }
   if (command.kill_sessions !== undefined) {
     for (const session of Object.values(engine._sessions)) {
       engine.closeSession(session.authenticationToken, command.kill_sessions, "Terminated");
     }
-    console.log("killed");
     return;
   }
   if (command.bind) {
@@ -227,67 +214,38 @@ function obey(server, variables, hall, line, stop) {
   for (const verb of ["add", "remove"]) {
     if (command[verb]) {
       hall[verb](command[verb]);
-      return console.log(`${verb} ${command[verb]}`);
+      return;
     }
   }
   const status = opcua.getStatusCodeFromCode(command.status || 0);
   const time = command.source_ms === undefined ? new Date() : new Date(command.source_ms);
   variables[command.set].setValueFromSource(variant(command.set, command.value), status, time);
-  console.log(`set ${command.set}`);
 }
 
-async function main() {
-  opcua.Subscription.minimumPublishingInterval = 10;
-  opcua.MonitoredItem.minimumSamplingInterval = 0;
-  const server = new opcua.OPCUAServer({
-    port: Number(port),
-    host: "127.0.0.1",
-    hostname: "127.0.0.1",
-    serverCertificateManager: new opcua.OPCUACertificateManager({
-      rootFolder: pkiFolder,
-      automaticallyAcceptUnknownCertificate: true,
-    }),
-    userCertificateManager: new opcua.OPCUACertificateManager({
-      rootFolder: path.join(pkiFolder, "users"),
-      automaticallyAcceptUnknownCertificate: true,
-    }),
-    securityModes: [
-      opcua.MessageSecurityMode.None,
-      opcua.MessageSecurityMode.Sign,
-      opcua.MessageSecurityMode.SignAndEncrypt,
-    ],
-    securityPolicies: [
-      opcua.SecurityPolicy.None,
-      opcua.SecurityPolicy.Basic256Sha256,
-      opcua.SecurityPolicy.Aes128_Sha256_RsaOaep,
-      opcua.SecurityPolicy.Aes256_Sha256_RsaPss,
-    ],
-    allowAnonymous: true,
-    userManager: { isValidUser: (name, word) => user !== undefined && name === user && word === password },
-    serverCapabilities: { minSupportedSampleRate: 0 },
-    disableDiscovery: true,
-    nodeset_filename: [opcua.nodesets.standard, path.join(__dirname, "types.xml")],
-    ...options.server,
-  });
-  await server.initialize();
+opcua.MonitoredItem.minimumSamplingInterval = 0;
+const options = {
+  userCertificateManager: new opcua.OPCUACertificateManager({
+    rootFolder: path.join(pkiFolder, "users"),
+    automaticallyAcceptUnknownCertificate: true,
+  }),
+  securityModes: [
+    opcua.MessageSecurityMode.None,
+    opcua.MessageSecurityMode.Sign,
+    opcua.MessageSecurityMode.SignAndEncrypt,
+  ],
+  securityPolicies: [
+    opcua.SecurityPolicy.None,
+    opcua.SecurityPolicy.Basic256Sha256,
+    opcua.SecurityPolicy.Aes128_Sha256_RsaOaep,
+    opcua.SecurityPolicy.Aes256_Sha256_RsaPss,
+  ],
+  userManager: { isValidUser: (name, word) => user !== undefined && name === user && word === password },
+  serverCapabilities: { minSupportedSampleRate: 0 },
+  nodeset_filename: [opcua.nodesets.standard, path.join(__dirname, "types.xml")],
+  ...more.server,
+};
+serve(port, pkiFolder, options, (server) => {
   const variables = addVariables(server);
   const hall = addHall(server);
-  await server.start();
-  const stop = () => server.shutdown(0).then(() => process.exit(0));
-  const commands = readline.createInterface({ input: process.stdin });
-  commands.on("line", (line) => {
-    try {
-      obey(server, variables, hall, line, stop);
-    } catch (error) {
-      console.log(`error ${line}: ${error.message}`);
-    }
-  });
-  commands.on("close", stop);
-  process.on("SIGTERM", stop);
-  console.log("ready");
-}
-
-main().catch((error) => {
-  console.error(error);
-  process.exit(1);
+  return (command) => obey(server, variables, hall, command);
 });
