@@ -1,19 +1,15 @@
-"""What the tests of one OPC UA source share: a server in this process, sources that are closed, rows that are read."""
+"""What the tests of one OPC UA source share, beside the fixtures: servers in this process, rows that are read."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from asyncua import Server, ua
 
 from connectors.opcua import OpcUaSource
-from connectors.opcua_settings import OpcUaDevice
 from pipelines.batch import Batch
-from pipelines.clock import SystemClock
-from pipelines.tags import TagTable
 from tests.contract.source_suite import within
 from tests.services.ports import HOST, free_port
 
@@ -21,33 +17,24 @@ Make = Callable[..., OpcUaSource]
 NODES = [f"ns=2;s=v{i}" for i in range(10)]
 
 
-@asynccontextmanager
-async def plant_server() -> AsyncIterator[Server]:
-    """An asyncua server in this process, so that a test can reach into it; variables ns=2;s=v0 ... v9, Double."""
+async def empty_server(port: int | None = None) -> Server:
+    """An asyncua server in this process, so that a test can reach into it; not started, without security."""
     server = Server()
     await server.init()
-    server.set_endpoint(f"opc.tcp://{HOST}:{free_port()}/")
+    server.set_endpoint(f"opc.tcp://{HOST}:{port or free_port()}/")
     server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+    return server
+
+
+@asynccontextmanager
+async def plant_server() -> AsyncIterator[Server]:
+    """One with the variables ns=2;s=v0 ... v9, Double."""
+    server = await empty_server()
     await server.register_namespace("urn:test")
     for i in range(10):
         await server.nodes.objects.add_variable(ua.NodeId(f"v{i}", 2), f"2:v{i}", float(i))
     async with server:
         yield server
-
-
-@asynccontextmanager
-async def sources(folder: Path) -> AsyncIterator[Make]:
-    """Makes sources and closes them: make(url, tags, **settings)."""
-    made: list[OpcUaSource] = []
-
-    def make(url: Any, tags: dict[str, Any], **options: Any) -> OpcUaSource:
-        settings = {"opcua": url, "security": "none", "every": "50ms", "timeout": "20s", "tags": tags, **options}
-        made.append(OpcUaSource("press", 0, OpcUaDevice.model_validate(settings), TagTable(), SystemClock(), folder))
-        return made[-1]
-
-    yield make
-    for each in made:
-        await each.close()
 
 
 def url(server: Server) -> str:

@@ -159,6 +159,9 @@ class Rig:
             await lane.close()
 
 
+Make = Callable[..., Rig]
+
+
 class Counter:
     """Writes 1, 2, 3, ... to a server's variable from another connection, every 20 ms, until `stopped`."""
 

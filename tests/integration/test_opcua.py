@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,61 +10,13 @@ import pytest
 from asyncua import Server, ua
 
 from connectors import opcua_items, opcua_plan
-from connectors.opcua import OpcUaSource
 from connectors.opcua_pki import TRUSTED, move
-from connectors.opcua_settings import OpcUaDevice
-from pipelines.batch import Batch
-from pipelines.clock import SystemClock
 from pipelines.errors import NotConnected, Permanent
-from pipelines.tags import TagTable
 from tests.contract.source_suite import within
+from tests.integration.opcua_plant import Make, rows, url, write_standard
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.milo import Group, Milo
 from tests.services.node_opcua import NodeOpcua
-from tests.services.ports import HOST, free_port
-
-Make = Callable[..., OpcUaSource]
-
-
-@pytest.fixture
-async def source(tmp_path: Path) -> AsyncIterator[Make]:
-    """Makes sources and closes them."""
-    made: list[OpcUaSource] = []
-
-    def make(url: str, tags: dict[str, Any], **options: Any) -> OpcUaSource:
-        settings = {"opcua": url, "security": "none", "every": "50ms", "timeout": "20s", "tags": tags, **options}
-        made.append(OpcUaSource("press", 0, OpcUaDevice.model_validate(settings), TagTable(), SystemClock(), tmp_path))
-        return made[-1]
-
-    yield make
-    for each in made:
-        await each.close()
-
-
-@pytest.fixture
-async def plant() -> AsyncIterator[Server]:
-    """An asyncua server in this process, so that a test can reach into it; variables ns=2;s=v0 ... v9."""
-    server = Server()
-    await server.init()
-    server.set_endpoint(f"opc.tcp://{HOST}:{free_port()}/")
-    server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
-    await server.register_namespace("urn:test")
-    for i in range(10):
-        await server.nodes.objects.add_variable(ua.NodeId(f"v{i}", 2), f"2:v{i}", float(i))
-    async with server:
-        yield server
-
-
-def url(server: Server) -> str:
-    return str(server.endpoint.geturl())
-
-
-async def rows(source: OpcUaSource, count: int) -> list[Batch]:
-    batches: list[Batch] = []
-    while sum(map(len, batches)) < count:
-        batches.append(await within(source.read()))
-        source.commit(batches[-1].number)
-    return batches
 
 
 async def test_a_node_that_appears_later_is_picked_up(
@@ -88,8 +40,7 @@ async def test_operation_limits_are_honoured(plant: Server, source: Make) -> Non
         (ids.Server_ServerCapabilities_OperationLimits_MaxNodesPerRead, 3),
         (ids.Server_ServerCapabilities_OperationLimits_MaxMonitoredItemsPerCall, 4),
     ):
-        node = plant.get_node(ua.NodeId(ua.Int32(identifier)))
-        await node.write_value(ua.Variant(limit, ua.VariantType.UInt32))
+        await write_standard(plant, identifier, limit, ua.VariantType.UInt32)
     calls: list[int] = []
     create = plant.iserver.subscription_service.create_monitored_items
 

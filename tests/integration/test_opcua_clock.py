@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,18 +11,12 @@ from connectors import opcua_skew
 from pipelines.batch import Flag
 from tests.conftest import made
 from tests.contract.source_suite import within
-from tests.integration.opcua_plant import Make, rows, sources
+from tests.integration.opcua_plant import Make, rows
 from tests.services.milo import Group, Milo
 from tests.services.node_opcua import NodeOpcua
 
 AHEAD_S = 3600
 TAGS = {"x": "ns=1;s=Double"}
-
-
-@pytest.fixture
-async def source(tmp_path: Path) -> AsyncIterator[Make]:
-    async with sources(tmp_path) as make:
-        yield make
 
 
 @pytest.fixture(scope="module")

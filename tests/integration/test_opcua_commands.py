@@ -17,8 +17,8 @@ from gateway.cli import main
 from pipelines.clock import SystemClock
 from pipelines.commands import Commands, Outcome, Refused, Writer
 from pipelines.errors import NotConnected
+from tests.integration.opcua_plant import empty_server
 from tests.services.node_opcua_plant import NodePlant
-from tests.services.ports import HOST, free_port
 
 To = Callable[..., Commands]
 UNCERTAIN, BAD_NOT_CONNECTED = 0x4000_0000, 0x808A_0000
@@ -27,10 +27,7 @@ UNCERTAIN, BAD_NOT_CONNECTED = 0x4000_0000, 0x808A_0000
 @pytest.fixture
 async def asyncua_plant() -> AsyncIterator[Server]:
     """The same plant as asyncua's server, in this process."""
-    server = Server()
-    await server.init()
-    server.set_endpoint(f"opc.tcp://{HOST}:{free_port()}/")
-    server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+    server = await empty_server()
     await server.register_namespace("urn:test")
     plant = await server.nodes.objects.add_object(ua.NodeId("Plant", 2), "2:Plant")
     values: dict[str, tuple[Any, ua.VariantType]] = {

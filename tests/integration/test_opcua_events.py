@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from asyncua import Server, ua
 from connectors import opcua_items
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_write import OpcUaWriter
-from tests.integration.opcua_rig import DEVICE, Rig
+from tests.integration.opcua_plant import empty_server
+from tests.integration.opcua_rig import DEVICE, Make, Rig
 from tests.services.milo_plant import MiloPlant
 from tests.services.node_opcua_plant import NodePlant
-from tests.services.ports import HOST, free_port
 
 Plant = NodePlant | MiloPlant
-Make = Callable[..., Rig]
 OPERATOR = {"auth": {"user": "operator", "password": "secret"}}
 
 
@@ -30,20 +29,6 @@ OPERATOR = {"auth": {"user": "operator", "password": "secret"}}
 def plant(request: pytest.FixtureRequest) -> Plant:
     found: Plant = request.getfixturevalue(request.param)
     return found
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Make]:
-    """Makes gateway processes and stops them."""
-    rigs: list[Rig] = []
-
-    def make(settings: OpcUaDevice, folder: str = "first", **how: Any) -> Rig:
-        rigs.append(Rig(tmp_path / folder, settings, **how))
-        return rigs[-1]
-
-    yield make
-    for each in rigs:
-        await each.stop()
 
 
 def device(url: str, events: dict[str, Any], **more: Any) -> OpcUaDevice:
@@ -177,10 +162,7 @@ async def test_a_server_that_forgets_leaves_a_gap_with_the_streams_name(node_pla
 @asynccontextmanager
 async def asyncua_plant() -> AsyncIterator[tuple[Server, ua.NodeId]]:
     """A server in this process with an event type of its own: a field `2:Station`."""
-    server = Server()
-    await server.init()
-    server.set_endpoint(f"opc.tcp://{HOST}:{free_port()}/")
-    server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+    server = await empty_server()
     await server.register_namespace("urn:test")
     kind = await server.create_custom_event_type(
         2, "StationEvent", ua.ObjectIds.BaseEventType, [("Station", ua.VariantType.Int32)]

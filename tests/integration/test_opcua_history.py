@@ -14,9 +14,9 @@ from connectors import opcua_gaps
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.gaps import Reason
 from tests.conftest import made
+from tests.integration.opcua_plant import empty_server
 from tests.integration.opcua_rig import Rig
 from tests.services.node_opcua import NodeOpcua
-from tests.services.ports import HOST, free_port
 
 TAGS = ("kept", "also", "plain")
 
@@ -24,10 +24,7 @@ TAGS = ("kept", "also", "plain")
 @pytest.fixture
 async def historian() -> AsyncIterator[Server]:
     """ns=2;s=kept and `also` have a history, `plain` has none."""
-    server = Server()
-    await server.init()
-    server.set_endpoint(f"opc.tcp://{HOST}:{free_port()}/")
-    server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+    server = await empty_server()
     await server.register_namespace("urn:test")
     nodes = {
         name: await server.nodes.objects.add_variable(ua.NodeId(name, 2), f"2:{name}", 0.0, ua.VariantType.Double)

@@ -24,6 +24,7 @@ from pipelines.errors import Permanent
 from pipelines.gaps import Gap, Reason
 from pipelines.tags import TagTable
 from tests.contract.source_suite import within
+from tests.integration.opcua_plant import empty_server
 from tests.services.ports import HOST, free_port
 
 URI = "http://acme.example/"
@@ -139,10 +140,7 @@ async def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 @asynccontextmanager
 async def server(port: int, firmware: str = "", product: str = "Press 4") -> AsyncIterator[Server]:
     """A server of Acme, with one namespace of its own."""
-    made = Server()
-    await made.init()
-    made.set_endpoint(f"opc.tcp://{HOST}:{port}/")
-    made.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+    made = await empty_server(port)
     assert await made.register_namespace(URI) == 2
     for name, text in {"ManufacturerName": "Acme Ltd", "ProductName": product, "SoftwareVersion": firmware}.items():
         node = getattr(ua.ObjectIds, f"Server_ServerStatus_BuildInfo_{name}")

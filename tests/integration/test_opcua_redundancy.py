@@ -16,7 +16,7 @@ from pipelines.errors import NotConnected, Transient
 from pipelines.gaps import Reason
 from tests.conftest import made
 from tests.contract.source_suite import within
-from tests.integration.opcua_plant import Make, plant_server, rows, sources, url, values, write_standard
+from tests.integration.opcua_plant import Make, plant_server, rows, url, values, write_standard
 from tests.integration.opcua_rig import Rig
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.node_opcua import NodeOpcua
@@ -24,12 +24,6 @@ from tests.services.ports import HOST, free_port
 
 TAGS = {"x": "ns=1;s=Double"}
 LEVEL, SUPPORT = "i=2267", 3709
-
-
-@pytest.fixture
-async def source(tmp_path: Path) -> AsyncIterator[Make]:
-    async with sources(tmp_path) as make:
-        yield make
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from connectors.opcua_settings import OpcUaDevice
 from pipelines.errors import NotConnected
 from pipelines.gaps import Reason
 from tests.conftest import made
-from tests.integration.opcua_rig import Counter, Rig
+from tests.integration.opcua_rig import Counter, Make, Rig
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.milo import Group, Milo, expected_value
 from tests.services.node_opcua import NodeOpcua
@@ -64,23 +64,6 @@ def plant(request: pytest.FixtureRequest) -> Plant:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Plant)
     return found
-
-
-Make = Callable[..., Rig]
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Make]:
-    """Makes gateway processes and stops them."""
-    rigs: list[Rig] = []
-
-    def make(settings: OpcUaDevice, folder: str = "first", **how: Any) -> Rig:
-        rigs.append(Rig(tmp_path / folder, settings, **how))
-        return rigs[-1]
-
-    yield make
-    for each in rigs:
-        await each.stop()
 
 
 def once_each(values: list[Any], last: int) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from connectors.opcua_reverse import reverse_hello
 from pipelines.errors import NotConnected, Permanent
 from tests.conftest import made
 from tests.contract.source_suite import within
-from tests.integration.opcua_plant import Make, sources, values
+from tests.integration.opcua_plant import Make, values
 from tests.services.node_opcua import NodeOpcua
 from tests.services.ports import HOST, free_port
 
@@ -37,12 +37,6 @@ def server(port: int) -> Iterator[NodeOpcua]:
     options = {"reverseConnect": reverse, "serverInfo": {"applicationUri": URI}}
     with made(lambda: NodeOpcua(options=options)) as node:
         yield node
-
-
-@pytest.fixture
-async def source(tmp_path: Path) -> AsyncIterator[Make]:
-    async with sources(tmp_path) as make:
-        yield make
 
 
 def device(server: NodeOpcua, port: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pipelines.clock import SystemClock
 from pipelines.gaps import Reason
 from pipelines.tags import TagTable
 from tests.contract.source_suite import DEADLINE_S, within
+from tests.integration.opcua_plant import empty_server
 from tests.integration.opcua_rig import Rig
 from tests.services.milo import Group, Milo
 from tests.services.node_opcua import NodeOpcua
@@ -92,10 +93,7 @@ async def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 @asynccontextmanager
 async def plant(port: int, *before: str) -> AsyncIterator[Server]:
     """Objects/Press/{Temp, Motor/{Speed, Temp}, Motor/Diag/Load} in the namespace URI; `before` it come others."""
-    server = Server()
-    await server.init()
-    server.set_endpoint(f"opc.tcp://{HOST}:{port}/")
-    server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+    server = await empty_server(port)
     for uri in before:
         await server.register_namespace(uri)
     ns = await server.register_namespace(URI)

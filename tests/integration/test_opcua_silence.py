@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,22 +10,14 @@ from asyncua import Server, ua
 from connectors import opcua_heartbeat, opcua_plan
 from pipelines.errors import NotConnected
 from tests.contract.source_suite import within
-from tests.integration.opcua_plant import NODES, Make, plant_server, rows, sources, url, values
+from tests.integration.opcua_plant import NODES, Make, rows, url, values
 
 TAGS = {"x": NODES[1], "y": NODES[2]}
 
 
-@pytest.fixture
-async def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+@pytest.fixture(autouse=True)
+def _grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opcua_heartbeat, "GRACE_NS", 10_000_000)
-    async with sources(tmp_path) as make:
-        yield make
-
-
-@pytest.fixture
-async def plant() -> AsyncIterator[Server]:
-    async with plant_server() as server:
-        yield server
 
 
 def change_silently(server: Server, name: str, value: Any, status: int = 0) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,24 +11,12 @@ from asyncua import Server, ua
 from asyncua.ua.uaerrors import BadTooManyOperations
 
 from tests.contract.source_suite import within
-from tests.integration.opcua_plant import NODES, Make, plant_server, rows, sources, url, values, write_standard
+from tests.integration.opcua_plant import NODES, Make, rows, url, values, write_standard
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.milo import Group, Milo
 from tests.services.node_opcua import NodeOpcua
 
 TAGS = {f"v{i}": node for i, node in enumerate(NODES)}
-
-
-@pytest.fixture
-async def source(tmp_path: Path) -> AsyncIterator[Make]:
-    async with sources(tmp_path) as make:
-        yield make
-
-
-@pytest.fixture
-async def plant() -> AsyncIterator[Server]:
-    async with plant_server() as server:
-        yield server
 
 
 async def test_a_server_that_takes_less_than_it_says_is_asked_for_less(plant: Server, source: Make) -> None:
