@@ -64,7 +64,7 @@ class Notifications:
         return iter(())
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
-        arrival_ns = self.clock.wall_ns()
+        arrival_ns, clock = self.clock.wall_ns(), self.clock.state  # in this order: see Clock.state
         parts: deque[Rows] = deque()
         for rows in self._rows_of(body, response, arrival_ns):
             if parts:
@@ -76,7 +76,7 @@ class Notifications:
             left -= read
             part = number if left else LAST_PART
             origin = self.streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
-            batch = self.make.notified(tag, columns, origin, arrival_ns)
+            batch = self.make.notified(tag, columns, origin, arrival_ns, clock)
             number += 1
             some = some or batch is not None
             if not left:
