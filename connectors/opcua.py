@@ -425,7 +425,7 @@ class OpcUaSource:
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         """None of a message is delivered before all of it has turned out to be in order."""
-        arrival_ns = self._clock.wall_ns()
+        arrival_ns, clock = self._clock.wall_ns(), self._clock.state  # in this order: see Clock.state
         parts: deque[Rows] = deque()
         try:
             for rows in self._rows_of(body, response, arrival_ns):
@@ -441,7 +441,7 @@ class OpcUaSource:
             left -= read
             part = number if left else LAST_PART
             origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
-            batch = self._make.notified(tag, columns, origin, arrival_ns)
+            batch = self._make.notified(tag, columns, origin, arrival_ns, clock)
             number += 1
             some = some or batch is not None
             if not left:

@@ -14,7 +14,7 @@ from connectors.opcua_history import Row
 from connectors.opcua_skew import Skew
 from connectors.profile_doubt import doubted
 from pipelines.batch import Batch, BatchBuilder, Flag, Kind
-from pipelines.clock import Clock
+from pipelines.clock import Clock, ClockState
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.tags import TagTable
 
@@ -54,7 +54,9 @@ class Batches:
             assert self._unfiltered is not None
             self._unfiltered.set_band(int(self.tag_ids[item]), *band)
 
-    def notified(self, tag: npt.NDArray[np.uint32], columns: Columns, origin: bytes, arrival_ns: int) -> Batch | None:
+    def notified(
+        self, tag: npt.NDArray[np.uint32], columns: Columns, origin: bytes, arrival_ns: int, clock: ClockState
+    ) -> Batch | None:
         """What the server has sent; None where it would not have, had it filtered as it was asked to."""
         ts_ns, flags = columns.ts_ns, columns.flags
         if self._skew.acts:
@@ -75,7 +77,7 @@ class Batches:
             kind=columns.kind,
             flags=flags,
             extra=columns.extra or None,
-            clock=self._clock.state,
+            clock=clock,
         )
         kept = batch if self._unfiltered is None else self._unfiltered.process(batch)
         if kept is None:

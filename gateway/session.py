@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.log import Log
@@ -27,6 +27,8 @@ class SourceSession:
     stages: Sequence[Stage]
     clock: Clock = field(default_factory=SystemClock)
     ledger: Ledger = field(default_factory=NoLedger)
+    connected: Callable[[int], None] | None = None
+    """Is told when, by the wall clock."""
     kind: str = field(default="source", init=False)
     _away_since_ns: int | None = field(default=None, init=False)
     server: str = field(default="", init=False)
@@ -51,6 +53,8 @@ class SourceSession:
         except Exception:
             self._away(began_ns)
             raise
+        if self.connected:
+            self.connected(self.clock.wall_ns())
         self.note_absence()
 
     async def run(self) -> None:

@@ -147,6 +147,14 @@ class Gateway(Settings):
         duration_ns("5s"), gt=0, description="At a stop, how long what is buffered in memory may take to be delivered."
     )
 
+    max_clock_error: Duration | None = Field(
+        None,
+        gt=0,
+        description="An alarm (`/health` is degraded, log, status topic, metric) while this host's clock may be off by "
+        "more, or nobody keeps it right; collection goes on. null: none. [Clock](clock.md).",
+        examples=["100ms"],
+    )
+
     @field_validator("site")
     @classmethod
     def _levels(cls, site: str) -> str:
@@ -283,6 +291,14 @@ class Route(Settings):
     fast: bool = Field(
         False,
         description="true: for low latency; what waits is in memory only, and is written in small pieces.",
+    )
+    latency_budget: Duration | None = Field(
+        None,
+        gt=0,
+        description="How long 99 of 100 samples may take, from the machine's time stamp to the broker's "
+        "acknowledgement, over the last 10 s. Beyond it the route is `degraded` and says "
+        "which leg takes the time; null: any time.",
+        examples=["20ms"],
     )
     order: Literal["live_first", "strict"] = Field(
         "live_first",

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from connectors.network import new_loop
 from gateway.log import ROOMS
 from tests.services.asyncua_server import AsyncuaServer
+from tests.services.faketime import FakeTime
 from tests.services.far import FarMosquitto
 from tests.services.kafka import Kafka
 from tests.services.libmodbus import LibmodbusRtuServer, LibmodbusServer
@@ -32,6 +34,7 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 ServiceT = TypeVar("ServiceT", bound=Service | Link | Paths)
+Made = TypeVar("Made")
 Factory = Callable[..., ServiceT]
 
 
@@ -69,6 +72,12 @@ def mosquitto() -> Iterator[Mosquitto]:
 def mosquitto_factory() -> Iterator[Factory[Mosquitto]]:
     """Starts brokers of one's own: mosquitto_factory(users=..., tls=..., ...)."""
     yield from _factory(Mosquitto)
+
+
+@pytest.fixture
+def fake_time(tmp_path: Path) -> FakeTime:
+    """The wall clock of a process that gets its `env`."""
+    return made(lambda: FakeTime(tmp_path))
 
 
 @pytest.fixture
@@ -151,7 +160,7 @@ def libmodbus_rtu_server() -> Iterator[LibmodbusRtuServer]:
         yield server
 
 
-def made(make: Callable[[], ServiceT]) -> ServiceT:
+def made(make: Callable[[], Made]) -> Made:
     try:
         return make()
     except ServiceMissing as error:

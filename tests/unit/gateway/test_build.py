@@ -14,6 +14,7 @@ from pipelines.contracts import Part
 from pipelines.errors import Permanent
 from pipelines.lane_memory import SEQ_PER_INSTANCE
 from pipelines.route import Pump, Replay
+from pipelines.stage_clock import ClockStepStage
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_rename import RenameStage
 from pipelines.stage_scale import TagScaleStage
@@ -65,8 +66,8 @@ async def test_tags_of_every_device(file: Path) -> None:
 async def test_stages_only_where_a_tag_asks(file: Path) -> None:
     """scale and offset, deadband: each costs only the devices that use it."""
     press, meter = built(file).app.parts.sources
-    assert kinds(press.stages) == [DeadbandStage]
-    assert kinds(meter.stages) == [TagScaleStage]
+    assert kinds(press.stages) == [DeadbandStage, ClockStepStage]
+    assert kinds(meter.stages) == [TagScaleStage, ClockStepStage]
 
 
 async def test_a_source_offers_to_matching_routes_only(file: Path) -> None:
