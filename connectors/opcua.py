@@ -517,7 +517,10 @@ class OpcUaSource:
 
     def _silent(self, waited_s: float) -> None:
         if not self._unproven:
-            raise NotConnected(f"{self._settings.opcua}: no publish response for {waited_s:.0f} s")
+            silence = f"{self._settings.opcua}: no publish response for {waited_s:.0f} s"
+            assert self._link.session is not None
+            self._link.session.lose(silence)  # not closed, which may arrive late: what it has is wanted
+            raise NotConnected(silence)
         self._link.forget()
         raise NotConnected(
             f"{self._settings.opcua}: the server handed over subscription {min(self._unproven)} and sends nothing of "

@@ -252,6 +252,52 @@ async def test_a_cut_connection_is_taken_up_again(plant: Plant, rig: Make) -> No
     assert first.counted["reactivated"] == 2 and not first.notes
 
 
+async def test_an_attempt_that_fails_forgets_nothing(plant: Plant, rig: Make, tmp_path: Path) -> None:
+    """The server does not answer the first attempt, of this process and of the next one: nothing is lost for that."""
+    first = rig(plant.settings())
+    counter = await begun(first, plant)
+    for number in ("first", "second"):
+        await counter.reaches(10)
+        if number == "first":
+            first.drop_connection()
+            await first.ended()
+        else:
+            await first.kill(tmp_path / "second")
+            first = rig(plant.settings(), "second")
+        await counter.reaches(5)
+        plant.server.process.pause()
+        with pytest.raises(NotConnected):
+            await first.start()
+        plant.server.process.resume()
+        await first.start()
+        assert "taken up again" in first.source.info or "taken over" in first.source.info
+    await counter.reaches(5)
+    last = await counter.stopped()
+    assert once_each(list(dict.fromkeys(await first.has(float(last), TAG))), last)
+    assert not first.notes
+
+
+async def test_a_silent_connection_is_given_up_and_its_session_is_not(
+    plant: Plant, rig: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer for some keep-alives: no CloseSession goes out, which would arrive later; nothing is lost, even where
+    no lane is durable."""
+    monkeypatch.setattr(opcua_plan, "KEEP_ALIVE_NS", 200_000_000)
+    first = rig(plant.settings(), lanes=0, fast=True)
+    counter = await begun(first, plant)
+    await counter.reaches(10)
+    plant.server.process.pause()
+    error = await first.ended()
+    assert isinstance(error, BaseExceptionGroup) and "no publish response" in str(error.exceptions[0])
+    plant.server.process.resume()
+    await counter.reaches(5)
+    await first.start()
+    assert "taken up again" in first.source.info
+    last = await counter.stopped()
+    assert once_each(list(dict.fromkeys(await first.has(float(last), TAG))), last)
+    assert not first.notes
+
+
 async def test_a_server_that_forgets_is_subscribed_to_anew_and_the_gap_is_in_the_ledger(
     plant: Plant, rig: Make
 ) -> None:
