@@ -43,6 +43,7 @@ from pipelines.counters import Counters
 from pipelines.errors import Corrupt, NotConnected, Permanent
 
 CLOSE_S: Final = 1.0
+SESSION_OUTLIVES_MS: Final = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +222,14 @@ class Link:
         if ended and not session.keep_subscriptions:
             self.state.subscriptions = [None] * len(self._plan)
 
+    @property
+    def _session_ms(self) -> int:
+        """A session that nobody closed outlives its subscriptions, which begin to age when the last request is used up.
+
+        Some servers end both together; Eclipse Milo 1.1.2 never ends subscriptions that are left without a session.
+        """
+        return self._settings.lifetime // 1_000_000 + SESSION_OUTLIVES_MS
+
     async def _connected(self, kept: KeptSession | None) -> ResumingClient:
         settings = self._settings
         url = settings.opcua
@@ -229,8 +238,7 @@ class Link:
             self._calls = await opcua_reverse.expect(settings.opcua, reverse.server, url)
         client = self._client = ResumingClient(url, self._timeout_s, kept, self._log, self._calls)
         client.name = client.description = "mec-gateway"
-        # A session that nobody closed lives as long as its subscriptions: some servers end them together.
-        client.session_timeout = max(settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
+        client.session_timeout = self._session_ms
         session = self.session = PublishSession(client.uaclient, self._clock, self._timeout_s)
         client.uaclient.session = session
         secured = await secure(client, self._data_dir, self._access)
@@ -281,8 +289,7 @@ class Link:
         if found is None:
             return
         if self._is_anonymous and found.session is not None:
-            timeout_ms = max(self._settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
-            self._kept = KeptSession.anonymous(found.session, timeout_ms)
+            self._kept = KeptSession.anonymous(found.session, self._session_ms)
         self.state, self._unchecked = found, True
 
     def _replan(self) -> None:

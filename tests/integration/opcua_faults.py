@@ -34,7 +34,8 @@ from tests.services.ports import HOST
 
 CHANNEL_MS: Final = 4_000
 """Asked for; a channel is renewed after three quarters of what the server makes of it."""
-SESSION_MS: Final = 6_000
+SESSION_OUTLIVES_MS: Final = 12_000
+"""Longer than what servers make of the subscriptions' lifetime."""
 KEEP_ALIVE_NS: Final = 300_000_000
 LIFETIME_S: Final = 3.0
 COUNT_EVERY_S: Final = 0.03
@@ -112,6 +113,8 @@ class Machine(Protocol):
     name: str
     node: str
     server: Any
+    lifetime_s: float
+    """What it makes of the lifetime that is asked for."""
 
     async def begin(self) -> None:
         """Counts from now on."""
@@ -127,10 +130,11 @@ class Machine(Protocol):
 
 
 class Written:
-    """asyncua's server and node-opcua: each value is written by a command, which is answered when the server has it."""
+    """asyncua's server, node-opcua, open62541: each value is written by a command, which is answered when the server has it."""
 
     def __init__(self, name: str, server: AsyncuaServer | NodeOpcua, node: str) -> None:
         self.name, self.server, self.node = name, server, node
+        self.lifetime_s = LIFETIME_S
         self._counted = 0
         self._times: list[int] = []
         self._enough = asyncio.Event()
@@ -181,6 +185,7 @@ class Ticking:
 
     name = "milo"
     node = "ns=2;s=v0"
+    lifetime_s = 10.0
 
     def __init__(self, server: Milo) -> None:
         self.server = server
@@ -333,7 +338,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "connection reset": lambda plant: _at_once(plant.proxy.reset),
     "network cut for 1 s": lambda plant: plant.cut(1.0),
     "network cut for longer than the keep-alive": lambda plant: plant.cut(4.0),
-    "network cut for longer than the subscription lives": lambda plant: plant.cut(LIFETIME_S + 5.0),
+    "network cut for longer than the subscription lives": lambda plant: plant.cut(plant.machine.lifetime_s + 5.0),
 }
 
 
@@ -375,7 +380,8 @@ def short_lives() -> Iterator[None]:
     """Whatever expires does so within seconds."""
     with (
         patch.object(opcua_link, "ResumingClient", _ShortLived),
-        patch.object(opcua_link, "SESSION_TIMEOUT_MIN_MS", SESSION_MS),
+        patch.object(opcua_link, "SESSION_TIMEOUT_MIN_MS", SESSION_OUTLIVES_MS),
+        patch.object(opcua_link, "SESSION_OUTLIVES_MS", SESSION_OUTLIVES_MS),
         patch.object(opcua_plan, "KEEP_ALIVE_NS", KEEP_ALIVE_NS),
     ):
         yield
