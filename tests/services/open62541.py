@@ -38,7 +38,9 @@ class Open62541(Service):
     def __init__(self, *, certificate: Pair | None = None, user: tuple[str, str] | None = None) -> None:
         folder = _install()
         super().__init__("open62541", free_port())
-        secured: list[str | Path] = [*certificate.save(self.folder, "server"), URI, *(user or ())] if certificate else []
+        secured: list[str | Path] = (
+            [*certificate.save(self.folder, "server"), URI, *(user or ())] if certificate else []
+        )
         self.run_as([folder / "server", str(self.port), *secured])
 
     @property

@@ -121,9 +121,13 @@ static void add_variable(UA_Server *server, char *name, UA_Variant value) {
     variable.displayName = UA_LOCALIZEDTEXT("", name);
     variable.value = value;
     variable.dataType = value.type->typeId;
-    variable.arrayDimensions = value.arrayDimensions;
-    variable.arrayDimensionsSize = value.arrayDimensionsSize;
-    variable.valueRank = UA_Variant_isScalar(&value) ? -1 : value.arrayDimensionsSize > 1 ? 2 : 1;
+    variable.valueRank = UA_VALUERANK_SCALAR;
+    UA_UInt32 any_length[] = {0};
+    if(!UA_Variant_isScalar(&value)) {
+        variable.arrayDimensionsSize = value.arrayDimensionsSize ? value.arrayDimensionsSize : 1;
+        variable.arrayDimensions = value.arrayDimensionsSize ? value.arrayDimensions : any_length;
+        variable.valueRank = (UA_Int32)variable.arrayDimensionsSize;
+    }
     ensure(UA_Server_addVariableNode(server, UA_NODEID_STRING(ns, name), UA_NODEID_STRING(ns, "Plant"),
                                      UA_NS0ID(HASCOMPONENT), UA_QUALIFIEDNAME(ns, name), UA_NS0ID(BASEDATAVARIABLETYPE),
                                      variable, NULL, NULL),
