@@ -452,7 +452,7 @@ class OpcUaSource:
                 raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
             overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
             if overflown.any():
-                self._overflown([self._names[item] for item in handle[overflown].tolist()])
+                self._values_overflown(handle[overflown], ts_ns[overflown])
             self._backfill.live(handle, ts_ns)
             if self._upkeep.heartbeat is not None:
                 self._upkeep.heartbeat.live(columns)
@@ -462,7 +462,7 @@ class OpcUaSource:
             for tag, columns, read in self._events.parts(body, response, arrival_ns):
                 yield tag, columns, 0, read  # their times say nothing of how far the values are
             if overflown_events := self._events.take_overflown():
-                self._overflown(overflown_events)
+                self._events_overflown(overflown_events)
 
     def _from_history(self) -> Batch | None:
         """One batch of what was missed, between two notifications."""
@@ -539,15 +539,25 @@ class OpcUaSource:
         self._log.warning(
             "subscription %d: %d notifications are lost, the server no longer has them", subscription_id, count
         )
-        self._note(Reason.MISSED, ())
+        self._note(Reason.MISSED, (), self._streams.newest_of(subscription_id))
 
-    def _overflown(self, names: Sequence[str]) -> None:
+    def _values_overflown(self, handle: npt.NDArray[np.uint32], ts_ns: npt.NDArray[np.int64]) -> None:
+        """Lost is what lay between an item's newest value and the first one that says so, by the machine's times."""
+        items, first = np.unique(handle, return_index=True)
+        to_ns = int(ts_ns[first].max())
+        self.counters.add("queue_overflows", len(handle))
+        names = tuple(self._names[item] for item in items.tolist())
+        from_ns = self._backfill.newest_ns(items) or self._arrival_ns or to_ns
+        self._note(Reason.QUEUE_OVERFLOW, names, min(from_ns, to_ns), to_ns)
+
+    def _events_overflown(self, names: Sequence[str]) -> None:
         self.counters.add("queue_overflows", len(names))
         self._note(Reason.QUEUE_OVERFLOW, tuple(dict.fromkeys(names)))
 
-    def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0) -> None:
+    def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0, to_ns: int = 0) -> None:
         now = self._clock.wall_ns()
-        self._ledger.note(Gap(reason, self.name, "", tags, from_ns or self._arrival_ns or now, now, None))
+        gap = Gap(reason, self.name, "", tags, from_ns or self._arrival_ns or now, to_ns or now, None)
+        self._ledger.note(gap)
 
 
 def _tags(device: str, settings: OpcUaDevice, start: int, stop: int) -> Iterator[Tag]:

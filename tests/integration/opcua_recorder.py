@@ -39,16 +39,12 @@ FIELDS: Final = ("EventId", "EventType", "SourceNode", "SourceName", "Time", "Re
 EVENT_HANDLE: Final = 1000
 EXPIRES_S: Final = 30.0
 
-NODE_OPCUA: Final = (
-    "Boolean SByte Byte Int16 UInt16 Int32 UInt32 Int64 UInt64 Float Double String DateTime Guid ByteString XmlElement "
-    "NodeId ExpandedNodeId StatusCode QualifiedName LocalizedText DoubleArray Int32Array StringArray BooleanArray "
-    "Point Motor Recipe Limit State Matrix Temperature Mode Valve Missing"
-).split()
-OPEN62541: Final = (
+BOTH: Final = (
     "Boolean SByte Byte Int16 UInt16 Int32 UInt32 Int64 UInt64 Float Double String DateTime Guid ByteString NodeId "
-    "StatusCode QualifiedName LocalizedText Range DoubleArray Int32Array StringArray BooleanArray RangeArray Matrix "
-    "Missing"
-).split()
+    "StatusCode QualifiedName LocalizedText DoubleArray Int32Array StringArray BooleanArray Matrix Missing"
+)
+NODE_OPCUA: Final = f"{BOTH} XmlElement ExpandedNodeId Point Motor Recipe Limit State Temperature Mode Valve"
+OPEN62541: Final = f"{BOTH} Range RangeArray"
 
 
 class Recorder:
@@ -70,9 +66,7 @@ class Recorder:
     async def subscribe_events(self, subscription: int) -> None:
         """Of the Server object, with `FIELDS`."""
         base = ua.NodeId(ua.Int32(ua.ObjectIds.BaseEventType))
-        clauses = [
-            ua.SimpleAttributeOperand(base, [ua.QualifiedName(name)], ua.AttributeIds.Value) for name in FIELDS
-        ]
+        clauses = [ua.SimpleAttributeOperand(base, [ua.QualifiedName(name)], ua.AttributeIds.Value) for name in FIELDS]
         item = self._item(EVENT_HANDLE, ua.NodeId(ua.Int32(ua.ObjectIds.Server)), ua.AttributeIds.EventNotifier)
         item.RequestedParameters.Filter = ua.EventFilter(SelectClauses=clauses)
         await self._create(subscription, [item])
@@ -98,7 +92,9 @@ class Recorder:
         await self._session.create_monitored_items(ua.CreateMonitoredItemsParameters(subscription, both, items))
 
     def _item(self, handle: int, node: ua.NodeId, attribute: int = ua.AttributeIds.Value) -> Any:
-        parameters = ua.MonitoringParameters(ClientHandle=handle, SamplingInterval=0.0, QueueSize=20, DiscardOldest=True)
+        parameters = ua.MonitoringParameters(
+            ClientHandle=handle, SamplingInterval=0.0, QueueSize=20, DiscardOldest=True
+        )
         return ua.MonitoredItemCreateRequest(
             ua.ReadValueId(node, ua.AttributeIds(attribute)), ua.MonitoringMode.Reporting, parameters
         )
@@ -132,23 +128,23 @@ def is_empty(response: Any) -> bool:
     return not response.numbered and response.status_change is None
 
 
-def is_status(response: Any) -> bool:
-    """A status change."""
-    return response.status_change is not None
+def is_end(response: Any) -> bool:
+    """A status change, or a fault where the server does not tell."""
+    return response.status_change is not None or bool(response.result & 0x8000_0000)
 
 
 async def expire(to: Recorder, nodes: Sequence[str]) -> None:
     """Nobody asks for so long that the server gives the subscription up."""
     await to.subscribe(nodes, keep_alives=1, lifetime=3)
     await asyncio.sleep(EXPIRES_S)
-    await to.hear("status change", is_status)
+    await to.hear("expired", is_end)
 
 
 async def of_node_opcua() -> list[dict[str, Any]]:
     """Records it."""
     with NodeOpcua() as server:
         async with recorder("node-opcua", server.url) as to:
-            every = await to.subscribe([f"ns=1;s={name}" for name in NODE_OPCUA])
+            every = await to.subscribe([f"ns=1;s={name}" for name in NODE_OPCUA.split()])
             await to.hear("every type", has_rows)
             await to.hear("keep-alive", is_empty)
             await to.subscribe_events(every)
@@ -201,7 +197,7 @@ async def of_open62541() -> list[dict[str, Any]]:
     """Records it."""
     with Open62541() as server:
         async with recorder("open62541", server.url) as to:
-            every = await to.subscribe([f"ns=2;s={name}" for name in OPEN62541])
+            every = await to.subscribe([f"ns=2;s={name}" for name in OPEN62541.split()])
             await to.hear("every type", has_rows)
             await to.hear("keep-alive", is_empty)
             await to.subscribe_events(every)

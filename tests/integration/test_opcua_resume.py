@@ -16,7 +16,7 @@ from connectors import opcua_link, opcua_plan
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.errors import NotConnected
-from pipelines.gaps import Reason
+from pipelines.gaps import Gap, Reason
 from tests.conftest import made
 from tests.integration.opcua_rig import Counter, Rig
 from tests.services.asyncua_server import AsyncuaServer
@@ -402,6 +402,21 @@ async def test_a_changed_configuration_or_a_damaged_file_means_new_subscriptions
     await third.start()
     await third.until(lambda values: len(values) >= 3, TAG)
     assert "is damaged" in caplog.text and third.counted["recreated"] == 1
+
+
+async def test_what_fell_out_of_the_servers_queue_is_in_the_ledger_by_its_own_times(
+    asyncua_plant: Plant, rig: Make
+) -> None:
+    """From the newest value before to the first one that says so, however late it is heard of."""
+    first = rig(asyncua_plant.settings())
+    begin_ns = 1_700_000_000_000_000_000
+    asyncua_plant.server.set_value("Double", 1.0, source_ns=begin_ns)
+    await first.start()
+    await first.has(1.0, TAG)
+    asyncua_plant.server.set_value("Double", 9.0, source_ns=begin_ns + 60_000_000_000, status=0x0480)
+    await first.has(9.0, TAG)
+    [gap] = first.notes
+    assert gap == Gap(Reason.QUEUE_OVERFLOW, "press", "", (TAG,), begin_ns, begin_ns + 60_000_000_000, None)
 
 
 async def test_a_fast_only_gateway_leaves_nothing_behind(node_opcua_plant: Plant, rig: Make) -> None:

@@ -54,9 +54,9 @@ static const char *const VARIABLES[][2] = {
     {"Matrix", "{\"UaType\":6,\"Value\":[1,2,3,4,5,6],\"Dimensions\":[2,3]}"},
 };
 
-/* Written on the server's thread and read on the commands', both with the server locked or through its own calls. */
+/* Written on the server's thread, read on the commands'. */
 static UA_NodeId sessions[SESSIONS_MAX];
-static int session_count = 0, subscription_count = 0;
+static int session_count = 0;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static UA_UInt16 ns;
 static volatile UA_Boolean running = true;
@@ -103,12 +103,12 @@ static void count_sessions(UA_Server *server, UA_ApplicationNotificationType typ
     pthread_mutex_unlock(&lock);
 }
 
-static void count_subscriptions(UA_Server *server, UA_ApplicationNotificationType type, const UA_KeyValueMap payload) {
-    (void)server, (void)payload;
-    pthread_mutex_lock(&lock);
-    subscription_count += (type == UA_APPLICATIONNOTIFICATIONTYPE_SUBSCRIPTION_CREATED) -
-                          (type == UA_APPLICATIONNOTIFICATIONTYPE_SUBSCRIPTION_DELETED);
-    pthread_mutex_unlock(&lock);
+static UA_UInt32 subscriptions(UA_Server *server) {
+    UA_Variant value;
+    ensure(UA_Server_readValue(server, UA_NS0ID(SERVER_SERVERDIAGNOSTICS_SERVERDIAGNOSTICSSUMMARY), &value), "diagnostics");
+    UA_UInt32 count = ((UA_ServerDiagnosticsSummaryDataType *)value.data)->currentSubscriptionCount;
+    UA_Variant_clear(&value);
+    return count;
 }
 
 static UA_Boolean decode(const char *json, UA_Variant *value) {
@@ -197,9 +197,9 @@ static void *obey(void *server) {
         line[strcspn(line, "\n")] = 0;
         if(!strcmp(line, "count")) {
             pthread_mutex_lock(&lock);
-            int open = session_count, subscriptions = subscription_count;
+            int open = session_count;
             pthread_mutex_unlock(&lock);
-            say("counted %d %d", open, subscriptions);
+            say("counted %d %u", open, subscriptions(server));
             continue;
         }
         UA_Boolean done = !strncmp(line, "set ", 4)     ? set(server, line + 4)
@@ -244,7 +244,6 @@ int main(int count, char **given) {
     config.publishingIntervalLimits.min = config.samplingIntervalLimits.min = 10.0;
     config.queueSizeLimits.max = 100000;
     config.sessionNotificationCallback = count_sessions;
-    config.subscriptionNotificationCallback = count_subscriptions;
     UA_Server *server = UA_Server_newWithConfig(&config);
     ensure(server ? UA_STATUSCODE_GOOD : UA_STATUSCODE_BADOUTOFMEMORY, "server");
     ns = UA_Server_addNamespace(server, "urn:mec:open62541");
