@@ -50,3 +50,26 @@ async def test_a_poor_server_works_and_health_says_what_it_lacks(
             assert "no history" in rig.source.info
         finally:
             await rig.stop()
+
+
+async def test_what_it_cannot_send_again_is_said(tmp_path: Path) -> None:
+    """A notification that was not safe at a kill: health says that there is no Republish, the ledger that it is lost."""
+    with made(Gopcua) as server:
+        device = {"opcua": server.url, "security": "none", "every": "50ms", "tags": {TAG: server.node}}
+        settings = OpcUaDevice.model_validate({**device, "sampling": 0})
+        rig = Rig(tmp_path / "first", settings)
+        try:
+            await rig.start()
+            await rig.has(0.25, TAG)
+            rig.durable[0].hangs = True
+            await asyncio.to_thread(server.set_value, 1.5)
+            await rig.has(1.5, TAG)
+            await rig.kill(tmp_path / "second")
+            rig = Rig(tmp_path / "second", settings)
+            await rig.start()
+            async with asyncio.timeout(30):
+                while not rig.notes:  # noqa: ASYNC110  a list has no event
+                    await asyncio.sleep(0.02)
+            print("LACKS", rig.notes, rig.source.info)
+        finally:
+            await rig.stop()
