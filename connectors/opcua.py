@@ -361,6 +361,8 @@ class OpcUaSource:
             return iter(())
         if step.ask or step.lost:
             self._ask(response.subscription_id, step)
+            if not response.available:  # it keeps nothing that it has sent
+                self._link.lacks["Republish"] = None
         if step.ask:
             self._due.append(body)
             return iter(())
