@@ -71,6 +71,27 @@ async def until(reading: asyncio.Task[None], done: Callable[[], bool], seconds: 
             await asyncio.sleep(0.02)
 
 
+async def harm(
+    proxy: HostileProxy, reader: Reader, counter: Counter, begun: Callable[[], bool], times: int, seed: int
+) -> int:
+    """Harms so many chunks once it has begun, then no more, and waits for the counter's last number, which it gives."""
+    reading = asyncio.create_task(reader.run())
+    try:
+        await until(reading, begun)
+        proxy.every = CHUNKS_PER_HARM
+        await until(reading, lambda: proxy.harmed >= times)
+        proxy.every = 0
+        last = await counter.stopped()
+        await until(reading, lambda: reader.values["Int32"][-1] == last)
+    except BaseException as error:
+        error.add_note(f"seed {seed}; {proxy.harmed} chunks harmed, faults: {reader.faults[-5:]}")
+        raise
+    finally:
+        reading.cancel()
+        await asyncio.wait([reading])
+    return last
+
+
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that says nothing is given up soon."""
@@ -84,21 +105,8 @@ async def test_a_hostile_server(asyncua_server: Callable[..., AsyncuaServer], tm
     names = [*VARIABLES, *asyncua_types.EXPECTED]
     async with HostileProxy(server.port, random.Random(seed)) as proxy:
         reader = Reader(proxy.url, {name: f"ns=2;s={name}" for name in names}, tmp_path, security="none")
-        reading = asyncio.create_task(reader.run())
         counter = Counter(lambda number: server.set_value("Int32", number))
-        try:
-            await until(reading, lambda: all(reader.values.values()))
-            proxy.every = CHUNKS_PER_HARM
-            await until(reading, lambda: proxy.harmed >= HARMED)
-            proxy.every = 0
-            last = await counter.stopped()
-            await until(reading, lambda: reader.values["Int32"][-1] == last)
-        except BaseException as error:
-            error.add_note(f"seed {seed}; {proxy.harmed} chunks harmed, faults: {reader.faults[-5:]}")
-            raise
-        finally:
-            reading.cancel()
-            await asyncio.wait([reading])
+        await harm(proxy, reader, counter, lambda: all(reader.values.values()), HARMED, seed)
     assert reader.faults
 
 
@@ -111,20 +119,7 @@ async def test_with_sign_and_encrypt_every_harm_is_refused(node_opcua: NodeOpcua
             await reader.source.connect([])
         [pending] = (tmp_path / "pki" / "pending").iterdir()
         shutil.move(pending, tmp_path / "pki" / "trusted")
-        reading = asyncio.create_task(reader.run())
         counter = Counter(lambda number: node_opcua.set_value("Int32", number), first=1000)
-        try:
-            await until(reading, lambda: len(reader.values["Int32"]) > 1)
-            proxy.every = CHUNKS_PER_HARM
-            await until(reading, lambda: proxy.harmed >= HARMED // 2)
-            proxy.every = 0
-            last = await counter.stopped()
-            await until(reading, lambda: reader.values["Int32"][-1] == last)
-        except BaseException as error:
-            error.add_note(f"seed {seed}; {proxy.harmed} chunks harmed, faults: {reader.faults[-5:]}")
-            raise
-        finally:
-            reading.cancel()
-            await asyncio.wait([reading])
+        last = await harm(proxy, reader, counter, lambda: len(reader.values["Int32"]) > 1, HARMED // 2, seed)
     assert set(reader.values["Int32"][1:]) <= set(range(1000, last + 1))
     assert len(set(reader.values["Double"])) == 1

@@ -19,14 +19,11 @@ def install() -> None:
     _install()
 
 
-class Gopcua(Service):
-    """The server: endpoint None, anonymous, one variable `node`."""
+class GoServer(Service):
+    """A server of that package, made of its own main.go: endpoint None, anonymous."""
 
-    node = "ns=1;s=Double"
-
-    def __init__(self) -> None:
-        folder = _install()
-        super().__init__("gopcua", free_port())
+    def __init__(self, name: str, folder: Path) -> None:
+        super().__init__(name, free_port())
         self.run_as([folder / "server", str(self.port)])
 
     @property
@@ -38,11 +35,18 @@ class Gopcua(Service):
         """Returns when the server accepts sessions."""
         self.process.wait_line("^ready 1$", self.ready_s)
 
+
+class Gopcua(GoServer):
+    """One variable `node`."""
+
+    node = "ns=1;s=Double"
+
+    def __init__(self) -> None:
+        super().__init__("gopcua", _install())
+
     def set_value(self, value: float) -> None:
         """Returns when it is set."""
-        mark = self.process.mark()
-        self.process.send(repr(value))
-        self.process.wait_line("^set$", self.ready_s, mark)
+        self.process.ask(repr(value), "^set$", self.ready_s)
 
 
 def _install() -> Path:

@@ -58,30 +58,21 @@ class Open62541(Service):
         source_ms: UTC ms since 1970; -1: now. status: a StatusCode. ValueError when the server does not know the
         name or the value is not of that type.
         """
-        self._command(f"set {name} {source_ms} {status} {json.dumps({'UaType': type_, 'Value': value})}")
+        self.command(f"set {name} {source_ms} {status} {json.dumps({'UaType': type_, 'Value': value})}")
 
     def fire(self, message: str, severity: int) -> None:
         """A BaseEvent of the Server object."""
-        self._command(f"event {severity} {message}")
+        self.command(f"event {severity} {message}")
 
     def kill_sessions(self, subscriptions: bool) -> None:
         """Ends every session from the server's side; it knows no way to leave their subscriptions."""
         del subscriptions
-        self._command("kill")
+        self.command("kill")
 
     def sessions_and_subscriptions(self) -> tuple[int, int]:
         """How many it has."""
-        mark = self.process.mark()
-        self.process.send("count")
-        counted = self.process.wait_line(r"^counted (\d+) (\d+)$", self.ready_s, mark)
+        counted = self.process.ask("count", r"^counted (\d+) (\d+)$", self.ready_s)
         return int(counted[1]), int(counted[2])
-
-    def _command(self, line: str) -> None:
-        mark = self.process.mark()
-        self.process.send(line)
-        answer = self.process.wait_line("^(done|error .*)$", self.ready_s, mark)[0]
-        if answer != "done":
-            raise ValueError(answer)
 
 
 def _install() -> Path:

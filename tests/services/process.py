@@ -202,9 +202,13 @@ class Service:
         """Returns when the server answers; here: when its port accepts connections."""
         self.process.wait_until(lambda: accepts(self.port), self.ready_s, f"listener on port {self.port}")
 
-    def command(self, command: Mapping[str, Any]) -> None:
-        """Has a server of ours do something, and returns when it has. Raises ValueError, in the server's words."""
-        answer = self.process.ask(json.dumps(command), "^(done|error .*)$", self.ready_s)[0]
+    def command(self, command: str | Mapping[str, Any]) -> None:
+        """Has a server of ours do something, and returns when it has. Raises ValueError, in the server's words.
+
+        `command`: a line, or what is JSON on one.
+        """
+        line = command if isinstance(command, str) else json.dumps(command)
+        answer = self.process.ask(line, "^(done|error .*)$", self.ready_s)[0]
         if answer != "done":
             raise ValueError(answer)
 
