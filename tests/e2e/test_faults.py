@@ -83,16 +83,7 @@ def test_faults_are_named_once_and_harm_nothing_else(
         },
     )
     with Subscriber(broker.port, tmp_path) as subscriber, gateway:
-        for name, wanted in REFUSED.items():
-            _check_named(gateway, name, gateway.wait_state(name, "faulted"), wanted, ports[name])
-        for name, wanted in OFF.items():
-            _wait_attempts(gateway, name, 2)
-            _check_named(gateway, name, gateway.component(name), wanted, ports[name])
-        for name, wanted in FAULTY_TAGS.items():
-            _check_faulty_tag(gateway, name, gateway.wait_state(name, "degraded"), wanted)
-        assert gateway.health()["status"] == "degraded"
-        assert gateway.page("/health")[0] == 200
-
+        _check_all(gateway, ports)
         machine.set_value("Double", 4711.25)
         subscriber.wait_text("4711.25")
         assert set(values(subscriber.messages(), "meter", "good")) == {holding(7)}
@@ -115,6 +106,19 @@ def test_faults_are_named_once_and_harm_nothing_else(
     recorded = read_topic(f"{HOST}:{log_off.port}", topic)
     assert set(values(recorded, "meter", "good")) == {holding(7)}
     assert 4711.25 in values(recorded, "machine", "good"), "reported while the log was off"
+
+
+def _check_all(gateway: Gateway, ports: dict[str, int]) -> None:
+    """Each fault is named, and the gateway goes on."""
+    for name, wanted in REFUSED.items():
+        _check_named(gateway, name, gateway.wait_state(name, "faulted"), wanted, ports[name])
+    for name, wanted in OFF.items():
+        _wait_attempts(gateway, name, 2)
+        _check_named(gateway, name, gateway.component(name), wanted, ports[name])
+    for name, wanted in FAULTY_TAGS.items():
+        _check_faulty_tag(gateway, name, gateway.wait_state(name, "degraded"), wanted)
+    assert gateway.health()["status"] == "degraded"
+    assert gateway.page("/health")[0] == 200
 
 
 def _opcua(url: str, tags: dict[str, str]) -> dict[str, Any]:
