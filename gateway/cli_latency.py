@@ -15,9 +15,9 @@ BEGIN: Final = "<!-- made by: gateway latency --markdown docs/latency.md -->"
 END: Final = "<!-- end -->"
 COLUMNS: Final = ("p50", "p99", "p99.9", "max")
 LEGS: Final[Mapping[str, str]] = {
-    "source_to_received": "of it: machine -> gateway has received it",
-    "received_to_lane": "of it: -> in the route's memory",
-    "lane_to_ack": "-> acknowledged by the broker",
+    "source_to_received": "gateway: machine -> received",
+    "received_to_lane": "gateway: -> in the route's memory",
+    "lane_to_ack": "gateway: -> acknowledged by the broker",
 }
 
 
@@ -106,9 +106,10 @@ def _title(found: Mapping[str, Any]) -> str:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
-    yield "machine -> subscriber, by the floor (raw sockets)", _cells(found["floor"])
-    yield "machine -> subscriber, by the gateway", _cells(found["gateway"])
+    yield "machine -> subscriber: floor", _cells(found["floor"])
+    yield "machine -> subscriber: gateway", _cells(found["gateway"])
     yield "the gateway's more", _cells(found["difference"])
+    yield "the floor, before and after it, differs by", _cells(found["unrest"])
     for leg, words in LEGS.items():
         if leg in found["legs"]:
             yield words, _cells(found["legs"][leg])

@@ -33,6 +33,7 @@ FOUND: Mapping[str, Any] = {
     "floor": TIMES,
     "gateway": TIMES,
     "difference": TIMES,
+    "unrest": TIMES,
     "legs": {"received_to_lane": TIMES},
     "host": dict.fromkeys(host(), "x"),
 }
