@@ -1,6 +1,6 @@
 """The gateway's sending side over four private 5G links, as a table for the documents. Needs root (a namespace).
 
-    python -m benchmarks.link_profiles [--seconds 30] [--into docs/links.md]
+    python -m benchmarks.link_profiles [--seconds 30] [--into docs/latency.md]
 
 The links are emulated (tests/services/manner.py): delay, jitter, a Pareto tail, bursts of loss, rate and queue,
 handovers; no radio was measured. Round trip, jitter (mean difference of neighbours, as RFC 3550 has it) and loss: ICMP

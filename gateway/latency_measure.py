@@ -95,7 +95,7 @@ def measure(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         after = _floor(asked, url, broker, folder)
     floor = [*before, *after]
     return {
-        "rate": asked.rate,
+        "rate": round(len(ours) / asked.seconds, 1) if asked.opcua else asked.rate,
         "seconds": asked.seconds,
         "machine": asked.opcua or "asyncua on loopback",
         "broker": broker.kind,
