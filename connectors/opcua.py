@@ -249,8 +249,8 @@ class OpcUaSource:
         doubtful = self._directory.doubtful
         self._make.doubt([int(self._make.tag_ids[at]) for at, name in enumerate(self._names) if name in doubtful])
 
-    async def _created(self, new: range) -> None:
-        """There are items for tags that have become known: what the server says of them, what it does not filter."""
+    async def _created(self, new: Sequence[int]) -> None:
+        """There are items that were not there before: what the server says of them, what it does not filter."""
         assert self._link.items is not None
         if new:
             self._doubt()
@@ -349,7 +349,7 @@ class OpcUaSource:
         except TimeoutError:
             if retry_s is None or retry_s > wait_s:
                 self._silent(SILENCE_KEEP_ALIVES * link.items.keep_alive_s)
-            await link.retry()
+            await self._created(await link.retry())
             return iter(self._bad_rows())
         if body is None:
             return iter(self._bad_rows())

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from asyncua import Client, ua
 from asyncua.client.ua_session import UaSession
 
-from connectors import opcua_names, opcua_requests
+from connectors import opcua_names, opcua_requests, opcua_reverse
 from connectors.opcua_address import is_plain, path_text, with_uri
 from connectors.opcua_binary import Cursor, DecodeError
 from connectors.opcua_definitions import unit_of
@@ -37,7 +37,7 @@ from connectors.opcua_security import Access, refusal, secure
 from connectors.opcua_select import OpcUaSelect
 from connectors.opcua_servers import Server, identify
 from connectors.opcua_session import PublishSession
-from connectors.opcua_settings import OpcUaDevice
+from connectors.opcua_settings import OpcUaDevice, OpcUaReverse
 from connectors.opcua_types import Types
 from connectors.opcua_walk import Progress
 from pipelines.batch import ARRAY, GOOD, Kind
@@ -107,32 +107,53 @@ class Seen:
 
 
 @asynccontextmanager
-async def session(url: str, access: Access, data_dir: Path) -> AsyncIterator[Client]:
+async def session(
+    url: str, access: Access, data_dir: Path, reverse: OpcUaReverse | None = None
+) -> AsyncIterator[Client]:
     """A session to look around in, or for commands; `client.uaclient.session` is a PublishSession.
 
-    Raises NotConnected, Permanent with one clear line.
+    With `reverse` the server's call is waited for, at `url`. Raises NotConnected, Permanent with one clear line.
     """
-    client = ResumingClient(url, TIMEOUT_S, None, _log)
-    opened = client.uaclient.session = PublishSession(client.uaclient, SystemClock(), TIMEOUT_S)
+    async with _calls(url, access, reverse) as calls:
+        client = ResumingClient(reverse.endpoint if reverse else url, TIMEOUT_S, None, _log, calls)
+        opened = client.uaclient.session = PublishSession(client.uaclient, SystemClock(), TIMEOUT_S)
+        try:
+            await secure(client, data_dir, access)
+            await client.connect()
+            opened.request_bytes_max = client.request_bytes_max
+        except ua.UaStatusCodeError as error:
+            client.disconnect_socket()
+            raise NotConnected(f"{url}: {refusal(error) or error}") from error
+        except (OSError, TimeoutError, ua.UaError) as error:
+            client.disconnect_socket()
+            raise NotConnected(f"{url}: {str(error) or f'no answer within {TIMEOUT_S:g} s'}") from error
+        except BaseException:
+            client.disconnect_socket()
+            raise
+        try:
+            yield client
+        except (ServiceError, DecodeError, TimeoutError, OSError, ua.UaError) as error:
+            raise NotConnected(f"{url}: {reason(error)}") from error
+        finally:
+            await client.disconnect()
+
+
+@asynccontextmanager
+async def _calls(url: str, access: Access, reverse: OpcUaReverse | None) -> AsyncIterator[opcua_reverse.Calls | None]:
+    """Those of a server that dials; None of one that is dialled."""
+    if reverse is None:
+        yield None
+        return
     try:
-        await secure(client, data_dir, access)
-        await client.connect()
-        opened.request_bytes_max = client.request_bytes_max
-    except ua.UaStatusCodeError as error:
-        client.disconnect_socket()
-        raise NotConnected(f"{url}: {refusal(error) or error}") from error
-    except (OSError, TimeoutError, ua.UaError) as error:
-        client.disconnect_socket()
-        raise NotConnected(f"{url}: {str(error) or f'no answer within {TIMEOUT_S:g} s'}") from error
-    except BaseException:
-        client.disconnect_socket()
-        raise
+        calls = await opcua_reverse.expect(url, reverse.server, reverse.endpoint, access.network)
+    except OSError as error:
+        raise NotConnected(
+            f"{url}: cannot listen there ({(error.strerror or str(error)).lower()}): does a gateway that runs do so?"
+        ) from error
     try:
-        yield client
-    except (ServiceError, DecodeError, TimeoutError, OSError, ua.UaError) as error:
-        raise NotConnected(f"{url}: {reason(error)}") from error
+        yield calls
     finally:
-        await client.disconnect()
+        calls.close()
 
 
 async def resolved(client: Client, device: OpcUaDevice) -> tuple[dict[str, str], dict[str, str]]:

@@ -70,6 +70,11 @@ class MonitoredItems:
         return self._resolved.nodes
 
     @property
+    def bad(self) -> frozenset[int]:
+        """The indexes of the items that `retry` would create again."""
+        return frozenset(self._bad)
+
+    @property
     def keep_alive_s(self) -> float:
         """Nothing at all for longer than this is a sign of trouble."""
         return max([1.0, *(subscription.keep_alive_s for subscription in self.subscriptions)])

@@ -170,11 +170,13 @@ class Link:
         """Instead of `other`, to another server: what that one has on disk is of no use."""
         self._loaded = other._loaded
 
-    async def retry(self) -> None:
-        """Bad items again, at what their addresses mean by now. Raises what requests raise."""
-        assert self.session is not None
+    async def retry(self) -> Sequence[int]:
+        """Bad items again, at what their addresses mean by now; those that are good now. Raises what requests raise."""
+        assert self.session is not None and self.items is not None
+        bad = self.items.bad
         await self.directory.resolve_missing(self.session.request)
         await self.with_items(MonitoredItems.retry)
+        return sorted(bad - self.items.bad)
 
     async def with_items(self, change: Callable[[MonitoredItems], Awaitable[None]]) -> None:
         """Takes the directory as it is now, has `change` done, and keeps what has come of it. Raises like `change`."""

@@ -12,6 +12,7 @@ new subscription, filled from history or in the ledger. The mode says how the ot
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -25,7 +26,7 @@ from connectors.opcua_resume import Log
 from connectors.opcua_security import Access
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
-from pipelines.clock import Clock
+from pipelines.clock import Clock, SystemClock
 from pipelines.errors import NotConnected, Permanent, Transient
 
 SERVICE_LEVEL: Final = 2267
@@ -180,6 +181,12 @@ class Servers:
     def _note(self, url: str, level: object) -> None:
         """A server that does not say has the level that the standard gives to one without redundancy."""
         self._levels[url] = level if isinstance(level, int) else 255
+
+
+async def fittest(settings: OpcUaDevice, data_dir: Path) -> str:
+    """The server for one session. Raises like `Servers.choose`."""
+    log = logging.LoggerAdapter(logging.getLogger(__name__), {})
+    return await Servers(settings, data_dir, SystemClock(), log).choose()
 
 
 async def _leave(stack: AsyncExitStack, client: Client) -> None:

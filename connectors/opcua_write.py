@@ -18,6 +18,7 @@ from asyncua import Client, Node, ua
 from asyncua.common.ua_utils import data_type_to_variant_type, get_base_data_type
 
 from connectors.opcua_browse import resolved, session
+from connectors.opcua_redundancy import fittest
 from connectors.opcua_requests import status_name
 from connectors.opcua_security import Access
 from connectors.opcua_settings import OpcUaDevice, OpcUaTag
@@ -112,9 +113,9 @@ class OpcUaWriter:
     async def _asking(self) -> AsyncIterator[Client]:
         """A session to ask with: connected where it is not. What fails in it is mapped: nothing was changed."""
         if self._client is None:
-            self._client = await self._stack.enter_async_context(
-                session(self._settings.opcua, Access.of(self._settings), self._data_dir)
-            )
+            url, settings = await fittest(self._settings, self._data_dir), self._settings
+            opened = session(url, Access.of(settings), self._data_dir, settings.reverse)
+            self._client = await self._stack.enter_async_context(opened)
             self._nodes = {}, {}
         try:
             if not self._nodes[0]:

@@ -127,10 +127,13 @@ def _select(
 
 async def _browse(settings: OpcUaDevice, name: str, select: OpcUaSelect, data_dir: Path, output: _Output) -> None:
     from connectors.opcua_browse import browse, publishing, session
+    from connectors.opcua_redundancy import fittest
     from connectors.opcua_security import Access
 
-    url = settings.servers[0]
-    async with session(url, Access.of(settings, name), data_dir) as client:
+    url, reverse = await fittest(settings, data_dir), settings.reverse
+    if reverse:
+        complain(f"{url}: waits for a call from {reverse.server}")
+    async with session(url, Access.of(settings, name), data_dir, reverse) as client:
         opened = publishing(client)
         found, missing = await browse(opened, select, _progress)
         complain(*(f"{name}: {why}" for name, why in missing.items()))

@@ -12,6 +12,7 @@ from asyncua import Server, ua
 from connectors import opcua_redundancy
 from connectors.opcua import OpcUaSource
 from connectors.opcua_settings import OpcUaDevice
+from connectors.opcua_write import OpcUaWriter
 from pipelines.errors import NotConnected, Transient
 from pipelines.gaps import Reason
 from tests.conftest import made
@@ -109,6 +110,16 @@ async def test_one_that_is_off_is_no_reason_to_wait(node: NodeOpcua, source: Mak
     assert f"uses {node.url}" in press.info and f"{off} does not answer" in press.info
     with pytest.raises(NotConnected, match=off):
         await within(source([off, f"opc.tcp://{HOST}:{free_port()}"], TAGS).connect([]))
+
+
+async def test_commands_go_to_the_one_that_is_fit(node: NodeOpcua, tmp_path: Path) -> None:
+    """The first of the set is off."""
+    node.bind(LEVEL, "Byte", 255)
+    node.set_value("Double", 4.5)
+    urls = [f"opc.tcp://{HOST}:{free_port()}", node.url]
+    writer = OpcUaWriter(OpcUaDevice.model_validate({"opcua": urls, "security": "none", "tags": TAGS}), tmp_path)
+    assert await writer.read("x") == 4.5
+    await writer.close()
 
 
 async def test_a_killed_server_costs_a_gap_that_is_in_the_ledger(second: Server, tmp_path: Path) -> None:

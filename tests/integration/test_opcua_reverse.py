@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import socket
 import struct
@@ -14,10 +15,12 @@ import pytest
 
 from connectors import opcua_reverse
 from connectors.opcua_reverse import reverse_hello
+from gateway.cli import main
 from pipelines.errors import NotConnected, Permanent
 from tests.conftest import made
 from tests.contract.source_suite import within
 from tests.integration.opcua_plant import Make, values
+from tests.integration.test_opcua_browse import file_with
 from tests.services.node_opcua import NodeOpcua
 from tests.services.ports import HOST, free_port
 
@@ -88,6 +91,22 @@ async def test_secured_like_any_other(server: NodeOpcua, port: int, source: Make
     shutil.move(pending, tmp_path / "pki" / "trusted")
     await within(press.connect([]))
     assert len(await values(press, 1)) == 1
+
+
+def test_browse_waits_for_the_call(
+    server: NodeOpcua, port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`gateway browse FILE` of such a device; where something else listens there, one line says so."""
+    reverse = f"reverse: {{server: {URI}, endpoint: {server.url}}}"
+    file = file_with(tmp_path, f"opc.tcp://{HOST}:{port}", f"{reverse}\n    tags: {{x: ns=1;s=Double}}")
+    server.set_value("Double", 3.5)
+    assert main(["browse", file, "--include", "Double", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["value"] == "3.5" and f"waits for a call from {URI}" in told.err
+    with socket.create_server((HOST, free_port())) as taken:
+        listen = f"opc.tcp://{HOST}:{taken.getsockname()[1]}"
+        assert main(["browse", file_with(tmp_path, listen, f"{reverse}\n    tags: {{x: ns=1;s=Double}}")]) == 1
+    assert f"{listen}: cannot listen there" in capsys.readouterr().err
 
 
 async def test_strangers_are_turned_away(

@@ -18,7 +18,7 @@ from connectors.opcua_settings import OpcUaDevice
 from pipelines.clock import SystemClock
 from pipelines.gaps import Reason
 from pipelines.tags import TagTable
-from tests.contract.source_suite import DEADLINE_S, within
+from tests.contract.source_suite import DEADLINE_S, settled, within
 from tests.integration.opcua_plant import empty_server
 from tests.integration.opcua_rig import Rig
 from tests.services.milo import Group, Milo
@@ -165,6 +165,20 @@ async def test_every_form_of_address(server: Server, collected: Make) -> None:
     await add(server, "Forms", "Later", 9.0)
     await press.until(lambda: press.values.get("later") == 9.0)
     assert "later" not in press.source.faults
+
+
+async def test_a_node_that_comes_later_has_its_unit_at_once(server: Server, collected: Make) -> None:
+    """In the session in which its address begins to mean something."""
+    press = collected(url(server), tags={"later": "/Objects/Oven/Heat", "now": "ns=2;s=Press.Temp"})
+    await press.connect()
+    await press.until_tags("now")
+    oven = await server.nodes.server.add_object(ua.NodeId("Oven", 2), "2:Oven")
+    heat = await oven.add_variable(ua.NodeId("Oven.Heat", 2), "2:Heat", 180.5)
+    degree = ua.EUInformation("http://www.opcfoundation.org/UA/units/un/cefact", 4408652, ua.LocalizedText("°C"))
+    await heat.add_property(ua.NodeId("Oven.Heat.Unit", 2), "0:EngineeringUnits", degree)
+    await server.nodes.objects.add_reference(oven, ua.ObjectIds.Organizes)
+    await press.until(lambda: press.values.get("later") == 180.5)
+    assert await settled(lambda: [tag.unit for tag in press.tags if tag.name == "later"] == ["°C"])
 
 
 async def test_an_index_that_has_moved_is_followed(collected: Make) -> None:
