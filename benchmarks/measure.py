@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any, Literal, ParamSpec, TypeVar
 
-import uvloop
+from connectors.network import new_loop
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def in_child(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 def on_loop(main: Coroutine[Any, Any, T]) -> T:
     """Runs it on uvloop, as the gateway does."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(main)
 
 

@@ -44,6 +44,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from connectors.kafka_batches import Part
 from connectors.kafka_errors import TOO_LARGE, BatchTooLarge, greeting_failed, mapped
 from connectors.kafka_settings import KafkaTarget
+from connectors.network import over
 from connectors.tcp import notice_dead_peer
 from pipelines.errors import GatewayError, NotConnected, Permanent
 
@@ -327,7 +328,8 @@ class Session:
         connect = client._get_conn
 
         async def watched(node_id: Any, **options: Any) -> Any:
-            link = await connect(node_id, **options)
+            with over(self._target.network.network):
+                link = await connect(node_id, **options)
             if link is not None and link not in self._links and link._writer is not None:
                 self._links.add(link)
                 self._watch(link)
@@ -374,7 +376,8 @@ class Session:
         raise NotConnected("; ".join(map(str, failures)))
 
     async def _first_metadata(self, host: str, port: int) -> None:
-        connection = await create_conn(host, port, **self._options)
+        with over(self._target.network.network):
+            connection = await create_conn(host, port, **self._options)
         notice_dead_peer(connection._writer.get_extra_info("socket"), self._target.ack_timeout)
         try:
             metadata = await connection.send(MetadataRequest([]))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema, model_validator
 
+from connectors.network_settings import AS_IT_IS, NetworkSettings
 from connectors.payload import FormatName
 from connectors.tls_settings import TlsSettings
 from pipelines.quantities import Duration, Settings, Size, duration_ns, size_bytes
@@ -149,6 +150,7 @@ class KafkaTarget(Settings):
     tls: TlsSettings | None = Field(
         None, description="Encryption; `tls: {}` trusts the host's own authorities. Without it nothing is encrypted."
     )
+    network: NetworkSettings = Field(AS_IT_IS, description="Interface, source address and DSCP of its connections.")
 
     @model_validator(mode="after")
     def _check(self) -> KafkaTarget:

@@ -26,7 +26,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from connectors.modbus_follow import Follower
@@ -43,7 +42,7 @@ from pipelines.batch import Batch
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import Corrupt, NotConnected
-from pipelines.gaps import Gap, Ledger, NoLedger, Reason
+from pipelines.gaps import Ledger, NoLedger
 from pipelines.tags import Tag, TagTable
 
 SILENT_CYCLES_MAX = 3
@@ -198,8 +197,7 @@ class ModbusSource:
         if change:
             self._log.warning("the device is another than before, its tags follow: %s", change.text)
             now_ns = self._clock.wall_ns()
-            gap = Gap(Reason.MAP_CHANGED, self.name, "", change.tags, self._read_ns or now_ns, now_ns, 0)
-            self._ledger.note(replace(gap, detail=change.text))
+            self._ledger.note(change.gap(self.name, self._read_ns or now_ns, now_ns))
         return True
 
     def _replan(self, poll: Poll) -> None:

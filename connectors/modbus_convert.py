@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from connectors.modbus_decode import BAD_NO_DATA
 from connectors.modbus_plan import Point
-from pipelines.batch import GOOD, Batch, Flag, Kind
-
-UNCERTAIN: Final = 0x4000_0000
+from connectors.profile_doubt import doubted
+from pipelines.batch import Batch, Kind
 
 
 class Meaning(NamedTuple):
@@ -61,8 +60,7 @@ class Conversion:
         absent = self._known & (batch.status == BAD_NO_DATA)
         status, flags = batch.status, batch.flags
         if self._uncertain.any():
-            flags = flags | np.where(self._uncertain, np.uint8(Flag.PROFILE_UNCERTAIN), np.uint8(0))
-            status = np.where(self._uncertain & (status == GOOD), np.uint32(UNCERTAIN), status)
+            status, flags = doubted(self._uncertain, status, flags)
         whole = replace(batch, value=value, kind=kind, status=status, flags=flags, extra=extra)
         delivered = ~(absent & self._was_absent)
         self._was_absent = absent

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import isnan
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,9 @@ NUMBERS = frozenset(NUMBER_TYPES)
 _ROW_ORDER = {kind: at for at, kind in enumerate(sorted(DataType, key=lambda kind: kind not in NUMBERS))}
 _BYTE, _FLOAT16, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float16), np.dtype(np.float32)
 _INT64, _UINT64 = np.dtype(np.int64), np.dtype(np.uint64)
+_EXACT = frozenset(np.dtype(kind) for kind in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.float64))
+"""Every number of these is a float64."""
+NOTHING_BAD: Mapping[int, int] = MappingProxyType({})
 _BCD = frozenset({DataType.BCD16, DataType.BCD32})
 _TEN = 10.0 ** np.arange(SCALE_MAX + 1)
 _NATIVE_LITTLE = sys.byteorder == "little"
@@ -181,6 +185,14 @@ class Layout:
             self._add(start, run)
         self._sentinels = _Sentinels(placed)
         self._scaling = _Scaling(placed, scales, len(self.points))
+        self._only = self._all_in_one(scales)
+
+    def _all_in_one(self, scales: Sequence[_Placed]) -> _Numbers | None:
+        """What reads all there is, where nothing but its conversion to float64 is to be done; None: there is more."""
+        if len(self._numbers) != 1 or self._bits or self._singles or scales or self._size > self.present:
+            return None
+        [one] = self._numbers
+        return None if one.bcd or one.dtype not in _EXACT or self._sentinels.some else one
 
     def _add(self, row: int, placed: Sequence[_Placed]) -> None:
         """Rows of one type, from `row` on."""
@@ -203,6 +215,8 @@ class Layout:
     def decode(self, replies: Sequence[bytes]) -> Rows:
         """Data bytes of each block's reply, in the order of the blocks, each `reply_bytes` long -> the rows' values."""
         data = replies[0] if len(replies) == 1 else b"".join(replies)
+        if self._only is not None:
+            return Rows(self._only.column(data).astype(np.float64), None, NOTHING_BAD)
         value = np.empty(self._size)
         extra: Extra = {}
         bad: dict[int, int] = {}
@@ -245,6 +259,8 @@ class _Sentinels:
             for row, one in enumerate(placed)
             if any(map(_only_in_extra, one.point.invalid))
         }
+        self.some = bool(len(self._rows) or len(self._nan_rows) or self._exact)
+        """There are any."""
 
     def find(self, value: npt.NDArray[np.float64], extra: Extra, bad: dict[int, int]) -> None:
         if len(self._rows):

@@ -15,8 +15,6 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -32,9 +30,9 @@ from connectors.modbus_identify import (
     with_former,
 )
 from connectors.modbus_link import ModbusLink
-from connectors.modbus_profile import Chain, MappedTag, ModbusProfile, Polling, RegisterMap, parsed, resolve
+from connectors.modbus_profile import Chain, MappedTag, ModbusProfile, Polling, RegisterMap, resolve
 from connectors.modbus_settings import ModbusDevice
-from connectors.profile import AUTO, OWN_PROFILES, Condition, ProfileError, profile_files, raw_profile
+from connectors.profile import AUTO, Change, Condition, ProfileError, load_profile, load_profiles, profile_files
 from pipelines.errors import NotConnected, Permanent
 from pipelines.files import RealFiles, replace_file
 from pipelines.tags import Tag, TagTable
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "modbus"
 FORMAT: Final = 1
-_CHANGED_SHOWN_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,40 +60,6 @@ class Identity:
         return described(self.facts) or "a device that tells nothing of itself"
 
 
-@lru_cache(maxsize=8)
-def load_profiles(data_dir: Path | None = None) -> dict[str, ModbusProfile]:
-    """Every profile by name; the user's own take the place of shipped ones. Read once. Raises ProfileError."""
-    known = profile_files("modbus", data_dir / OWN_PROFILES if data_dir else None)
-    mine = [name for name, file in known.items() if raw_profile(file, known).get("protocol") != "opcua"]
-    return {name: _loaded(name, known) for name in mine}
-
-
-def load_profile(name: str, data_dir: Path | None = None) -> ModbusProfile:
-    """Raises ProfileError where there is none of that name, or it is wrong."""
-    known = profile_files("modbus", data_dir / OWN_PROFILES if data_dir else None)
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        meant = f": did you mean `{near[0]}`?" if near else "; `gateway profile ls` lists them"
-        raise ProfileError(f"there is no profile `{name}`{meant}")
-    return _loaded(name, known)
-
-
-def _loaded(name: str, known: Mapping[str, Any]) -> ModbusProfile:
-    profile = parsed(raw_profile(known[name], known), known[name])
-    if profile.profile != name:
-        raise ProfileError(f"{known[name]}: it calls itself `{profile.profile}`: a profile has its file's name")
-    return profile
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Another map than before."""
-
-    text: str
-    tags: tuple[str, ...]
-    """Those that are not what they were, or are not there any more, or were not there before."""
-
-
 class Follower:
     """`map` is what the source reads by; None until it is known."""
 
@@ -109,7 +72,7 @@ class Follower:
         self._log = log
         self._data_dir = data_dir
         self._path = data_dir / FOLDER / f"{device}.json"
-        self._profiles: dict[str, ModbusProfile] = {}
+        self._profiles: Mapping[str, ModbusProfile] = {}
         self._described: dict[str, list[Any]] = {}
         self._remember()
 
@@ -201,12 +164,12 @@ class Follower:
     def _mapped(self, identity: Identity) -> RegisterMap:
         return resolve(self._profiles[identity.profile], identity.facts, identity.chain)
 
-    def _load(self) -> dict[str, ModbusProfile]:
+    def _load(self) -> Mapping[str, ModbusProfile]:
         try:
             wanted = self._settings.profile or AUTO
             if wanted != AUTO:
-                return {wanted: load_profile(wanted, self._data_dir)}
-            return load_profiles(self._data_dir)
+                return {wanted: load_profile(ModbusProfile, wanted, self._data_dir)}
+            return load_profiles(ModbusProfile, self._data_dir)
         except ProfileError as error:
             raise Permanent(str(error)) from error
 
@@ -262,7 +225,7 @@ def planned_map(settings: ModbusDevice) -> RegisterMap | None:
     if settings.profile is None or settings.profile not in profile_files("modbus"):
         return None
     facts = {"firmware": settings.firmware} if settings.firmware else {}
-    return resolve(load_profile(settings.profile), facts)
+    return resolve(load_profile(ModbusProfile, settings.profile), facts)
 
 
 async def ask(interview: Interview, profile: ModbusProfile) -> tuple[dict[str, str], Chain]:
@@ -318,11 +281,7 @@ def _change(before: Identity, old: RegisterMap, now: Identity, new: RegisterMap)
     names = changed_tags(old, new)
     if not names and before.profile == now.profile and old.poll == new.poll:
         return None
-    more = len(names) - _CHANGED_SHOWN_MAX
-    listed = ", ".join(names[:_CHANGED_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
-    profiles = "" if before.profile == now.profile else f"profile {before.profile} -> {now.profile}, "
-    text = f"{before.shown} -> {now.shown}: {profiles}{listed or 'how it is asked'} changed"
-    return Change(text, tuple(names))
+    return Change.of((before.shown, now.shown), (before.profile, now.profile), names, "how it is asked")
 
 
 def changed_tags(old: RegisterMap, new: RegisterMap) -> list[str]:

@@ -16,23 +16,18 @@ A device that is not itself (starting up, in stop, with another program) refuses
 the device answered another read in the same cycle, and what was once read is no hole: it is tried again
 after a back-off. All is forgotten when the address, the tags or the device's identity change.
 
-`data_dir/modbus-holes/<device>.json`: one JSON object behind its CRC-32, written anew as a whole; a damaged one is as
-good as none.
+`data_dir/modbus-holes/<device>.json`: see `pipelines/json_file.py`; a damaged one is as good as none.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
-
 from connectors.modbus_plan import Known, Point, Range, Table
-from pipelines.errors import Corrupt
-from pipelines.files import RealFiles, replace_file
+from pipelines.json_file import JsonFile
 
 FORMAT: Final = 1
 FOLDER: Final = "modbus-holes"
@@ -130,51 +125,35 @@ class HoleFile:
     """The file of one device. Its methods wait for the disk."""
 
     def __init__(self, data_dir: Path, device: str) -> None:
-        self.path = data_dir / FOLDER / f"{device}.json"
-        self._files = RealFiles()
+        self._file = JsonFile(data_dir / FOLDER / f"{device}.json", FORMAT)
+        self.path = self._file.path
 
     def load(self, fingerprint: str, identity: str | None = None) -> Known:
         """What was saved for just this; nothing where it was for another. `identity` None: whoever it is.
 
         Raises Corrupt, OSError.
         """
-        try:
-            checksum, _, body = self._files.read(self.path).partition(b"\n")
-        except FileNotFoundError:
-            return Known()
-        if checksum != _checksum(body):
-            raise Corrupt(f"{self.path} is damaged")
-        try:
-            packed = orjson.loads(body)
-            if packed["format"] != FORMAT:
-                raise Corrupt(f"{self.path} was written by another version")
-            same = packed["fingerprint"] == fingerprint and identity in (None, packed["identity"])
-            return _unpacked(packed) if same else Known()
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Corrupt(f"{self.path} cannot be understood: {error!r}") from error
+
+        def understood(content: Mapping[str, Any]) -> Known:
+            same = content["fingerprint"] == fingerprint and identity in (None, content["identity"])
+            return _unpacked(content) if same else Known()
+
+        return self._file.load(understood) or Known()
 
     def save(self, fingerprint: str, identity: str, known: Known) -> None:
         """Raises OSError; then what was saved before is still there."""
-        body = orjson.dumps(
-            {
-                "format": FORMAT,
-                "fingerprint": fingerprint,
-                "identity": identity,
-                "holes": [[hole.table.word, hole.start, hole.stop] for hole in known.refused],
-                "limits": {table.word: limit for table, limit in known.limits.items()},
-            }
-        )
-        self._files.make_folder(self.path.parent)
-        replace_file(self._files, self.path, _checksum(body) + b"\n" + body)
+        content = {
+            "fingerprint": fingerprint,
+            "identity": identity,
+            "holes": [[hole.table.word, hole.start, hole.stop] for hole in known.refused],
+            "limits": {table.word: limit for table, limit in known.limits.items()},
+        }
+        self._file.save(self._file.pack(content))
 
 
 def _unpacked(packed: Mapping[str, Any]) -> Known:
     holes = tuple(Range(_TABLES[word], int(start), int(stop)) for word, start, stop in packed["holes"])
     return Known(holes, {_TABLES[word]: int(limit) for word, limit in packed["limits"].items()})
-
-
-def _checksum(body: bytes) -> bytes:
-    return f"{zlib.crc32(body):08x}".encode()
 
 
 def describe_known(known: Known, points: Iterable[Point], path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from connectors.modbus_url import Manners, ModbusUrl
 from connectors.modbus_wire import Exchange, Wire, os_error_text
 from connectors.modbus_wire_rtu import Owed, RtuWire, SerialWire
 from connectors.modbus_wire_tcp import TcpWire, UdpWire
+from connectors.network import over
 from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.clock import Clock
 from pipelines.counters import Counters
@@ -144,17 +145,24 @@ class Line:
             SerialTransport(open_port(self._url.host, self._url.serial), wire)
             return
         host, port = self._url.host, self._url.port
-        if self._url.scheme == "udp":
-            await wire.loop.create_datagram_endpoint(lambda: wire, remote_addr=(host, port))
-            return
-        transport, _ = await wire.loop.create_connection(lambda: wire, host, port, ssl=self._tls())
+        with over(self._newest.network):
+            if self._url.scheme == "udp":
+                await wire.loop.create_datagram_endpoint(lambda: wire, remote_addr=(host, port))
+                return
+            transport, _ = await wire.loop.create_connection(lambda: wire, host, port, ssl=self._tls())
         notice_dead_peer(transport.get_extra_info("socket"), int(MACHINE_PATIENCE * timeout_s * 1e9))
 
     def _tls(self) -> ssl.SSLContext | None:
         if self._url.scheme != "tls":
             return None
+        tls = self._newest.tls
+        return tls.context() if tls else ssl.create_default_context()
+
+    @property
+    def _newest(self) -> Manners:
+        """Those of who joined last."""
         [*_, manners] = self._users.values()
-        return manners.tls.context() if manners.tls else ssl.create_default_context()
+        return manners
 
     def _behave(self) -> None:
         """As the most careful of the users wants it."""

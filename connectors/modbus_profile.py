@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from connectors.modbus_convert import Meaning
 from connectors.modbus_plan import REGISTERS_MAX, DataType, Point, WordOrder, scaled_by
@@ -21,17 +20,14 @@ from connectors.modbus_register import parse_point, parse_range, parse_register
 from connectors.modbus_settings import ModbusDevice, WordOrderName
 from connectors.modbus_url import Manners
 from connectors.profile import (
-    VERSIONS,
     Condition,
     Facts,
     ProfileBase,
-    ProfileError,
-    bounds,
     checked_condition,
+    doubts,
     fits,
-    in_range,
     merged,
-    version,
+    versions,
 )
 from pipelines.quantities import Duration, Settings
 
@@ -205,25 +201,20 @@ class ModbusProfile(ProfileBase):
     protocol: Literal["modbus"] = Field(description="What the device speaks.")
     word_order: WordOrderName = Field("big", description="Order of words and bytes in values of several registers.")
     identify: list[Probe] = Field([], description="Asked in this order when the device is connected.")
-    covers: Condition = Field(
-        {},
-        description="Versions that the sources speak of: `{firmware: '>=1.0, <1.3'}`. Outside of them the nearest map "
-        "is used and flagged uncertain.",
-    )
     poll: Polling = Field(Polling.model_validate({}), description="How the device wants to be asked.")
     tags: dict[str, Annotated[ProfileTag, BeforeValidator(_as_register)]] = Field({}, description="Its values.")
     overrides: list[Override] = Field([], description="Differences, applied in this order.")
     sunspec: list[SunSpecModel] = Field([], description="The SunSpec models whose points become tags.")
 
-    @field_validator("covers")
-    @classmethod
-    def _condition(cls, covers: Condition) -> Condition:
-        return checked_condition(covers)
+    @property
+    def conditions(self) -> list[Condition]:
+        """On which something differs."""
+        return [override.when for override in self.overrides]
 
     @model_validator(mode="after")
     def _branches(self) -> Self:
         """Every version's map is made once: a wrong register or name in an override is found when the file is read."""
-        for facts in _versions(self, {}):
+        for facts in versions(self.covers, self.conditions, {}):
             _mapped(self, facts)
         for override in self.overrides:
             for name, tag in override.tags.items():
@@ -231,16 +222,6 @@ class ModbusProfile(ProfileBase):
                 if unit is not None and name in self.tags and unit != self.tags[name].unit:
                     raise ValueError(f"tag {name}: an override cannot change its unit: give the new one another name")
         return self
-
-
-def parsed(content: dict[str, Any], place: object) -> ModbusProfile:
-    """A profile from plain data. Raises ProfileError, one line."""
-    try:
-        return ModbusProfile.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ProfileError(f"{place}: {where + ': ' if where else ''}{first['msg']}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,47 +254,15 @@ class Chain:
 
 def resolve(profile: ModbusProfile, facts: Facts, chain: Chain = Chain()) -> RegisterMap:
     """What is known of one device -> its map."""
-    found = [_mapped(profile, known) for known in _versions(profile, facts)]
+    found = [_mapped(profile, known) for known in versions(profile.covers, profile.conditions, facts)]
     oldest = found[0]
-    why, doubtful = "", set[str]()
-    if len(found) > 1:
-        doubtful = {name for name, tag in oldest.tags.items() if any(other.tags.get(name) != tag for other in found)}
-        missing = ", ".join(name for name in _versioned(profile) if not facts.get(name))
-        why = f"the device does not tell its {missing}: the oldest map is used" if doubtful else ""
-    elif outside := [name for name, wanted in profile.covers.items() if not fits({name: wanted}, facts)]:
-        doubtful = set(oldest.tags)
-        said = ", ".join(f"{name} {facts.get(name)} ({profile.covers[name]})" for name in outside)
-        why = f"the profile does not cover {said}: the nearest map is used"
+    doubtful, why = doubts(profile.covers, profile.conditions, facts, [one.tags for one in found])
     tags = {name: _flagged(tag) if name in doubtful else tag for name, tag in oldest.tags.items()}
     return RegisterMap({**tags, **dict(_sunspec_tags(profile, chain))}, oldest.poll, why)
 
 
 def _flagged(tag: MappedTag) -> MappedTag:
     return MappedTag(tag.point, tag.meaning._replace(uncertain=True), tag.unit, tag.names, tag.bits)
-
-
-def _versioned(profile: ModbusProfile) -> list[str]:
-    """The versions that matter."""
-    named = [*profile.covers, *(name for override in profile.overrides for name in override.when)]
-    return [name for name in dict.fromkeys(named) if name in VERSIONS]
-
-
-def _versions(profile: ModbusProfile, facts: Facts) -> Iterator[Facts]:
-    """`facts`, with each version that is not known filled in by every one at which something changes, oldest first."""
-    missing = [name for name in _versioned(profile) if not facts.get(name)]
-    choices = [_thresholds(profile, name) for name in missing]
-    for combination in product(*choices):
-        yield {**facts, **dict(zip(missing, combination, strict=True))}
-
-
-def _thresholds(profile: ModbusProfile, name: str) -> list[str]:
-    """Oldest first: one version below every bound, then one at each and one above it, within what is covered."""
-    conditions = [profile.covers, *(override.when for override in profile.overrides)]
-    texts = [wanted for condition in conditions if isinstance(wanted := condition.get(name), str) and wanted]
-    known = sorted({bound for text in texts for _, bound in bounds(text)}, key=version)
-    every = ["0", *(sample for bound in known for sample in (bound, f"{bound}.1"))]
-    covered = profile.covers.get(name)
-    return [one for one in every if not isinstance(covered, str) or in_range(one, covered)] or every
 
 
 def _mapped(profile: ModbusProfile, facts: Facts) -> RegisterMap:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from connectors.modbus_plan import DATE_TIMES, REGISTERS_MAX, DataType, Point, Range, WordOrder, scaled_by
 from connectors.modbus_register import parse_encoding, parse_point, parse_range, parse_register
 from connectors.modbus_url import Manners, ModbusUrl, parse_url
+from connectors.network_settings import AS_IT_IS, NetworkSettings
 from connectors.tls_settings import TlsSettings
 from pipelines.commands import Writing
 from pipelines.quantities import Duration, Settings, duration_ns
@@ -153,6 +154,11 @@ class ModbusDevice(Settings):
     tls: TlsSettings | None = Field(
         None, description="Certificates of `tls://`; most such devices want the gateway's own (`cert` and `key`)."
     )
+    network: NetworkSettings = Field(
+        AS_IT_IS,
+        description="Interface, source address and DSCP of the connection. On a shared connection that of "
+        "whoever connects last.",
+    )
     every: Duration = Field(duration_ns("1s"), gt=0, description="Poll period.")
     timeout: Duration = Field(
         duration_ns("1s"),
@@ -219,6 +225,8 @@ class ModbusDevice(Settings):
             raise ValueError("pipeline: serial frames have no transaction id: one request at a time")
         if self.echo and not self.url.rtu:
             raise ValueError("echo: only serial frames (rtu://, rtu+tcp://) can come back")
+        if self.network.network and self.url.serial:
+            raise ValueError("network: a serial port has none")
         if self.tls and self.url.scheme != "tls":
             raise ValueError("tls: the address says otherwise: write tls://host:802")
         return self
@@ -247,7 +255,9 @@ class ModbusDevice(Settings):
     @property
     def manners(self) -> Manners:
         """How the line is treated."""
-        return Manners(self.connection == "shared", self.pipeline, self.pause, self.echo, self.tls)
+        return Manners(
+            self.connection == "shared", self.pipeline, self.pause, self.echo, self.tls, self.network.network
+        )
 
     @property
     def holes(self) -> list[Range]:

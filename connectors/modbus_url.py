@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from connectors.network import PLAIN, Network
 from connectors.tls_settings import TlsSettings
 
 PORTS: Final[Mapping[str, int]] = {"tcp": 502, "rtu+tcp": 502, "udp": 502, "tls": 802}
@@ -60,6 +61,7 @@ class Manners:
     echo: bool = False
     """What is sent comes back before the reply."""
     tls: TlsSettings | None = None
+    network: Network = PLAIN
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from connectors.modbus_frames import BAD_COMMUNICATION_ERROR, Query, Reply, RequestFailed
 from connectors.modbus_url import Manners
+from connectors.network import NetworkRefused
 from pipelines.batch import BAD_TIMEOUT
 from pipelines.clock import Clock
 from pipelines.counters import Counters
@@ -31,6 +32,8 @@ from pipelines.errors import NotConnected
 
 class Exchange:
     """The requests of one poll cycle on their way, and the replies so far, in their order."""
+
+    __slots__ = ("_before_ns", "asked", "counters", "done", "dropped", "missing", "queries", "replies", "timeout_s")
 
     def __init__(self, queries: Sequence[Query], timeout_s: float, before_ns: int, counters: Counters) -> None:
         self.queries = queries
@@ -256,6 +259,8 @@ def without_values(query: Query, clock: Clock, failure: RequestFailed) -> Reply:
 
 def os_error_text(error: Exception) -> str:
     """An operating system's error in few words."""
+    if isinstance(error, NetworkRefused):
+        return str(error)
     if isinstance(error, socket.gaierror):
         return "host name not found"
     if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in str(error):

@@ -52,7 +52,7 @@ Turn = AbstractAsyncContextManager[None]
 
 
 class MqttSink:
-    """A `pipelines.contracts.Sink` and `Announcer` to one MQTT broker at a time."""
+    """A `pipelines.contracts.Sink`, `Announcer` and `OverPaths` to one MQTT broker at a time."""
 
     def __init__(
         self,
@@ -78,11 +78,19 @@ class MqttSink:
 
     @property
     def server(self) -> str:
-        return self._servers.used.address if self._session else ""
+        return self._servers.used.way if self._session else ""
 
     @property
     def faults(self) -> Mapping[str, str]:
         return self._servers.faults if self._session else {}
+
+    @property
+    def info(self) -> str:
+        return self._servers.info
+
+    @property
+    def path_counters(self) -> Sequence[Counters]:
+        return [path.counters for path in self._servers.paths.values()]
 
     async def connect(self) -> Mapping[str, bytes]:
         """Empty: a broker keeps no positions."""
@@ -116,7 +124,7 @@ class MqttSink:
         while True:
             session = self._connected()
             better = asyncio.ensure_future(self._servers.better())
-            await _first(session.ended.wait(), session.announce(), better)
+            await _first(session.ended.wait(), self._servers.watch(session), session.announce(), better)
             session.check()
             await self._move(better.result())
 

@@ -43,9 +43,9 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE",
 
 
 def place(settings: MqttTarget) -> str:
-    """`host:port`, as every text begins."""
+    """`host:port`, and the path where there are several, as every text begins."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"MQTT broker {host}:{settings.port}"
+    return f"MQTT broker {host}:{settings.port}" + (f" by {settings.path}" if settings.path else "")
 
 
 def reason_name(code: int) -> str:

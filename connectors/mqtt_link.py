@@ -14,6 +14,7 @@ from typing import cast
 
 from connectors.mqtt_errors import opening_error
 from connectors.mqtt_settings import MqttTarget
+from connectors.network import over
 from connectors.tcp import notice_dead_peer, uploaded
 from pipelines.errors import GatewayError
 
@@ -48,9 +49,15 @@ class Link(asyncio.Protocol):
         """Closes now; what was not sent yet is dropped."""
         self._transport.abort()
 
+    @property
+    def socket(self) -> socket.socket | None:
+        """To ask the system about it."""
+        sock: socket.socket | None = self._transport.get_extra_info("socket")
+        return sock
+
     def uploaded(self) -> tuple[int, int]:
         """Bytes that the broker's system has acknowledged so far, and bytes that wait here for that."""
-        acknowledged, waiting = uploaded(self._transport.get_extra_info("socket"))
+        acknowledged, waiting = uploaded(self.socket)
         return acknowledged, waiting + self._transport.get_write_buffer_size()
 
     def rest(self, seconds: float) -> None:
@@ -126,13 +133,27 @@ async def open_link(settings: MqttTarget, timeout_s: float) -> Link:
     try:
         async with asyncio.timeout(timeout_s):
             context = await asyncio.to_thread(_context, settings) if settings.secure else None
-            transport, link = await asyncio.get_running_loop().create_connection(
-                Link, settings.host, settings.port, ssl=context, server_hostname=settings.host if context else None
-            )
+            with over(settings.network.network):
+                transport, link = await asyncio.get_running_loop().create_connection(
+                    Link, settings.host, settings.port, ssl=context, server_hostname=settings.host if context else None
+                )
         notice_dead_peer(transport.get_extra_info("socket"), settings.ack_timeout)
     except OSError as error:
         raise opening_error(settings, error) from error
     return link
+
+
+async def reach(settings: MqttTarget, timeout_s: float) -> None:
+    """Whether the broker's system takes a TCP connection; nothing is said. Raises NotConnected."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            with over(settings.network.network):
+                transport, _ = await asyncio.get_running_loop().create_connection(
+                    asyncio.Protocol, settings.host, settings.port
+                )
+    except OSError as error:
+        raise opening_error(settings, error) from error
+    transport.close()
 
 
 async def tls_refusal(settings: MqttTarget, timeout_s: float) -> GatewayError | None:

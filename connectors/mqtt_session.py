@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable
 
 from connectors.mqtt_client import Engine
@@ -91,6 +92,16 @@ class Session:
         """Messages (QoS 1) and writes (QoS 0) that are not confirmed yet."""
         return len(self.window) + len(self.barrier)
 
+    @property
+    def socket(self) -> socket.socket | None:
+        """The connection's."""
+        return self._link.socket
+
+    @property
+    def oldest(self) -> object | None:
+        """What waits longest for the broker's answer (compare with ==); None where nothing does."""
+        return self.window.oldest or self.barrier.oldest
+
     async def start(self) -> None:
         """CONNECT, CONNACK and the online status."""
         link, engine = self._link, self._engine
@@ -136,6 +147,11 @@ class Session:
         """Whole packets, behind everything sent before; call `writable` first."""
         self._link.write(packets)
         self._counters.add("bytes_sent", len(packets))
+
+    def ping(self) -> None:
+        """Asks whether the broker is still there."""
+        self._link.write(PINGREQ)
+        self.barrier.foreign_ping()
 
     def end(self, error: GatewayError) -> None:
         """Ends it now: everything in flight is lost. The first error counts; a second call changes nothing."""
@@ -205,8 +221,7 @@ class Session:
             within = f"ack_timeout ({format_duration(self._settings.ack_timeout)})"
             self.end(NotConnected(f"{place(self._settings)}: no acknowledgement within {within}"))
         elif not self.in_flight and self.barrier.oldest is None and self._heart.quiet:
-            self._link.write(PINGREQ)
-            self.barrier.foreign_ping()
+            self.ping()
 
 
 class _Heart:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from connectors.mqtt_topic import check_template
+from connectors.network_settings import AS_IT_IS, NetworkSettings, PathSettings
 from connectors.payload import FormatName
 from connectors.tls_settings import TlsSettings
 from pipelines.quantities import Duration, Settings, Size, size_bytes
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _SECOND_NS = 10**9
+FAST_SUSPECT_NS = _SECOND_NS // 5
+"""`suspect` where a fast route uses the destination."""
+PathName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 ProtocolVersion = Annotated[
     Literal["3.1.1", "5"],
@@ -50,6 +64,10 @@ def _servers(value: Any) -> tuple[str, ...]:
     if len({urlsplit(url).scheme for url in servers}) > 1:
         raise ValueError("all of them with mqtts:// or all with mqtt://: nothing falls back from TLS to plain TCP")
     return servers
+
+
+def _reached(servers: Iterable[str], paths: Iterable[PathSettings]) -> set[str]:
+    return {url for url in servers for path in paths if path.server in (None, url)}
 
 
 Servers = Annotated[
@@ -144,8 +162,20 @@ class MqttTarget(Settings):
     hold: Duration = Field(
         30 * _SECOND_NS,
         gt=0,
-        description="With several brokers: how long a preferred one must have been healthy before the gateway goes"
-        " back to it; default 30s.",
+        description="With several brokers or paths: how long a preferred one must have been healthy before the gateway"
+        " goes back to it; default 30s.",
+    )
+    network: NetworkSettings = Field(AS_IT_IS, description="Interface, source address and DSCP of its connections.")
+    paths: dict[PathName, PathSettings] = Field(
+        {},
+        description="Several ways to the broker, the preferred one first: name -> interface, source address, DSCP. The"
+        " first that works is used; a route may name those that it takes (`paths:`).",
+    )
+    suspect: Duration | None = Field(
+        None,
+        ge=_SECOND_NS // 20,
+        description="With `paths`: where the far system acknowledges nothing (TCP) for so long, the next path is tried."
+        " An idle connection is pinged every quarter of it. Default: 200ms where a `fast` route uses it, else 1s.",
     )
     local: Annotated[LocalBroker, BeforeValidator(_broker_from_text)] | None = Field(
         None,
@@ -192,6 +222,17 @@ class MqttTarget(Settings):
         " destination's qos. Placeholders {gateway} {site}; null: none.",
     )
 
+    @field_validator("paths")
+    @classmethod
+    def _paths(cls, paths: dict[str, PathSettings], info: ValidationInfo) -> dict[str, PathSettings]:
+        servers = info.data.get("mqtt", ())
+        for name, path in paths.items():
+            if servers and path.server not in (None, *servers):
+                raise ValueError(f"{name}: {path.server} is none of this destination's brokers: {', '.join(servers)}")
+        if servers and paths and (lone := {*servers} - _reached(servers, paths.values())):
+            raise ValueError(f"no path leads to {', '.join(sorted(lone))}")
+        return paths
+
     @field_validator("topic")
     @classmethod
     def _topic(cls, topic: str) -> str:
@@ -234,13 +275,46 @@ class MqttTarget(Settings):
 
     @property
     def servers(self) -> tuple[MqttTarget, ...]:
-        """These settings for each broker by itself."""
-        return tuple(self.model_copy(update={"mqtt": (url,)}) for url in self.mqtt)
+        """These settings for each broker by itself, by each path that leads to it; the preferred one first."""
+        if not self.paths:
+            return tuple(self.model_copy(update={"mqtt": (url,)}) for url in self.mqtt)
+        return tuple(
+            self.model_copy(update={"mqtt": (url,), "paths": {name: path}, "network": path.beside(self.network)})
+            for url in self.mqtt
+            for name, path in self.paths.items()
+            if path.server in (None, url)
+        )
+
+    @property
+    def path(self) -> str:
+        """The name of the preferred one; empty where there are none."""
+        return next(iter(self.paths), "")
+
+    @property
+    def suspect_ns(self) -> int:
+        """As it is without a `fast` route."""
+        return self.suspect or _SECOND_NS
+
+    def by(self, paths: Sequence[str], fast: bool, *, first: bool) -> MqttTarget:
+        """For those routes that take these paths, in this order. One session after another is `first`, and has the
+        client id and the status for itself."""
+        own: dict[str, Any] = {"paths": {name: self.paths[name] for name in paths}}
+        if fast and self.suspect is None:
+            own["suspect"] = FAST_SUSPECT_NS
+        if not first:
+            own["status_topic"] = None
+            own["client_id"] = self.client_id and "-".join((self.client_id, *paths))
+        return self.model_copy(update=own)
 
     @property
     def address(self) -> str:
-        """The broker; the preferred one where there are several, and so for the next three."""
+        """The broker; the preferred one where there are several, and so for the next four."""
         return self.mqtt[0]
+
+    @property
+    def way(self) -> str:
+        """The broker, and by which path."""
+        return f"{self.address} ({self.path})" if self.path else self.address
 
     @property
     def host(self) -> str:
@@ -265,5 +339,6 @@ class MqttTarget(Settings):
 
     def at_local(self, local: LocalBroker) -> MqttTarget:
         """The settings of the destination that is the broker on site. The embedded one speaks MQTT 3.1.1 only."""
-        own = {"mqtt": (local.url,), "auth": local.auth, "tls": local.tls, "client_id": None, "local": None}
+        own: dict[str, Any] = {"mqtt": (local.url,), "auth": local.auth, "tls": local.tls}
+        own |= {"client_id": None, "local": None, "network": AS_IT_IS, "paths": {}}
         return self.model_copy(update=own if local.mqtt else {**own, "protocol": "3.1.1"})

@@ -29,6 +29,7 @@ from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, dec
 from connectors.opcua_describe import Describer
 from connectors.opcua_directory import Directory
 from connectors.opcua_events import EventReader
+from connectors.opcua_learnt import Labels
 from connectors.opcua_link import Link, Opened, mapped
 from connectors.opcua_plan import plan_events
 from connectors.opcua_refresh import Refresh
@@ -157,6 +158,7 @@ class OpcUaSource:
             opened = await self._link.open(durable=bool(resume))
             while self._learn():  # noqa: ASYNC110  other tasks get a turn, nothing is waited for
                 await asyncio.sleep(0)
+            self._heed_profiles()
             await self._describe(waits=not opened.available)
             self._begin(opened, resume)
             await self._begin_backfill()
@@ -214,7 +216,7 @@ class OpcUaSource:
         """
         known = len(self._names)
         resolved = self._directory.resolved
-        tags = [*_tags(self.name, resolved.device, known, known + LEARNT_PER_TURN)]
+        tags = [*_tags(self.name, resolved.device, known, known + LEARNT_PER_TURN, self._directory.labels)]
         learns = self._settings.learns_tags
         added = [
             found if learns and (found := self._tags.id_of(tag.path)) is not None else self._tags.add(tag)
@@ -228,10 +230,23 @@ class OpcUaSource:
             self._upkeep.heartbeat.grow(resolved.device, names, resolved.nodes)
         return len(self._names) < len(resolved.device.tags)
 
+    def _heed_profiles(self) -> None:
+        """Which tags are not sure; said, where the server's profiles are not what they were."""
+        self._doubt()
+        for change in self._directory.take_changes():
+            self._log.warning("the device is another than before, its tags follow: %s", change.text)
+            now_ns = self._clock.wall_ns()
+            self._ledger.note(change.gap(self.name, self._arrival_ns or now_ns, now_ns))
+
+    def _doubt(self) -> None:
+        doubtful = self._directory.doubtful
+        self._make.doubt([int(self._make.tag_ids[at]) for at, name in enumerate(self._names) if name in doubtful])
+
     async def _created(self, new: range) -> None:
         """There are items for tags that have become known: what the server says of them, what it does not filter."""
         assert self._link.items is not None
         if new:
+            self._doubt()
             nodes = self._link.items.nodes
             self._describer.also([(int(self._make.tag_ids[item]), nodes[item]) for item in new])
         self._make.set_bands(await self._link.unfiltered_bands())
@@ -410,7 +425,7 @@ class OpcUaSource:
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         """None of a message is delivered before all of it has turned out to be in order."""
-        arrival_ns = self._clock.wall_ns()
+        arrival_ns, clock = self._clock.wall_ns(), self._clock.state  # in this order: see Clock.state
         parts: deque[Rows] = deque()
         try:
             for rows in self._rows_of(body, response, arrival_ns):
@@ -426,7 +441,7 @@ class OpcUaSource:
             left -= read
             part = number if left else LAST_PART
             origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
-            batch = self._make.notified(tag, columns, origin, arrival_ns)
+            batch = self._make.notified(tag, columns, origin, arrival_ns, clock)
             number += 1
             some = some or batch is not None
             if not left:
@@ -547,7 +562,8 @@ class OpcUaSource:
         self._ledger.note(Gap(reason, self.name, "", tags, from_ns or self._arrival_ns or now, now, None))
 
 
-def _tags(device: str, settings: OpcUaDevice, start: int, stop: int) -> Iterator[Tag]:
+def _tags(device: str, settings: OpcUaDevice, start: int, stop: int, labels: Mapping[str, Labels]) -> Iterator[Tag]:
     """From the handle `start` on."""
     for name, tag in islice(settings.tags.items(), start, stop):
-        yield Tag(device, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband)
+        own = labels.get(name, ())
+        yield Tag(device, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband, labels=own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,9 @@ from connectors.opcua_decode import Columns
 from connectors.opcua_heartbeat import Late
 from connectors.opcua_history import Row
 from connectors.opcua_skew import Skew
+from connectors.profile_doubt import doubted
 from pipelines.batch import Batch, BatchBuilder, Flag, Kind
-from pipelines.clock import Clock
+from pipelines.clock import Clock, ClockState
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.tags import TagTable
 
@@ -26,6 +28,7 @@ class Batches:
         self._clock = clock
         self._skew = skew
         self._unfiltered: DeadbandStage | None = None
+        self._doubtful: npt.NDArray[np.uint32] | None = None
         self.tag_ids: npt.NDArray[np.uint32] = np.zeros(0, dtype=np.uint32)
         """By client handle."""
         self.number = 0
@@ -34,6 +37,10 @@ class Batches:
     def grow(self, tag_ids: Sequence[int]) -> None:
         """Of the items behind those that are known."""
         self.tag_ids = np.concatenate([self.tag_ids, np.array(tag_ids, dtype=np.uint32)])
+
+    def doubt(self, tag_ids: Sequence[int]) -> None:
+        """The tags of which a profile is not sure: their rows are flagged from now on, other tags' are not."""
+        self._doubtful = np.array(tag_ids, dtype=np.uint32) if tag_ids else None
 
     def forget_bands(self) -> None:
         """The server filters again, or another one does."""
@@ -47,11 +54,16 @@ class Batches:
             assert self._unfiltered is not None
             self._unfiltered.set_band(int(self.tag_ids[item]), *band)
 
-    def notified(self, tag: npt.NDArray[np.uint32], columns: Columns, origin: bytes, arrival_ns: int) -> Batch | None:
+    def notified(
+        self, tag: npt.NDArray[np.uint32], columns: Columns, origin: bytes, arrival_ns: int, clock: ClockState
+    ) -> Batch | None:
         """What the server has sent; None where it would not have, had it filtered as it was asked to."""
         ts_ns, flags = columns.ts_ns, columns.flags
         if self._skew.acts:
             ts_ns, flags = self._skew.applied(ts_ns, flags, arrival_ns)
+        status = columns.status
+        if self._doubtful is not None:
+            status, flags = doubted(np.isin(tag, self._doubtful), status, flags)
         self.number += 1
         batch = Batch(
             source_id=self._source_id,
@@ -61,11 +73,11 @@ class Batches:
             tag=tag,
             ts_ns=ts_ns,
             value=columns.value,
-            status=columns.status,
+            status=status,
             kind=columns.kind,
             flags=flags,
             extra=columns.extra or None,
-            clock=self._clock.state,
+            clock=clock,
         )
         kept = batch if self._unfiltered is None else self._unfiltered.process(batch)
         if kept is None:
@@ -103,4 +115,8 @@ class Batches:
 
     def _built(self, builder: BatchBuilder) -> Batch:
         self.number += 1
-        return builder.build(self._source_id, self.number, self._clock.wall_ns(), clock=self._clock.state)
+        batch = builder.build(self._source_id, self.number, self._clock.wall_ns(), clock=self._clock.state)
+        if self._doubtful is None:
+            return batch
+        status, flags = doubted(np.isin(batch.tag, self._doubtful), batch.status, batch.flags)
+        return replace(batch, status=status, flags=flags)

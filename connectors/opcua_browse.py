@@ -35,7 +35,7 @@ from connectors.opcua_resolve import namespace_array, resolve
 from connectors.opcua_resume import ResumingClient, reason
 from connectors.opcua_security import Access, refusal, secure
 from connectors.opcua_select import OpcUaSelect
-from connectors.opcua_servers import identify
+from connectors.opcua_servers import Server, identify
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_types import Types
@@ -171,10 +171,17 @@ async def browse(
 
 async def limits_of(opened: UaSession) -> Limits:
     """What the server takes in one call. Raises what the session raises."""
+    return (await learnt_limits(opened, None))[0]
+
+
+async def learnt_limits(opened: UaSession, data_dir: Path | None) -> tuple[Limits, Server]:
+    """What the server takes in one call, and what it says it is; `data_dir` has the user's own profiles.
+
+    Raises what the session raises.
+    """
     limits = Limits(_log)
     await limits.learn(opened)
-    await identify(opened, limits)
-    return limits
+    return limits, await identify(opened, limits, data_dir, _log)
 
 
 async def _units(opened: PublishSession, nodes: Sequence[str]) -> list[str]:

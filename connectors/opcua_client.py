@@ -16,6 +16,7 @@ from asyncua.crypto.security_policies import encrypt_asymmetric
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from connectors.network import PLAIN, Network, over
 from connectors.opcua_endpoints import NONE_URI, POLICIES, WEAK, check_unchanged, policy_name
 from pipelines.errors import Permanent
 
@@ -37,8 +38,13 @@ class SecureClient(Client):
     discovered: Sequence[ua.EndpointDescription] | None = None
     """What GetEndpoints said, without protection; None where it was not asked."""
     login: UserCertificate | None = None
+    network: Network = PLAIN
     check_certificate: Callable[[bytes], None] | None = None
     """Of the server, where no secured channel has proven it and a user is to be told to it. Runs in a thread."""
+
+    async def connect_socket(self) -> None:
+        with over(self.network):
+            await super().connect_socket()
 
     async def create_session(self) -> ua.CreateSessionResult:
         response = await super().create_session()

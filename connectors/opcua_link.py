@@ -16,12 +16,12 @@ from typing import Final
 from asyncua import ua
 
 from connectors import opcua_reverse
+from connectors.network import NetworkRefused
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_directory import Directory
 from connectors.opcua_expiry import CertificateWatch
 from connectors.opcua_items import MonitoredItems
 from connectors.opcua_limits import Limits
-from connectors.opcua_profile import OpcUaProfile
 from connectors.opcua_requests import ServiceError, status_name
 from connectors.opcua_resume import (
     SESSION_TIMEOUT_MIN_MS,
@@ -33,10 +33,10 @@ from connectors.opcua_resume import (
     transfer,
 )
 from connectors.opcua_security import Access, refusal, secure
-from connectors.opcua_servers import Server, identify
+from connectors.opcua_servers import Server, identify, profiled
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
-from connectors.opcua_state import DeviceState, StateFile, Subscription, aligned, fingerprint, of_handles, pack
+from connectors.opcua_state import DeviceState, StateFile, Subscription, aligned, fingerprint, of_handles
 from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.clock import Clock
 from pipelines.counters import Counters
@@ -107,13 +107,15 @@ class Link:
         client = await self._connected(kept if any(self.state.subscriptions) else None)
         assert self.session is not None
         await self.limits.learn(self.session)
-        self.server = await identify(self.session, self.limits)
-        await self.directory.resolve(self.session.request, self.limits)
+        self.server = await identify(self.session, self.limits, self._data_dir, self._log)
+        if self._settings.profile:
+            request, settings = self.session.request, self._settings
+            self.server = await profiled(self.server, request, self.limits, settings, self._data_dir)
+        await self.directory.resolve(self.session.request, self.limits, self.server)
         self._replan()
         live = [one for one in self.state.subscriptions if one is not None]
         self.items = MonitoredItems(self.session, self.directory.resolved, self.limits, self._clock, self._log)
-        if self.server.profile is not None:
-            self._heed(self.server.profile)
+        self._heed(self.server)
         start = await server_start(client)
         available: dict[int, Sequence[int] | None]
         if client.resumed:
@@ -153,7 +155,7 @@ class Link:
                 if self._durable:
                     now = of_handles(self._plan, self.state.subscriptions)
                     self.state.fingerprint = await asyncio.to_thread(fingerprint, self._settings.opcua, now)
-                    packed = pack(self.state)
+                    packed = self._file.pack(self.state)
                     await asyncio.to_thread(self._file.save, packed)
                 else:
                     await asyncio.to_thread(self._file.remove)
@@ -216,7 +218,7 @@ class Link:
         url = settings.opcua
         if reverse := settings.reverse:
             url = reverse.endpoint
-            self._calls = await opcua_reverse.expect(settings.opcua, reverse.server, url)
+            self._calls = await opcua_reverse.expect(settings.opcua, reverse.server, url, settings.network.network)
         client = self._client = ResumingClient(url, self._timeout_s, kept, self._log, self._calls)
         client.name = client.description = "mec-gateway"
         # A session that nobody closed lives as long as its subscriptions: some servers end them together.
@@ -294,14 +296,15 @@ class Link:
         if self._stale:
             self._log.info("the device's configuration has changed, or what it means at its server: new subscriptions")
 
-    def _heed(self, profile: OpcUaProfile) -> None:
+    def _heed(self, server: Server) -> None:
         """What is known of the server beyond the size of calls."""
         assert self.items is not None
         tags = len(self.directory.resolved.device.tags)
-        room = self.server.limits.get("monitored_items_in_all", tags)
+        room = server.limits.get("monitored_items_in_all", tags)
         if tags > room:
-            self._log.warning("%d tags, and %s %s takes %d in all", tags, profile.vendor, profile.models[0], room)
-        if not profile.filters:
+            known = ", ".join(profile.profile for profile in server.profiles)
+            self._log.warning("%d tags, and what is known as %s takes %d in all", tags, known, room)
+        if not all(profile.filters for profile in server.profiles):
             self.items.without_filters()
 
     def _nothing(self) -> DeviceState:
@@ -328,7 +331,7 @@ def mapped(error: BaseException, settings: OpcUaDevice) -> BaseException:
     url = settings.opcua
     if isinstance(error, Permanent):
         return Permanent(_at(url, error), error.cured)
-    if isinstance(error, NotConnected):
+    if isinstance(error, NotConnected | NetworkRefused):
         return NotConnected(_at(url, error))
     if isinstance(error, ua.UaStatusCodeError):
         refused = refusal(error)

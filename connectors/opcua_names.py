@@ -28,10 +28,11 @@ def names(found: Sequence[tuple[Path, str]], taken: Container[str] = ()) -> list
     plain = [plain_name(path) for path, _ in found]
     counts = Counter(plain)
     return [
-        name if counts[name] == 1 and name not in taken else f"{name}~{_digits(node)}"
+        name if counts[name] == 1 and name not in taken else told_apart(name, node)
         for name, (_, node) in zip(plain, found, strict=True)
     ]
 
 
-def _digits(node: str) -> str:
-    return hashlib.sha256(node.encode()).hexdigest()[:8]
+def told_apart(name: str, node: str) -> str:
+    """The name where another node has it too; `node` is the node id with its namespace's URI."""
+    return f"{name}~{hashlib.sha256(node.encode()).hexdigest()[:8]}"

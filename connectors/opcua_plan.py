@@ -11,6 +11,7 @@ from connectors.opcua_event_settings import ALWAYS
 from connectors.opcua_requests import encode_node_id
 from connectors.opcua_select import described
 from connectors.opcua_settings import Filter, OpcUaDevice
+from connectors.profile import AUTO
 from pipelines.quantities import format_duration
 
 KEEP_ALIVE_NS: Final = 5 * 10**9
@@ -74,8 +75,8 @@ def plan_subscriptions(
     more than `subscriptions_max` intervals, those that are nearest to each other share the shorter one. Tags that are
     learnt later have the device's own interval, and follow: no other one changes its subscription.
     """
-    by_interval: dict[int, list[PlannedItem]] = {settings.every: []} if settings.select else {}
-    if settings.select and items_max:
+    by_interval: dict[int, list[PlannedItem]] = {settings.every: []} if settings.learns_tags else {}
+    if settings.learns_tags and items_max:
         items_max = max(items_max - 1, 1)  # one is for changes of the address space
     for index, (name, tag) in enumerate(settings.tags.items()):
         item = PlannedItem(
@@ -159,6 +160,10 @@ def describe_plan(settings: OpcUaDevice) -> list[str]:
         for events in subscription.events:
             types = ", ".join(events.types) or "all types"
             lines.append(f"  {events.name}: events of {events.node}, {types}, severity from {events.severity}")
+    if settings.profile:
+        lines.append(
+            f"tags of {'the profiles that fit' if settings.profile == AUTO else f'profile {settings.profile}'}"
+        )
     if settings.select:
         lines += described(settings.select)
     return lines

@@ -16,6 +16,7 @@ from connectors.opcua_items import MonitoredItems
 from connectors.opcua_link import Link
 from connectors.opcua_requests import ServiceError
 from connectors.opcua_resume import Log, reason
+from connectors.opcua_select import REFRESH
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.clock import Clock
 from pipelines.errors import NotConnected
@@ -49,8 +50,8 @@ class Refresh:
     ) -> None:
         self.fault = ""
         self._name = name
-        self._every_s = settings.select.refresh / 1e9 if settings.select else 0.0
-        self._wanted = settings.select is not None
+        self._every_s = (settings.select.refresh if settings.select else REFRESH) / 1e9
+        self._wanted = settings.learns_tags
         self._clock = clock
         self._log = log
         self._learnt = learnt

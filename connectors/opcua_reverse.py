@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from asyncua import ua
 from asyncua.client.ua_client import UaClient, UaClientState
 
+from connectors.network import PLAIN, Network, mark
 from connectors.opcua_binary import Cursor, DecodeError
 from pipelines.errors import NotConnected, Permanent
 
@@ -45,9 +46,10 @@ class _Line:
 class Calls:
     """The calls for one device, from `expect` to `close`."""
 
-    def __init__(self, listener: _Listener, wanted: Wanted) -> None:
+    def __init__(self, listener: _Listener, wanted: Wanted, network: Network) -> None:
         self._listener = listener
         self._wanted = wanted
+        self._network = network
 
     async def connect(self, client: UaClient) -> None:
         """Gives `client` the next call as its socket. Raises NotConnected: none has come."""
@@ -66,7 +68,7 @@ class Calls:
                     line.waiting.result().abort()  # came too late
                 line.waiting = None
         client._set_state(UaClientState.CONNECTING)
-        caller.hand_over(client._make_protocol())
+        caller.hand_over(client._make_protocol(), self._network)
         client._set_state(UaClientState.SOCKET_OPEN)
 
     def close(self) -> None:
@@ -74,8 +76,11 @@ class Calls:
         self._listener.forget(self._wanted)
 
 
-async def expect(listen: str, server_uri: str, endpoint_url: str) -> Calls:
-    """Listens at `opc.tcp://address:port` for that server. Raises OSError, Permanent: another device waits for it."""
+async def expect(listen: str, server_uri: str, endpoint_url: str, network: Network = PLAIN) -> Calls:
+    """Listens at `opc.tcp://address:port` for that server. Raises OSError, Permanent: another device waits for it.
+
+    Its connection has the marks of `network`; until it has said who it is, those of the device that listened first.
+    """
     parts = urlsplit(listen)
     address = (parts.hostname or "", parts.port or 0)
     listener = _LISTENERS.setdefault(address, _Listener(address))
@@ -84,11 +89,11 @@ async def expect(listen: str, server_uri: str, endpoint_url: str) -> Calls:
         raise Permanent(f"two devices wait for calls of {server_uri} ({endpoint_url})")
     listener.lines[wanted] = _Line()
     try:
-        await listener.start()
+        await listener.start(network)
     except BaseException:
         listener.forget(wanted)
         raise
-    return Calls(listener, wanted)
+    return Calls(listener, wanted, network)
 
 
 @dataclass(slots=True)
@@ -104,11 +109,13 @@ class _Listener:
     unknown: set[Wanted] = field(default_factory=set)
     """Who was turned away, each logged once."""
 
-    async def start(self) -> None:
+    async def start(self, network: Network) -> None:
         async with self.starting:
             if self.server is None:
                 loop = asyncio.get_running_loop()
                 self.server = await loop.create_server(lambda: _Caller(self), *self.address)
+                for sock in self.server.sockets:
+                    mark(sock, network)
 
     def forget(self, wanted: Wanted) -> None:
         line = self.lines.pop(wanted, None)
@@ -192,10 +199,11 @@ class _Caller(asyncio.Protocol):
         if self.line is not None and self.line.in_hand is self:
             self.line.in_hand = None
 
-    def hand_over(self, protocol: asyncio.Protocol) -> None:
-        """Its connection is `protocol`'s now. Raises NotConnected: it is gone."""
+    def hand_over(self, protocol: asyncio.Protocol, network: Network) -> None:
+        """Its connection is `protocol`'s now. Raises NotConnected: it is gone; NetworkRefused."""
         if self._transport is None or self._transport.is_closing():
             raise NotConnected("the server has called and hung up")
+        mark(self._transport.get_extra_info("socket"), network)
         transport, self._transport = self._transport, None
         transport.set_protocol(protocol)
         protocol.connection_made(transport)

@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from connectors.network import PLAIN, Network
 from connectors.opcua_certificates import (
     Examination,
     UnknownCertificate,
@@ -51,11 +52,12 @@ class Access:
     pins: Sequence[str] = ()
     device: str = ""
     """Under whose name an unknown certificate waits; default: the server's address."""
+    network: Network = PLAIN
 
     @classmethod
     def of(cls, settings: OpcUaDevice, device: str = "") -> Access:
         """As the file says."""
-        return cls(settings.secured, settings.auth, settings.trust, device)
+        return cls(settings.secured, settings.auth, settings.trust, device, settings.network.network)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Secured:
 
 async def secure(client: SecureClient, data_dir: Path, access: Access = Access()) -> Secured:
     """Prepares `client`, before its `connect`. Raises Permanent with what to do, and whatever the connection raises."""
+    client.network = access.network
     pki = folder_of(data_dir)
     before = stamp(pki)
     try:

@@ -14,6 +14,7 @@ from connectors.opcua_pattern import Rule, Rules
 from pipelines.quantities import Duration, Settings, duration_ns
 
 LIMIT: Final = 10_000
+REFRESH: Final = duration_ns("10m")
 
 
 def _listed(value: Any) -> Any:
@@ -61,7 +62,7 @@ class OpcUaSelect(Settings):
         LIMIT, ge=1, le=200_000, description="Most tags that are learnt; a fault says when there are more."
     )
     refresh: Duration = Field(
-        duration_ns("10m"),
+        REFRESH,
         ge=0,
         description="How often the server is looked through again, besides when it says that it has changed; `0`: only "
         "then.",

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from connectors import opcua_address
+from connectors.network_settings import AS_IT_IS, NetworkSettings
 from connectors.opcua_event_settings import OpcUaEvents, events_from_text
 from connectors.opcua_node_id import NodeIdText
 from connectors.opcua_select import OpcUaSelect, select_from_text
@@ -271,6 +272,10 @@ class OpcUaDevice(Settings):
         description="The server dials (reverse connect): `opcua` is then where the gateway listens, "
         "`opc.tcp://0.0.0.0:4843`, which devices may share; only the server named here is let in.",
     )
+    network: NetworkSettings = Field(
+        AS_IT_IS,
+        description="Interface, source address and DSCP of its connections. With `reverse` only `dscp` and `priority`.",
+    )
     clock: Literal["keep", "flag", "replace"] = Field(
         "flag",
         description="What becomes of the times that the machine gives while its clock is off by more than "
@@ -283,9 +288,20 @@ class OpcUaDevice(Settings):
         dict[str, Annotated[OpcUaTag, BeforeValidator(_tag_from_text)]],
         Field(
             default_factory=dict,
-            description="Tag name -> node id or browse path, or a mapping with `node:` and options.",
+            description="Tag name -> node id or browse path, or a mapping with `node:` and options. Beside a "
+            "`profile`: tags that are added to its own, or take the place of one of the same name.",
         ),
     ]
+    profile: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        description="Tags and limits of a known server: the name of a profile (`gateway profile ls`), or `auto`: all "
+        "that fit what the server says it is. Which, and in which version, is looked at whenever it is connected.",
+        examples=["opcua-machinery", "auto"],
+    )
+    firmware: str | None = Field(
+        None, description="The server's firmware, in place of what it says itself. Only with `profile`."
+    )
     select: Annotated[OpcUaSelect, BeforeValidator(select_from_text)] | None = Field(
         None,
         description="Tags that the server is looked through for, beside `tags` or instead of them.",
@@ -302,8 +318,10 @@ class OpcUaDevice(Settings):
 
     @model_validator(mode="after")
     def _has_tags(self) -> OpcUaDevice:
-        if not self.tags and self.select is None:
-            raise ValueError("give it `tags:`, `select:` or both")
+        if not self.tags and not self.learns_tags:
+            raise ValueError("give it `tags:`, `select:` or a `profile:` that has them")
+        if self.firmware and not self.profile:
+            raise ValueError("`firmware:` says which version of a `profile:` to use: write that, too")
         return self
 
     @field_validator("opcua")
@@ -332,6 +350,8 @@ class OpcUaDevice(Settings):
             raise ValueError(
                 "with `reverse`, `opcua` is the one address where the gateway listens: opc.tcp://0.0.0.0:4843"
             )
+        if self.reverse and (self.network.bind or self.network.source):
+            raise ValueError("with `reverse` the server dials: the address in `opcua` says where it may come in")
         return self
 
     @property
@@ -357,7 +377,7 @@ class OpcUaDevice(Settings):
     @property
     def learns_tags(self) -> bool:
         """More tags than `tags` become known when the device is connected."""
-        return self.select is not None
+        return self.select is not None or self.profile is not None
 
     def filter_of(self, tag: OpcUaTag) -> Filter:
         """What the server is asked to report of a tag."""

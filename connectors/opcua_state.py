@@ -1,16 +1,13 @@
 """A device's subscriptions as they live on its server, kept on disk, so that a new process can take them over.
 
-`data_dir/opcua/<device>.json`: one JSON object behind its CRC-32, written anew as a whole. It belongs to one plan (the
+`data_dir/opcua/<device>.json`: see `pipelines/json_file.py`. It belongs to one plan (the
 server's address and what is subscribed to): a changed configuration, or a damaged file, means new subscriptions.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
-import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -18,8 +15,7 @@ from typing import Final
 import orjson
 
 from connectors.opcua_plan import PlannedSubscription
-from pipelines.errors import Corrupt
-from pipelines.files import RealFiles, replace_file
+from pipelines.json_file import JsonFile
 
 FORMAT: Final = 1
 FOLDER: Final = "opcua"
@@ -115,46 +111,21 @@ def aligned(
 
 
 class StateFile:
-    """The file of one device. Its methods wait for the disk."""
+    """The file of one device. `load`, `save` and `remove` wait for the disk."""
 
     def __init__(self, data_dir: Path, device: str) -> None:
-        self.path = data_dir / FOLDER / f"{device}.json"
-        self._files = RealFiles()
-        self._lock = threading.Lock()
+        self._file = JsonFile(data_dir / FOLDER / f"{device}.json", FORMAT)
+        self.path = self._file.path
+        self.save = self._file.save
+        self.remove = self._file.remove
 
     def load(self) -> DeviceState | None:
         """What was saved last; None where nothing was. Raises Corrupt, OSError."""
-        try:
-            data = self._files.read(self.path)
-        except FileNotFoundError:
-            return None
-        checksum, _, body = data.partition(b"\n")
-        if checksum != _checksum(body):
-            raise Corrupt(f"{self.path} is damaged")
-        try:
-            packed = orjson.loads(body)
-            if packed["format"] != FORMAT:
-                raise Corrupt(f"{self.path} was written by another version")
-            return _unpacked(packed["state"])
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise Corrupt(f"{self.path} cannot be understood: {error!r}") from error
+        return self._file.load(lambda content: _unpacked(content["state"]))
 
-    def save(self, packed: bytes) -> None:
-        """Keeps what `pack` made. Raises OSError; then what was saved before is still there."""
-        with self._lock:
-            self._files.make_folder(self.path.parent)
-            replace_file(self._files, self.path, packed)
-
-    def remove(self) -> None:
-        """Raises OSError."""
-        with self._lock, suppress(FileNotFoundError):
-            self._files.remove(self.path)
-
-
-def pack(state: DeviceState) -> bytes:
-    """The file's content."""
-    body = orjson.dumps({"format": FORMAT, "state": state})
-    return _checksum(body) + b"\n" + body
+    def pack(self, state: DeviceState) -> bytes:
+        """What `save` takes."""
+        return self._file.pack({"state": state})
 
 
 def _unpacked(packed: dict[str, object]) -> DeviceState:
@@ -170,7 +141,3 @@ def _subscription(packed: object) -> Subscription:
     subscription.items = [MonitoredItem(**item) for item in subscription.items]  # type: ignore[arg-type]
     subscription.events = [MonitoredItem(**item) for item in subscription.events]  # type: ignore[arg-type]
     return subscription
-
-
-def _checksum(body: bytes) -> bytes:
-    return f"{zlib.crc32(body):08x}".encode()

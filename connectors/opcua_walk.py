@@ -58,6 +58,8 @@ class Variable:
     path: Path
     """From Objects on, that one too."""
     node: str
+    rules: Sequence[int] = ()
+    """Which."""
 
 
 @dataclass(slots=True)
@@ -178,7 +180,7 @@ def _enter(
         rules = selector.rules.matched(places, branch.path)
         walked.matched.update(rules)
         if rules and len(found) <= selector.limit:
-            found.setdefault(branch.node, Variable(branch.path, branch.node))
+            found.setdefault(branch.node, Variable(branch.path, branch.node, rules))
     return replace(branch, places=places) if selector.rules.goes_on(places) else None
 
 

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from connectors import load
 from pipelines.batch import Batch
+from pipelines.clock import ClockState
 from pipelines.tags import TagTable
 
 FormatName = Literal["json", "json-columns", "msgpack", "value"]
@@ -42,6 +43,16 @@ class Format(Protocol):
 
     def rows(self, stream: str, batch: Batch, historical: bool) -> list[bytes]:
         """One message per row, in order: the same schema with a single sample in it."""
+
+
+def synchronisation(clock: ClockState) -> dict[str, str | int]:
+    """`sync` in messages: who disciplines the gateway's clock, how good it is then; empty where nobody could tell."""
+    shown: dict[str, str | int] = {"source": clock.source}
+    if clock.quality != "locked":
+        shown["state"] = clock.quality
+    if clock.error_ns:
+        shown["error_ns"] = clock.error_ns
+    return shown if clock.quality != "unknown" else {}
 
 
 def make_format(name: FormatName, identity: Identity, tags: TagTable) -> Format:

@@ -1,6 +1,7 @@
 """`format: json-columns`: the header of `json`, then one list per column; position i of each list is row i.
 
     {"gateway":"line1-gw","stream":"history","seq":1234,"device":"press4","historical":false,
+     "sync":{"source":"ntp","error_us":370},
      "tags":["temperature","pressure"],"t":[1795343713695123,1795343713695123],"v":[21.37,7.25],
      "status":[0,1083179008],"arrival":[true,false],"clock":["suspect",null]}
 

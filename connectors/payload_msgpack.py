@@ -1,6 +1,7 @@
 """`format: msgpack`: one MessagePack map, the header of `json` and `samples` as columns; times in ns.
 
     {"gateway": "line1-gw", "stream": "history", "seq": 1234, "device": "press4", "historical": false,
+     "sync": {"source": "ntp", "error_ns": 370000},
      "samples": {"tag": ["temperature", "photo"], "t": [1795343713695123400, 1795343713695123400],
                  "v": [21.37, <bin 89 50 4e 47>],
                  "status": [0, 1083179008], "arrival": [true, false], "clock": ["suspect", null]}}
@@ -17,7 +18,7 @@ from typing import Any
 
 import msgpack
 
-from connectors.payload import Identity
+from connectors.payload import Identity, synchronisation
 from connectors.payload_fragments import Names, TagTexts, clock_word, is_clean, is_plain, values_of
 from pipelines.batch import ARRAY, Batch, Flag, Kind
 from pipelines.tags import TagTable
@@ -46,7 +47,8 @@ class MsgpackFormat:
     def rows(self, stream: str, batch: Batch, historical: bool) -> list[bytes]:
         """One message per row, in order: the same schema with lists of one."""
         # A map of six entries opens with 0x86: the header is packed once, `samples` for each row.
-        head = b"\x86" + self._pack(self._head(stream, batch, historical))[1:] + self._pack("samples")
+        known = self._head(stream, batch, historical)
+        head = bytes([0x80 + len(known) + 1]) + self._pack(known)[1:] + self._pack("samples")
         if not is_clean(batch) or self._has_events(batch) or self._names.of(batch):
             return [head + self._pack(self._samples(part)) for part in batch.split(1)]
         tags, pack = self._tags, self._packer.pack
@@ -61,13 +63,15 @@ class MsgpackFormat:
         return bool(batch.extra) and _EVENT in self._kinds.of(batch.tag)
 
     def _head(self, stream: str, batch: Batch, historical: bool) -> dict[str, Any]:
-        return {
+        head = {
             "gateway": self._gateway,
             "stream": stream,
             "seq": batch.seq,
             "device": self._tags[int(batch.tag[0])].device,
             "historical": historical,
         }
+        sync = synchronisation(batch.clock)
+        return head | {"sync": sync} if sync else head
 
     def _samples(self, batch: Batch) -> dict[str, Any]:
         tags = self._tags

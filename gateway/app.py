@@ -11,13 +11,15 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
+from gateway.clock import ClockWatch
 from gateway.health import Health
 from gateway.http import HttpService
+from gateway.latency import LatencyWatch
 from gateway.ledger import GapLedger
 from gateway.log import Log
 from gateway.loopwatch import LoopWatch
@@ -61,6 +63,9 @@ class Parts:
     ledger: GapLedger | None = None
     brokers: Sequence[Session] = ()
     """Processes of the gateway's own that its sinks write to."""
+    clock: ClockWatch | None = None
+    budgets: Mapping[str, int] = field(default_factory=dict)
+    """Lane name -> ns, where a route has a `latency_budget`."""
 
 
 class App:
@@ -74,9 +79,14 @@ class App:
         self._brokers = [Supervisor(s, clock, random, close_budget=self._close_budget) for s in parts.brokers]
         self.health = Health(gateway, clock, [*self.sources, *self.sinks, *self._brokers], parts.lanes)
         self.status = StatusReporter(list(map(Destination, self.sinks, parts.sinks)), clock)
+        pumps = [pair for sink in parts.sinks for pair in zip(sink.lanes, sink.pumps, strict=False)]
+        self.latency = LatencyWatch(pumps, parts.budgets, clock, self.status.note_latency)
+        self.health.latency = self.latency
         if parts.ledger:
             self.health.gaps = parts.ledger.latest
             parts.ledger.subscribe(self.status.note)
+        if parts.clock:
+            self.health.clock, parts.clock.tell = parts.clock, self.status.tell
         self.parts = parts
         self._clock = clock
         self._stop_timeout_s = stop_timeout_s
@@ -104,9 +114,11 @@ class App:
                 brokers = [group.create_task(supervisor.run()) for supervisor in self._brokers]
                 sinks = [group.create_task(supervisor.run()) for supervisor in self.sinks]
                 sources = [group.create_task(supervisor.run()) for supervisor in self.sources]
-                status = group.create_task(self.status.run())
+                watched = (self.status, self.latency, self.parts.clock)
+                watching = [group.create_task(part.run()) for part in watched if part]
                 await self._stop.wait()
-                status.cancel()
+                for task in watching:
+                    task.cancel()
                 self.health.phase = "stopping"
                 self._deadline_ns = self._clock.mono_ns() + int(self._stop_timeout_s * 1e9)
                 await self._stop_unless_hurried(group, sources, sinks, brokers)

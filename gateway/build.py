@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from connectors import SINKS, SOURCES, load
@@ -12,6 +13,9 @@ from connectors.mqtt_settings import LocalBroker, MqttTarget
 from connectors.payload import Identity, make_format
 from gateway.app import App, Parts
 from gateway.buffer import lanes_folder
+from gateway.clock import ClockWatch
+from gateway.clock_ptp import Ptp4l
+from gateway.clock_readings import Reader, read_chrony, read_kernel
 from gateway.dead_letter import DeadLetter
 from gateway.embedded_broker import EmbeddedBroker
 from gateway.http import HttpService
@@ -19,19 +23,21 @@ from gateway.instance import next_instance
 from gateway.ledger import GapLedger
 from gateway.leftover import leftovers, remember
 from gateway.loopwatch import LoopWatch
-from gateway.metrics import CountersCollector, GapsCollector, Metrics, StateCollector
+from gateway.metrics import CountersCollector, GapsCollector, LatencyCollector, Metrics, StateCollector
 from gateway.session import SinkSession, SourceSession
 from gateway.settings import DeviceSettings, GatewayFile, kind_of
 from gateway.settings import Route as RouteSettings
 from pipelines.clock import Clock, SystemClock
-from pipelines.contracts import Lane, Part, Sink, Source, Stage
+from pipelines.contracts import Lane, OverPaths, Part, Sink, Source, Stage
 from pipelines.counters import Counters
 from pipelines.gaps import Ledger
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import MemoryLane, WhenFull
+from pipelines.latency import Sessions
 from pipelines.quantities import Settings
 from pipelines.route import Pump, Replay, Route
 from pipelines.selector import Selector, matches, may_match
+from pipelines.stage_clock import ClockStepStage
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_scale import TagScaleStage
 from pipelines.stage_select import SelectStage
@@ -58,7 +64,7 @@ class Built:
     tags: TagTable
 
 
-def build(file: GatewayFile, clock: Clock | None = None) -> Built:
+def build(file: GatewayFile, clock: SystemClock | None = None) -> Built:
     """Everything that `file` describes; counts the start in the data folder (see `instance` for what it raises)."""
     clock = clock or SystemClock()
     instance = next_instance(file.gateway.data_dir)
@@ -71,16 +77,22 @@ def build(file: GatewayFile, clock: Clock | None = None) -> Built:
     lanes |= {name: _lane(file, name, how, tags, instance, clock, ledger) for name, how in left.items()}
     remember(file)
     dead_letter = DeadLetter(file.gateway.data_dir, make_format("json", identity, tags))
-    collecting = [_source_session(file, source, routes, tags, clock, ledger) for source in sources]
-    writing = [
-        _sink_session(settings, name + copy, served, lanes, identity, tags, clock, ledger, dead_letter)
-        for name, target in file.to.items()
-        for copy, settings in _with_local(target)
+    sessions = Sessions()
+    collecting = [
+        _source_session(file, source, routes, tags, clock, ledger, partial(sessions.began, number))
+        for number, source in enumerate(sources)
     ]
-    parts = Parts(collecting, writing, list(lanes.values()), ledger, _embedded_brokers(file))
+    writing = [
+        _sink_session(settings, name + copy, its, lanes, identity, tags, clock, ledger, dead_letter, sessions)
+        for name, target in file.to.items()
+        for copy, settings, its in _sessions(target, {route: how for route, how in served.items() if how.to == name})
+    ]
+    kept = _clock_watch(file, clock, ledger)
+    budgets = {name: how.latency_budget for name, how in file.send.items() if how.latency_budget}
+    parts = Parts(collecting, writing, list(lanes.values()), ledger, _embedded_brokers(file), kept, budgets)
     app = App(parts, file.gateway.id, clock, random.random, file.gateway.stop_timeout / 1e9)
     watch = LoopWatch()
-    counted = [*_counters(parts, routes), dead_letter.counters, watch.counters]
+    counted = [*_counters(parts, routes), dead_letter.counters, watch.counters, kept.counters]
     return Built(app, _service(file, app, parts, watch, counted, clock, ledger), watch, tags)
 
 
@@ -97,7 +109,12 @@ def _route(file: GatewayFile, name: str, tags: TagTable, instance: int, clock: C
     lanes = [_lane(file, name, settings, tags, instance, clock, ledger)]
     if local := _local(file.to[settings.to]):  # the first: it never waits
         copy = MemoryLane(
-            name + LOCAL, bytes_max=local.memory, sources=list(file.devices), instance=instance, ledger=ledger
+            name + LOCAL,
+            bytes_max=local.memory,
+            sources=list(file.devices),
+            instance=instance,
+            ledger=ledger,
+            clock=clock,
         )
         lanes.insert(0, copy)
     everything = "*" in settings.from_
@@ -124,6 +141,7 @@ def _lane(
             when_full=when_full,
             instance=instance,
             ledger=ledger,
+            clock=clock,
         )
     limits = Limits(buffer.disk, settings.memory_bytes, buffer.fsync_every, buffer.max_age, buffer.reserve)
     return DiskLane(
@@ -140,7 +158,13 @@ def _lane(
 
 
 def _source_session(
-    file: GatewayFile, source: Source, routes: Sequence[Route], tags: TagTable, clock: Clock, ledger: Ledger
+    file: GatewayFile,
+    source: Source,
+    routes: Sequence[Route],
+    tags: TagTable,
+    clock: Clock,
+    ledger: Ledger,
+    connected: Callable[[int], None],
 ) -> SourceSession:
     settings = file.devices[source.name]
     own = [tag for tag in tags if tag.device == source.name]
@@ -149,66 +173,93 @@ def _source_session(
         return may_match(pattern, source.name) if settings.learns_tags else any(matches(pattern, tag) for tag in own)
 
     wanted = [route for route in routes if any(map(takes, file.send[route.name].from_))]
-    return SourceSession(source, _address(settings), wanted, _tag_stages(settings, tags), clock, ledger)
+    return SourceSession(source, _address(settings), wanted, _tag_stages(settings, tags), clock, ledger, connected)
 
 
 def _tag_stages(settings: DeviceSettings, tags: TagTable) -> list[Stage]:
-    """What the tags of this device ask for themselves; nothing where they ask for nothing."""
+    """What the tags of this device ask for themselves, and a look at the clock."""
     own = settings.tags.values()
     stages: list[Stage] = []
     if settings.learns_tags or any(tag.scale != 1.0 or tag.offset != 0.0 for tag in own):
         stages.append(TagScaleStage(tags))
     if settings.learns_tags or any(tag.deadband > 0.0 for tag in own):
         stages.append(DeadbandStage.per_tag(tags))
-    return stages
+    return [*stages, ClockStepStage()]
 
 
 def _sink_session(
     settings: Settings,
     name: str,
-    served: Mapping[str, RouteSettings],
+    routes: Mapping[str, RouteSettings],
     lanes: Mapping[str, Lane],
     identity: Identity,
     tags: TagTable,
     clock: Clock,
     ledger: Ledger,
     dead_letter: DeadLetter,
+    sessions: Sessions,
 ) -> SinkSession:
-    """`name` is a destination's, with LOCAL behind it where the sink is for its broker on site."""
-    target, copy, _ = name.partition(LOCAL)
-    its = [(lanes[route + copy], how) for route, how in served.items() if how.to == target and route + copy in lanes]
+    """`name` is a destination's, with LOCAL behind it where the sink is for its broker on site, or with paths."""
+    copy = LOCAL if name.endswith(LOCAL) else ""
+    its = [(lanes[route + copy], how) for route, how in routes.items() if route + copy in lanes]
     sink: Sink = load(SINKS[kind_of(settings)])(name, settings, identity, tags, clock, [lane.name for lane, _ in its])
-    pumps = [_pump(how, lane, sink, clock, dead_letter) for lane, how in its]
+    pumps = [_pump(how, lane, sink, clock, dead_letter, sessions) for lane, how in its]
     return SinkSession(sink, _address(settings), [lane for lane, _ in its], pumps, clock, ledger)
 
 
-def _pump(how: RouteSettings, lane: Lane, sink: Sink, clock: Clock, dead_letter: DeadLetter) -> Pump:
+def _pump(
+    how: RouteSettings, lane: Lane, sink: Sink, clock: Clock, dead_letter: DeadLetter, sessions: Sessions
+) -> Pump:
     rows_max = ROWS_PER_FAST_WRITE_MAX if how.fast else ROWS_PER_WRITE_MAX
     strict = how.order == "strict"
     if strict or how.fast:
         alone = lane.reader(Part.ALL, sink.keeps_positions)
-        return Pump(lane, alone, sink, clock, dead_letter, rows_max=rows_max, in_flight_max=1 if strict else None)
+        most = 1 if strict else None
+        return Pump(lane, alone, sink, clock, dead_letter, rows_max=rows_max, in_flight_max=most, sessions=sessions)
     rows_min = ROWS_PER_REPLAY_TRANSACTION if sink.in_flight_max == 1 else ROWS_PER_REPLAY_WRITE
     replay = Replay(lane.reader(Part.BACKLOG, sink.keeps_positions), rows_min, ROWS_PER_WRITE_MAX, how.replay_rate)
     live = lane.reader(Part.LIVE, sink.keeps_positions)
-    return Pump(lane, live, sink, clock, dead_letter, rows_max=rows_max, replay=replay)
+    return Pump(lane, live, sink, clock, dead_letter, rows_max=rows_max, replay=replay, sessions=sessions)
 
 
 def _local(target: Settings) -> LocalBroker | None:
     return target.local if isinstance(target, MqttTarget) else None
 
 
-def _with_local(target: Settings) -> Iterable[tuple[str, Settings]]:
-    """("", the destination), and where it has one, (LOCAL, its broker on site)."""
-    yield "", target
+def _sessions(
+    target: Settings, routes: Mapping[str, RouteSettings]
+) -> Iterable[tuple[str, Settings, Mapping[str, RouteSettings]]]:
+    """What stands behind the destination's name, its settings, its routes: ("", the destination), one more for each
+    other order of paths that routes name, and where it has one, (LOCAL, its broker on site)."""
+    if isinstance(target, MqttTarget) and target.paths:
+        for number, order in enumerate(orders := _orders(target, routes)):
+            its = orders[order]
+            settings = target.by(order, any(how.fast for how in its.values()), first=not number)
+            yield f"@{'+'.join(order)}" if number else "", settings, its
+    else:
+        yield "", target, routes
     if isinstance(target, MqttTarget) and target.local:
-        yield LOCAL, target.at_local(target.local)
+        yield LOCAL, target.at_local(target.local), routes
+
+
+def _orders(target: MqttTarget, routes: Mapping[str, RouteSettings]) -> dict[tuple[str, ...], dict[str, RouteSettings]]:
+    """Paths in the order of preference -> the routes that take them so; the file's own order first if any does."""
+    found: dict[tuple[str, ...], dict[str, RouteSettings]] = {}
+    everything = tuple(target.paths)
+    for name, how in sorted(routes.items(), key=lambda item: bool(item[1].paths)):
+        found.setdefault(how.paths or everything, {})[name] = how
+    return found or {everything: {}}
 
 
 def _embedded_brokers(file: GatewayFile) -> list[EmbeddedBroker]:
     """One for each address that some destination has it listen on."""
     own = [local for target in file.to.values() if (local := _local(target)) and not local.mqtt]
     return [EmbeddedBroker(listen) for listen in dict.fromkeys(local.listen for local in own)]
+
+
+def _clock_watch(file: GatewayFile, clock: SystemClock, ledger: Ledger) -> ClockWatch:
+    readers: dict[str, Reader] = {"ptp4l": Ptp4l(file.gateway.data_dir), "chrony": read_chrony, "kernel": read_kernel}
+    return ClockWatch(clock, readers, file.gateway.max_clock_error, ledger)
 
 
 def _address(settings: DeviceSettings | Settings) -> str:
@@ -221,8 +272,9 @@ def _counters(parts: Parts, routes: Iterable[Route]) -> list[Counters]:
     pumps = [pump.counters for session in parts.sinks for pump in session.pumps]
     sources = [session.source.counters for session in parts.sources]
     sinks = [session.sink.counters for session in parts.sinks]
+    paths = [each for one in parts.sinks if isinstance(one.sink, OverPaths) for each in one.sink.path_counters]
     lanes = [lane.counters for lane in parts.lanes]
-    return [*sources, *(route.counters for route in routes), *lanes, *pumps, *sinks]
+    return [*sources, *(route.counters for route in routes), *lanes, *pumps, *sinks, *paths]
 
 
 def _service(
@@ -238,5 +290,11 @@ def _service(
     if listen is None:
         return None
     state = StateCollector(app.health.components, parts.lanes, clock)
-    metrics = Metrics([CountersCollector(lambda: counted), state, GapsCollector(ledger.totals)], watch.flush)
+    latency = LatencyCollector(app.latency, clock)
+
+    def refresh() -> None:
+        watch.flush()
+        app.latency.flush()
+
+    metrics = Metrics([CountersCollector(lambda: counted), state, GapsCollector(ledger.totals), latency], refresh)
     return HttpService(*listen, app.health, metrics)

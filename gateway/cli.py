@@ -73,9 +73,12 @@ def run(
 
 
 @app.command()
-def check(file: File) -> None:
+def check(
+    file: File,
+    elsewhere: Annotated[bool, typer.Option(help="It is for another host: do not look for its interfaces.")] = False,
+) -> None:
     """Check a configuration file and print every mistake as file:line:column: message."""
-    settings, warnings = load_file(file)
+    settings, warnings = load_file(file, "elsewhere" if elsewhere else "wanted")
     complain(*warnings)
     tags = sum(len(device.tags) for device in settings.devices.values())
     counts = (count(len(settings.devices), "device"), count(tags, "tag"), count(len(settings.send), "route"))

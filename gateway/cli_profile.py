@@ -47,10 +47,7 @@ def profile_test(
     insecure: Annotated[bool, typer.Option(help="OPC UA without signature and encryption.")] = False,
     data_dir: Own = None,
 ) -> None:
-    """Ask a device what it is, read every tag once, and print the values. Code 1 where something failed.
-
-    Of an OPC UA server: what it says it is, and what the profiles that fit know of it.
-    """
+    """Ask a device what it is, read every tag once, and print the values. Code 1 where something failed."""
     from gateway.log import setup
     from gateway.profiles import server_trial, trial
     from pipelines.errors import GatewayError
@@ -58,9 +55,9 @@ def profile_test(
     setup("text", "error")
     try:
         if url.startswith("opc.tcp://"):
-            print("\n".join(on_loop(lambda: server_trial(url, insecure, data_dir))))
-            return
-        lines, failed = on_loop(lambda: trial(name, url, firmware, data_dir))
+            lines, failed = on_loop(lambda: server_trial(name, url, firmware, insecure, data_dir))
+        else:
+            lines, failed = on_loop(lambda: trial(name, url, firmware, data_dir))
     except (GatewayError, ValueError) as error:
         complain(str(error))
         raise typer.Exit(1) from error

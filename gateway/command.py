@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -20,12 +19,14 @@ File = Annotated[Path, typer.Argument(help="The configuration file (YAML).", sho
 DataDir = Annotated[Path, typer.Option(help="The gateway's data folder.")]
 
 
-def load_file(path: Path) -> tuple[GatewayFile, list[str]]:
-    """The settings and warnings; for a bad file prints every mistake and ends with code 2."""
+def load_file(
+    path: Path, interfaces: Literal["wanted", "later", "elsewhere"] = "later"
+) -> tuple[GatewayFile, list[str]]:
+    """The settings and warnings; for a bad file prints every mistake and ends with code 2. See `config.load`."""
     from gateway.config import ConfigErrors, load
 
     try:
-        return load(path)
+        return load(path, interfaces=interfaces)
     except ConfigErrors as errors:
         complain(str(errors))
         raise typer.Exit(BAD_CONFIGURATION) from errors
@@ -33,9 +34,8 @@ def load_file(path: Path) -> tuple[GatewayFile, list[str]]:
 
 def on_loop(make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     """Runs it on uvloop where that exists; Ctrl-C ends a command without a traceback."""
-    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    with suppress(ImportError):
-        from uvloop import new_event_loop as new_loop
+    from connectors.network import new_loop
+
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
             return runner.run(make())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -18,10 +19,13 @@ from gateway.settings import GatewayFile
 __all__ = ["ConfigError", "ConfigErrors", "load"]
 
 
-def load(path: Path, lookup: Lookup | None = None) -> tuple[GatewayFile, list[str]]:
+def load(
+    path: Path, lookup: Lookup | None = None, *, interfaces: Literal["wanted", "later", "elsewhere"] = "later"
+) -> tuple[GatewayFile, list[str]]:
     """The settings, and warnings as lines. `lookup` resolves `${file:...}` and `${env:...}`; default: the real ones.
 
-    Raises ConfigErrors with every mistake of the file.
+    Raises ConfigErrors with every mistake of the file. A network interface that this host has not got is a mistake
+    (`wanted`), a warning (`later`: a modem may come up), or nothing (`elsewhere`: the file is for another host).
     """
     try:
         root, found = read_items(_read(path), lookup or lookup_in(path.parent))
@@ -34,9 +38,12 @@ def load(path: Path, lookup: Lookup | None = None) -> tuple[GatewayFile, list[st
         broken.update(str(name) for name in location[1:2] if location[0] == "devices")
     broken.update(_half_read(root))
     found += config_checks.mistakes(root, broken)
+    absent = [] if interfaces == "elsewhere" else [*config_checks.interfaces(root)]
+    if interfaces == "wanted":
+        found, absent = found + absent, []
     if found or settings is None:
         raise ConfigErrors(_errors(path, found))
-    return settings, [str(warning) for warning in sorted(_errors(path, config_checks.warnings(root)))]
+    return settings, [str(warning) for warning in sorted(_errors(path, [*config_checks.warnings(root), *absent]))]
 
 
 def _read(path: Path) -> str:

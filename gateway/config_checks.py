@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from connectors import network
 from connectors.modbus_url import parse_url
 from connectors.profile import AUTO, OWN_PROFILES, profile_files
 from gateway import workers_checks
@@ -36,6 +37,7 @@ def mistakes(root: Item, broken: Collection[str]) -> Iterator[tuple[Place, str]]
         target = route.child("to")
         if target and targets and _is_text(target) and target.value not in targets:
             yield target.place, f"there is no destination `{target.value}` below `to:`{hint(target.value, targets)}"
+        yield from _unknown_paths(root, route)
         for selector in _selectors(route) if devices else ():
             if _is_text(selector) and not _chooses(selector.value, devices):
                 yield selector.place, _nothing(selector.value, devices)
@@ -78,11 +80,40 @@ def _profiles(root: Item) -> Iterator[tuple[Place, str]]:
     own = Path(folder.value) / OWN_PROFILES if folder and _is_text(folder) else None
     devices = root.child("devices")
     for device in devices.value.values() if devices and isinstance(devices.value, dict) else ():
-        profile = device.child("profile") if device.child("modbus") else None
-        if profile and _is_text(profile) and profile.value != AUTO:
-            known = profile_files("modbus", own)
+        profile = device.child("profile")
+        protocol = next((kind for kind in ("modbus", "opcua") if device.child(kind)), None)
+        if profile and protocol and _is_text(profile) and profile.value != AUTO:
+            known = profile_files(protocol, own)
             if profile.value not in known:
                 yield profile.place, f"there is no profile `{profile.value}`{hint(profile.value, known)}"
+
+
+def _unknown_paths(root: Item, route: Item) -> Iterator[tuple[Place, str]]:
+    """Paths of a route that its destination has not got."""
+    named, to, targets = route.child("paths"), route.child("to"), root.child("to")
+    target = targets.child(to.value) if targets and to and _is_text(to) else None
+    if named is None or to is None or target is None:
+        return
+    paths = target.child("paths")
+    known = [*paths.value] if paths and isinstance(paths.value, dict) else []
+    for path in named.value if isinstance(named.value, list) else [named]:
+        if _is_text(path) and path.value not in known:
+            yield path.place, f"`{to.value}` has no path `{path.value}` below `paths:`{hint(path.value, known)}"
+
+
+def interfaces(root: Item) -> Iterator[tuple[Place, str]]:
+    """Interfaces that this host has not got now: on another host, or later, they may be there."""
+    known = network.interfaces()
+    parts = [part for section in ("devices", "to") for part in _children(root.child(section))]
+    ways = [way for part in parts for way in (part.child("network"), *_children(part.child("paths"))) if way]
+    for way in ways:
+        bind = way.child("bind")
+        if bind and _is_text(bind) and bind.value not in known:
+            yield bind.place, network.no_interface(bind.value)
+
+
+def _children(item: Item | None) -> list[Item]:
+    return [*item.value.values()] if item and isinstance(item.value, dict) else []
 
 
 def _is_text(item: Item) -> bool:

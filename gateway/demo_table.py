@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 LATENCIES_KEPT: Final = 2_000
 """Per device, for the quantiles."""
 RATE_OVER_NS: Final = 1_500_000_000
+LEGS: Final[Mapping[str, str]] = {
+    "source_to_received": "machine -> gateway",
+    "received_to_lane": "-> buffer",
+    "lane_to_ack": "-> broker",
+}
+"""Legs of `/health`, as the table calls them."""
 STYLES: Final[Mapping[str, str]] = {"good": "green", "uncertain": "yellow", "bad": "red"}
 
 
@@ -86,7 +92,7 @@ def line(view: View, moment: Moment) -> str:
     away = "".join(f"  {part['name']} {part['state']}" for part in moment.health["components"] if part["state"] != "up")
     return (
         f"{moment.health['status']}: {len(view.last)} tags  {moment.values_per_s:.0f} values/s  "
-        f"{moment.messages_per_s:.0f} messages/s  {devices}  {_routes(moment)}{away}"
+        f"{moment.messages_per_s:.0f} messages/s  {devices}  {_routes(moment)}{_legs(moment)}{away}"
     )
 
 
@@ -110,7 +116,7 @@ def table(view: View, moment: Moment, units: Mapping[tuple[str, str], str], foot
         (str(moment.health["status"]), "bold green" if moment.health["status"] == "ok" else "bold yellow"),
         f"  {moment.values_per_s:.0f} values/s  {moment.messages_per_s:.0f} messages/s\n",
         "end to end, measured -> received:  " + "   ".join(_latency(view, device) for device in view.latencies_us),
-        f"\n{_components(moment)}  {_routes(moment)}",
+        f"\n{_components(moment)}  {_routes(moment)}{_legs(moment)}",
     )
     return Group(head, Text(footer, "dim"), rows)  # a low terminal cuts off the end
 
@@ -130,6 +136,19 @@ def _routes(moment: Moment) -> str:
         for lane in moment.health["lanes"]
     )
     return "  ".join(lanes)
+
+
+def _legs(moment: Moment) -> str:
+    """Where the time of each route goes, of the last minute; nothing before the first look at it."""
+    shown = [
+        f"{lane['name']} p50 / p99: "
+        + ", ".join(
+            f"{name} {found[leg]['p50']:.1f} / {found[leg]['p99']:.1f} ms" for leg, name in LEGS.items() if leg in found
+        )
+        for lane in moment.health["lanes"]
+        if (found := lane.get("latency_ms"))
+    ]
+    return "".join(f"  {route}" for route in shown)
 
 
 def _value(value: Any) -> str:

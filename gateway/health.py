@@ -1,7 +1,7 @@
 """Health: one line per component, and the roll-up that `/health` answers with.
 
     ok        every component is up and every tag can be read
-    degraded  something is down, faulted or cannot be read; the rest goes on
+    degraded  something is down, faulted, late or cannot be read, or the clock is too bad; the rest goes on
     down      no source or no destination is up: nothing is collected or nothing is delivered
     stopping, failed    the process ends; storage failed
 
@@ -17,11 +17,13 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Protocol
 
+from gateway.latency import LatencyWatch
 from gateway.supervisor import State, Status
 from gateway.version import version
 from pipelines.clock import Clock
 from pipelines.contracts import Lane
 from pipelines.gaps import Gap
+from pipelines.latency import KEPT_S
 
 FAULTS_SHOWN_MAX = 20
 """Tag faults listed per component; all of them are counted."""
@@ -57,14 +59,27 @@ class Component(Protocol):
         """One line about the session that is up; may be empty."""
 
 
+class ClockReport(Protocol):
+    """What health wants to know of the host's clock."""
+
+    @property
+    def alarm(self) -> str:
+        """One line while it is worse than it may be; else empty."""
+
+    def report(self) -> dict[str, Any]:
+        """Ready for JSON."""
+
+
 class Health:
     """Answers `/health`. `phase` is set by the app: running, stopping or failed."""
 
     def __init__(self, gateway: str, clock: Clock, components: Sequence[Component], lanes: Sequence[Lane]) -> None:
         self.components = components
         self.phase = "running"
+        self.latency: LatencyWatch | None = None
         self.gaps: Sequence[Gap] = ()
         """Of the ledger, the newest last."""
+        self.clock: ClockReport | None = None
         self._gateway = gateway
         self._clock = clock
         self._lanes = lanes
@@ -75,8 +90,9 @@ class Health:
         """The roll-up: ok, degraded, down, stopping or failed."""
         if self.phase != "running":
             return self.phase
+        late = self.latency is not None and self.latency.late
         if all(word(component) == "up" for component in self.components):
-            return "ok"
+            return "degraded" if late or (self.clock and self.clock.alarm) else "ok"
         for kind in ("source", "sink"):
             states = [c.status.state for c in self.components if c.kind == kind]
             if states and State.UP not in states:
@@ -88,19 +104,20 @@ class Health:
         """200 while running, whatever the plant does; else 503."""
         return HTTPStatus.OK if self.phase == "running" else HTTPStatus.SERVICE_UNAVAILABLE
 
-    def report(self) -> dict[str, Any]:
-        """The whole answer, ready for JSON."""
+    def report(self, over_s: float = KEPT_S) -> dict[str, Any]:
+        """The whole answer, ready for JSON; latencies of the last `over_s`."""
         return {
             "status": self.status,
             "gateway": self._gateway,
             "version": version(),
             "uptime_s": round((self._clock.mono_ns() - self._started_ns) / 1e9, 1),
             "components": [_component(component) for component in self.components],
-            "lanes": [self._lane(lane) for lane in self._lanes],
+            "lanes": [self._lane(lane, over_s) for lane in self._lanes],
+            "clock": self.clock.report() if self.clock else {},
             "gaps": [_gap(gap) for gap in list(self.gaps)[-GAPS_SHOWN_MAX:]],
         }
 
-    def _lane(self, lane: Lane) -> dict[str, Any]:
+    def _lane(self, lane: Lane, over_s: float) -> dict[str, Any]:
         totals = lane.counters.totals
         return {
             "name": lane.name,
@@ -110,6 +127,7 @@ class Health:
             "oldest_s": round(oldest_s(lane, self._clock), 1),
             "dropped_rows": totals.get("dropped_rows", 0),
             "corrupt_rows": totals.get("corrupt_rows", 0),
+            **(self.latency.report(lane.name, over_s) if self.latency else {}),
         }
 
 

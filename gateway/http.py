@@ -8,6 +8,8 @@ from aiohttp import web
 from gateway.health import Health
 from gateway.metrics import CONTENT_TYPE, Metrics
 from pipelines.errors import Permanent
+from pipelines.latency import KEPT_S
+from pipelines.quantities import duration_ns
 
 
 class HttpService:
@@ -49,5 +51,10 @@ class HttpService:
         return web.Response(body=await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _get_health(self, request: web.Request) -> web.Response:
-        body = orjson.dumps(self._health.report(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        over = request.query.get("over")
+        try:
+            over_s = duration_ns(over) / 1e9 if over else KEPT_S
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=f"over: {error}\n") from None
+        body = orjson.dumps(self._health.report(over_s), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         return web.Response(body=body, status=self._health.http_status, content_type="application/json")

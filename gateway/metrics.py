@@ -18,15 +18,18 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from gateway.health import Component, oldest_s
+from gateway.latency import LatencyWatch
 from gateway.supervisor import State
 from gateway.version import version
 from pipelines.clock import Clock
 from pipelines.contracts import Lane
-from pipelines.counters import BOUNDS_NS, Counters, Histogram
+from pipelines.counters import OCTAVE_BOUNDS_NS, STEPS, Counters, Histogram
 from pipelines.gaps import Reason
+from pipelines.latency import KEPT_S
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-_BOUNDS = [*(f"{bound / 1e9:.10g}" for bound in BOUNDS_NS.tolist()), "+Inf"]
+_BOUNDS = [*(f"{bound / 1e9:.10g}" for bound in OCTAVE_BOUNDS_NS.tolist()), "+Inf"]
+"""2 us, 4 us, 8 us, ...: every sixteenth bucket; the finer ones are for our own quantiles."""
 
 
 class CountersCollector(Collector):
@@ -97,6 +100,36 @@ class GapsCollector(Collector):
         yield from (gaps, rows)
 
 
+class LatencyCollector(Collector):
+    """What the routes take now, and which of them are late."""
+
+    def __init__(self, watch: LatencyWatch, clock: Clock) -> None:
+        self._watch = watch
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        now = GaugeMetricFamily(
+            "gateway_latency_seconds", f"Quantiles of the last {KEPT_S:.0f} s", labels=["name", "way", "quantile"]
+        )
+        ahead = CounterMetricFamily(
+            "gateway_latency_clock_ahead_rows", "Samples with a source time after their arrival", labels=["name"]
+        )
+        budget = GaugeMetricFamily("gateway_latency_budget_seconds", "Of p99, as the file says", labels=["name"])
+        late = GaugeMetricFamily("gateway_latency_budget_exceeded", "1 while the route is late", labels=["name"])
+        breaches = CounterMetricFamily("gateway_latency_budget_breaches", "How often it became late", labels=["name"])
+        for name, route in self._watch.routes.items():
+            for way, found in route.quantiles(self._clock.mono_ns()).items():
+                if found.rows:
+                    for quantile, ns in (("0.5", found.p50_ns), ("0.99", found.p99_ns), ("0.999", found.p999_ns)):
+                        now.add_metric([name, way, quantile], ns / 1e9)
+            ahead.add_metric([name], route.ahead_rows)
+            if route.budget_ns is not None:
+                budget.add_metric([name], route.budget_ns / 1e9)
+                late.add_metric([name], float(bool(route.reason)))
+                breaches.add_metric([name], route.breaches)
+        yield from (now, ahead, budget, late, breaches)
+
+
 class Metrics:
     """The text that `/metrics` answers with. `refresh` runs before each scrape."""
 
@@ -152,7 +185,8 @@ def _help(counters: Counters, name: str) -> str:
 
 
 def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
-    cumulative = histogram.counts.cumsum().tolist()
+    every = histogram.counts.cumsum()
+    cumulative = [*every[:-1:STEPS].tolist(), int(every[-1])]
     return list(zip(_BOUNDS, cumulative, strict=True)), histogram.sum_ns / 1e9
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import shutil
 import tempfile
@@ -13,22 +14,14 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from connectors.modbus import ModbusSource
-from connectors.modbus_follow import load_profile, load_profiles
 from connectors.modbus_identify import Interview, device_identification
 from connectors.modbus_link import ModbusLink
 from connectors.modbus_profile import MappedTag, ModbusProfile, resolve
 from connectors.modbus_settings import ModbusDevice
 from connectors.modbus_url import ModbusUrl
-from connectors.opcua_profile import (
-    ROOM,
-    STANDARD,
-    OpcUaProfile,
-    browse_paths,
-    fitting,
-    limits_of,
-    load_server_profiles,
-)
-from connectors.profile import AUTO, OWN_PROFILES
+from connectors.opcua_profile import ROOM, STANDARD, OpcUaProfile, browse_paths, limits_of
+from connectors.opcua_profile import resolve as resolve_nodes
+from connectors.profile import AUTO, OWN_PROFILES, load_profile, load_profiles
 from gateway.schema import DIALECT, settings_schema
 from pipelines.batch import GOOD, SEVERITY_MASK, SEVERITY_UNCERTAIN
 from pipelines.clock import Clock, SystemClock
@@ -53,9 +46,9 @@ SYSTEM_CLOCK: Final = SystemClock()
 def listing(data_dir: Path | None) -> list[str]:
     """A line a profile. Raises ProfileError."""
     rows = [("PROFILE", "GRADE", "TAGS", "FOR")]
-    for name, server in load_server_profiles(data_dir).items():
+    for name, server in load_profiles(OpcUaProfile, data_dir).items():
         rows.append((name, server.grade, str(len(server.nodes)), f"{server.vendor}: {', '.join(server.models)}"))
-    for name, profile in load_profiles(data_dir).items():
+    for name, profile in load_profiles(ModbusProfile, data_dir).items():
         points = sum(len(model.points) for model in profile.sunspec)
         tags = str(len(profile.tags)) if not points else f"{len(profile.tags)}+"
         rows.append((name, profile.grade, tags, f"{profile.vendor}: {', '.join(profile.models)}"))
@@ -65,9 +58,9 @@ def listing(data_dir: Path | None) -> list[str]:
 def shown(name: str, facts: Mapping[str, str], data_dir: Path | None) -> list[str]:
     """The map of one device. Raises ProfileError."""
     with _folder(name, data_dir) as (known, folder):
-        if server := load_server_profiles(folder).get(known):
+        if server := load_profiles(OpcUaProfile, folder).get(known):
             return _server_shown(server, facts)
-        profile = load_profile(known, folder)
+        profile = load_profile(ModbusProfile, known, folder)
     found = resolve(profile, facts)
     told = ", ".join(f"{key} {text}" for key, text in facts.items()) or "a device that tells nothing of itself"
     lines = [f"{profile.profile}: {profile.vendor} {', '.join(profile.models)}, grade {profile.grade}", f"for {told}"]
@@ -82,10 +75,12 @@ def shown(name: str, facts: Mapping[str, str], data_dir: Path | None) -> list[st
 def _server_shown(profile: OpcUaProfile, facts: Mapping[str, str]) -> list[str]:
     """What is known of a server, whatever its namespaces are."""
     every = [uri for uris in profile.namespaces.values() for uri in uris[:1]]
+    paths_of = browse_paths(profile, facts, [*STANDARD["ua"], *every])
     return [
         f"{profile.profile}: {profile.vendor} {', '.join(profile.models)}, grade {profile.grade}",
+        *([f"uncertain: {doubt}"] if (doubt := resolve_nodes(profile, facts).uncertain) else []),
         *_limits_shown([profile], facts),
-        *(f"{tag}: {' or '.join(paths)}" for tag, paths in browse_paths(profile, [*STANDARD["ua"], *every]).items()),
+        *(f"{tag}: {' or '.join(paths)}" for tag, paths in paths_of.items()),
         *(f"note: {note}" for note in profile.notes),
         *(f"source: {source}" for source in profile.sources),
     ]
@@ -96,26 +91,41 @@ def _limits_shown(profiles: Sequence[OpcUaProfile], facts: Mapping[str, str]) ->
     return [f"at most {number} {'in all' if name in ROOM else 'a call'}: {name}" for name, number in limits]
 
 
-async def server_trial(url: str, insecure: bool, data_dir: Path | None) -> list[str]:
-    """What a server says it is, the profiles that fit it, what they know of it. Raises GatewayError."""
-    from connectors.opcua_browse import limits_of as limits_at
-    from connectors.opcua_browse import session
+async def server_trial(
+    name: str, url: str, firmware: str | None, insecure: bool, data_dir: Path | None
+) -> tuple[list[str], bool]:
+    """What a server says it is, the profiles that fit, every tag once; and whether something failed.
+
+    Raises GatewayError, ValueError.
+    """
+    from connectors.opcua_browse import learnt_limits, present, publishing, session
+    from connectors.opcua_follow import Chosen, place
     from connectors.opcua_security import Access
-    from connectors.opcua_servers import server_facts
+    from connectors.opcua_servers import with_nameplate, with_profiles
     from connectors.opcua_settings import OpcUaSecurity
 
     access = Access(None if insecure else OpcUaSecurity())
-    async with session(url, access, data_dir or Path("/var/lib/gateway")) as client:
-        opened = client.uaclient.session
-        facts, namespaces = await server_facts(opened, await limits_at(opened))
-    found = fitting(load_server_profiles(data_dir), facts)
-    lines = [f"{name}: {text}" for name, text in facts.items()]
-    for profile in found:
-        why = profile.matched(facts) or {}
-        lines += ["", f"profile {profile.profile}, because {' and '.join(f'{name} is {why[name]}' for name in why)}"]
-        lines += [f"{tag}: {' or '.join(paths)}" for tag, paths in browse_paths(profile, namespaces).items()]
-    lines += _limits_shown(found, facts)
-    return lines if found else [*lines, "", "no profile fits"]
+    with _folder(name, data_dir) as (profile, folder):
+        async with session(url, access, data_dir or Path("/var/lib/gateway")) as client:
+            opened = publishing(client)
+            limits, server = await learnt_limits(opened, folder)
+            server = await with_nameplate(server, opened.request, limits, firmware)
+            lines = [f"{fact}: {text}" for fact, text in server.facts.items()]
+            try:
+                server = await asyncio.to_thread(with_profiles, server, profile, folder)
+            except Permanent as error:
+                return [*lines, "", str(error)], True
+            chosen = Chosen.of(server)
+            places = await place(opened.request, chosen.templates, (), (), server.namespaces, limits)
+            values = await present(opened.request, [one.node for one in places.tags], limits)
+    rows, failed = [("TAG", "VALUE", "UNIT", "")], bool(places.fault)
+    for tag, value in zip(places.tags, values, strict=True):
+        about = _judged(tag.meaning.unit, value.value, value.status, "")
+        failed = failed or about not in ("", "uncertain", "no value")
+        doubt = "uncertain" if tag.uncertain else ""
+        rows.append((tag.base, value.text, tag.meaning.unit, about or doubt))
+    lines += [*chosen.info.split("; "), *_limits_shown(server.profiles, server.facts), "", *_table(rows)]
+    return lines + ([f"not all: {places.fault}"] if places.fault else []), failed
 
 
 def _manners(profile: ModbusProfile, poll: Any) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.log import Log
 from pipelines.clock import Clock, SystemClock
-from pipelines.contracts import Lane, Sink, Source, Stage
+from pipelines.contracts import Lane, OverPaths, Sink, Source, Stage
 from pipelines.errors import Corrupt, NotConnected
 from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.route import LAST_BATCH, Pump, Route, collect
@@ -27,6 +27,8 @@ class SourceSession:
     stages: Sequence[Stage]
     clock: Clock = field(default_factory=SystemClock)
     ledger: Ledger = field(default_factory=NoLedger)
+    connected: Callable[[int], None] | None = None
+    """Is told when, by the wall clock."""
     kind: str = field(default="source", init=False)
     _away_since_ns: int | None = field(default=None, init=False)
     server: str = field(default="", init=False)
@@ -51,6 +53,8 @@ class SourceSession:
         except Exception:
             self._away(began_ns)
             raise
+        if self.connected:
+            self.connected(self.clock.wall_ns())
         self.note_absence()
 
     async def run(self) -> None:
@@ -88,11 +92,14 @@ class SinkSession:
     clock: Clock = field(default_factory=SystemClock)
     ledger: Ledger = field(default_factory=NoLedger)
     kind: str = field(default="sink", init=False)
-    info: str = field(default="", init=False)
 
     @property
     def name(self) -> str:
         return self.sink.name
+
+    @property
+    def info(self) -> str:
+        return self.sink.info if isinstance(self.sink, OverPaths) else ""
 
     @property
     def address(self) -> str:

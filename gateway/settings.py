@@ -148,6 +148,14 @@ class Gateway(Settings):
         duration_ns("5s"), gt=0, description="At a stop, how long what is buffered in memory may take to be delivered."
     )
 
+    max_clock_error: Duration | None = Field(
+        None,
+        gt=0,
+        description="An alarm (`/health` is degraded, log, status topic, metric) while this host's clock may be off by "
+        "more, or nobody keeps it right; collection goes on. null: none. [Clock](clock.md).",
+        examples=["100ms"],
+    )
+
     @field_validator("site")
     @classmethod
     def _levels(cls, site: str) -> str:
@@ -274,10 +282,24 @@ class Route(Settings):
     to: Annotated[str, BeforeValidator(_single_target, json_schema_input_type=str)] = Field(
         description="Name of the destination, one of those below `to:`.", examples=["plant-mqtt"]
     )
+    paths: Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])] = Field(
+        (),
+        description="Of the destination's `paths:`, those that this route takes, the preferred one first. Default: all,"
+        " in the order of the file.",
+        examples=[["urllc", "embb"]],
+    )
     steps: tuple[Step, ...] = Field((), description="What is done to the samples, in this order.")
     fast: bool = Field(
         False,
         description="true: for low latency; what waits is in memory only, and is written in small pieces.",
+    )
+    latency_budget: Duration | None = Field(
+        None,
+        gt=0,
+        description="How long 99 of 100 samples may take, from the machine's time stamp to the broker's "
+        "acknowledgement, over the last 10 s. Beyond it the route is `degraded` and says "
+        "which leg takes the time; null: any time.",
+        examples=["20ms"],
     )
     order: Literal["live_first", "strict"] = Field(
         "live_first",

@@ -7,7 +7,7 @@ or a server changes, and at most every few seconds while only what is pending ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gateway.health import oldest_s, word
@@ -75,8 +75,17 @@ class StatusReporter:
             "rows": gap.rows,
             "backfilled": gap.backfilled,
         }
+        self.tell("gap", message)
+
+    def tell(self, kind: str, message: Mapping[str, Any]) -> None:
+        """A notice to every broker."""
         for announcer in self._announcers:
-            announcer.announce("gap", message)
+            announcer.announce(kind, message)
+
+    def note_latency(self, message: Mapping[str, Any]) -> None:
+        """Tells every broker that a route became late, or is in time again."""
+        for announcer in self._announcers:
+            announcer.announce("latency", message)
 
     def _entry(self, destination: Destination) -> Entry:
         session = destination.session

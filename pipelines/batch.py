@@ -104,6 +104,8 @@ class Batch:
     clock: ClockState = UNDISCIPLINED
     seq: int = -1
     """Given by the lane on `append`; -1 before."""
+    lane_ns: int = 0
+    """The wall clock when the lane had it; 0 before, and where it was read from disk again."""
 
     def __len__(self) -> int:
         return len(self.tag)
@@ -143,9 +145,9 @@ class Batch:
             yield body.take(slice(start, start + rows_max))
         yield self.take(slice(last, None))
 
-    def numbered(self, seq: int) -> Self:
-        """The same batch with a lane's number."""
-        return type(self)(*(*_ALL_BUT_SEQ(self), seq))
+    def numbered(self, seq: int, lane_ns: int = 0) -> Self:
+        """The same batch with a lane's number, and the time when the lane took it."""
+        return type(self)(*(*_OFFERED(self), seq, lane_ns))
 
     def values(self) -> list[Any]:
         """One Python object a row: bool, int, float, str, bytes, list, dict; None where a row has no value."""
@@ -160,7 +162,8 @@ class Batch:
         return values
 
 
-_ALL_BUT_SEQ = attrgetter(*[name for name in Batch.__annotations__ if name != "seq"])
+_OFFERED = attrgetter(*[name for name in Batch.__annotations__ if name not in ("seq", "lane_ns")])
+"""All fields but those that a lane gives."""
 
 
 def _moved(extra: Extra, rows: npt.NDArray[np.intp] | slice, length: int) -> Extra | None:

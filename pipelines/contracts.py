@@ -204,3 +204,16 @@ class Announcer(Protocol):
 
         Never waits, never raises; allowed at any time.
         """
+
+
+@runtime_checkable
+class OverPaths(Protocol):
+    """A sink that may reach its far side by several ways."""
+
+    @property
+    def info(self) -> str:
+        """One line for people about them; may be empty."""
+
+    @property
+    def path_counters(self) -> Sequence[Counters]:
+        """Of each of them."""

@@ -11,7 +11,7 @@ that a flipped length or kind is noticed too. The magic only serves to find the 
 
     HEADER  first of a segment: which lane (name, uuid), which segment, when                      (msgpack)
     TABLE   what the tag and source numbers in the frames behind it mean, newest origins so far   (msgpack)
-    BATCH   one batch: `_FIXED`, columns ts_ns, value, tag, status, kind, flags; origin, clock source, extra (msgpack)
+    BATCH   one batch: `_FIXED`, columns ts_ns, value, tag, status, kind, flags; origin, clock, extra (msgpack)
     FOOTER  last of a sealed segment: where each batch is, and all tables again                   (msgpack)
     CURSOR  a file of its own: what is delivered                                                  (msgpack)
 """
@@ -22,6 +22,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final
 from zlib import crc32
 
@@ -30,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.batch import Batch, Extra
-from pipelines.clock import UNDISCIPLINED, ClockState
+from pipelines.clock import ClockState
 from pipelines.errors import Corrupt
 
 FORMAT: Final = 1
@@ -42,7 +43,7 @@ _CHECKSUM = struct.Struct("<I")
 HEAD_BYTES: Final = _HEAD.size + _CHECKSUM.size
 _FIXED = struct.Struct("<QQqQqIIiIHHI")
 """seq, number, received_ns, synced, clock error_ns, row, rows, bytes of origin (-1: None), of extra (0: None), source
-id, bytes of the clock's source, position of the frame in its segment."""
+id, bytes of the clock's source and quality (`ntp:locked`), position of the frame in its segment."""
 _TRAILER = struct.Struct("<I4s")
 TRAILER_BYTES: Final = _TRAILER.size
 _ROW_BYTES: Final = 26
@@ -95,7 +96,7 @@ class Stored:
 def encode_batch(batch: Batch, seq: int, synced: int = 0, row: int = 0, position: int = 0) -> bytes:
     """The frame of `batch` as number `seq` of its lane; see `Stored`."""
     origin, extra = batch.origin, _packed_extra(batch.extra)
-    clock = batch.clock.source.encode()
+    clock = f"{batch.clock.source}:{batch.clock.quality}".encode()
     fixed = _FIXED.pack(
         seq,
         batch.number,
@@ -219,10 +220,11 @@ def _framed(kind: FrameKind, *parts: bytes) -> bytes:
 _I64, _F64, _U32, _U8 = (np.dtype(name) for name in ("<i8", "<f8", "<u4", "u1"))
 
 
-def _clock(source: bytes, error_ns: int) -> ClockState:
-    if source == b"none" and not error_ns:
-        return UNDISCIPLINED
-    return ClockState(source.decode("utf-8", "replace"), error_ns)
+@lru_cache(maxsize=16)
+def _clock(words: bytes, error_ns: int) -> ClockState:
+    """One object for all batches that were received in that state. `words` without a quality: of a former version."""
+    source, _, quality = words.decode("utf-8", "replace").partition(":")
+    return ClockState(source, error_ns, quality or "unknown")
 
 
 def _packed_extra(extra: Extra | None) -> bytes:

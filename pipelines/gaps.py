@@ -23,6 +23,8 @@ class Reason(StrEnum):
     FORGOTTEN = "buffer wiped or replaced"
     MAP_CHANGED = "the device is another than before, its tags follow"
     """No row is missing: what the tags of the entry mean, or which there are, changed with the device's firmware."""
+    CLOCK_STEPPED = "the gateway's clock was set"
+    """No row is missing: times before and after do not fit together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,7 +191,7 @@ class DiskLane:
         except Poisoned as error:
             self._fail(error)
             raise
-        self._held.add(batch, self._clock.mono_ns())
+        self._held.add(batch, self._clock)
         self._readable.set()
         self._wake_keeper()
         return True

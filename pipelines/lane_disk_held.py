@@ -54,18 +54,18 @@ class Held:
 
     # --- what comes ---------------------------------------------------------------------------------------------
 
-    def add(self, batch: Batch, mono_ns: int) -> None:
+    def add(self, batch: Batch, clock: Clock) -> None:
         """The journal has it."""
         offset, rows, size = self.state.end, len(batch), batch.nbytes
         self.state.end += 1
         self.state.add(offset)
         segment = self._journal.segments[-1]
-        segment.touched_ns = mono_ns
+        segment.touched_ns = clock.mono_ns()
         segment.pending_batches += 1
         segment.pending_rows += rows
         self.rows += rows
         self._counters.add("rows", rows)
-        self._recent[offset] = (batch.numbered(offset), size)
+        self._recent[offset] = (batch.numbered(offset, clock.wall_ns()), size)
         self._recent_bytes += size
         while self._recent_bytes > self._memory_bytes:
             self._recent_bytes -= self._recent.popitem(last=False)[1][1]

@@ -11,6 +11,7 @@ from uuid import uuid4
 import msgpack
 
 from pipelines.batch import Batch
+from pipelines.clock import Clock, SystemClock
 from pipelines.contracts import Part, Reader, Span
 from pipelines.counters import Counters
 from pipelines.errors import Corrupt
@@ -46,12 +47,14 @@ class MemoryLane:
         when_full: WhenFull = WhenFull.DROP_OLDEST,
         instance: int = 0,
         ledger: Ledger | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.name = name
         self.counters = Counters("lane", name)
         self._bytes_max = bytes_max
         self._sources = sources
         self._ledger = NoLedger() if ledger is None else ledger
+        self._wall_ns = (clock or SystemClock()).wall_ns
         self._closed = False
         self._when_full = when_full
         self._uuid = uuid4().bytes
@@ -88,7 +91,7 @@ class MemoryLane:
         if self._bytes + size > self._bytes_max and not self._make_room(size):
             self._count_drop(batch)
             return
-        self._held[offset] = (batch.numbered(offset), size)
+        self._held[offset] = (batch.numbered(offset, self._wall_ns()), size)
         self._pending.add(offset, offset + 1)
         self._unread.add(offset, offset + 1)
         self._bytes += size

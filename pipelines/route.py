@@ -16,14 +16,12 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-
 from pipelines.batch import Batch, rows_of
 from pipelines.clock import Clock
 from pipelines.contracts import Lane, Reader, Sink, Source, Span, Stage
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Rejected
+from pipelines.latency import Latency, Sessions
 from pipelines.origin import Mark
 
 ROWS_PER_BATCH_MAX = 1000
@@ -190,8 +188,10 @@ class Pump:
         rows_max: int,
         in_flight_max: int | None = None,
         replay: Replay | None = None,
+        sessions: Sessions | None = None,
     ) -> None:
-        """in_flight_max: fewer writes at a time than the sink allows; with 1, no batch overtakes a failed one."""
+        """in_flight_max: fewer writes at a time than the sink allows; with 1, no batch overtakes a failed one.
+        sessions: of the sources."""
         self._lane = lane
         self._reader = reader
         self._sink = sink
@@ -201,6 +201,7 @@ class Pump:
         self._in_flight_max = min(in_flight_max or sink.in_flight_max, sink.in_flight_max)
         self._replay = replay
         self.counters = Counters("pump", lane.name)
+        self.latency = Latency(self.counters, sessions)
 
     async def run(self) -> None:
         """Never returns; ends with the sink's errors. What was not committed is unread again at the next `run`.
@@ -274,7 +275,8 @@ class Pump:
         if replay:
             self.counters.add("historical_rows", rows_of(batches) - rejected)
         else:
-            self._observe(batches)
+            # How old a backlog is says nothing of the latency now.
+            self.latency.observe(batches, self._clock.wall_ns())
 
     async def _set_aside(self, batches: Sequence[Batch], refusal: Rejected) -> None:
         rows: defaultdict[int, list[int]] = defaultdict(list)
@@ -287,15 +289,3 @@ class Pump:
         self.counters.add("rows", rows_of(batches) - rejected)
         self.counters.add("rejected_rows", rejected)
         self.counters.add("batches", len(batches))
-
-    def _observe(self, batches: Sequence[Batch]) -> None:
-        """Of live data only: how old a backlog is says nothing of the latency now."""
-        now = self._clock.wall_ns()
-        received_ns: npt.NDArray[np.int64] | int
-        if len(batches) == 1:
-            ts_ns, received_ns = batches[0].ts_ns, batches[0].received_ns
-        else:
-            ts_ns = np.concatenate([batch.ts_ns for batch in batches])
-            received_ns = np.array([batch.received_ns for batch in batches], dtype=np.int64)
-        self.counters.histograms["source_to_ack"].observe(now - ts_ns)
-        self.counters.histograms["received_to_ack"].observe(now - received_ns)

@@ -5,14 +5,16 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-import uvloop
 from hypothesis import HealthCheck, settings
 
+from connectors.network import new_loop
 from gateway.log import ROOMS
 from tests.services.asyncua_server import AsyncuaServer
+from tests.services.faketime import FakeTime
 from tests.services.far import FarMosquitto
 from tests.services.kafka import Kafka
 from tests.services.libmodbus import LibmodbusRtuServer, LibmodbusServer
@@ -22,6 +24,7 @@ from tests.services.milo_plant import MiloPlant
 from tests.services.mosquitto import Mosquitto
 from tests.services.node_opcua import NodeOpcua
 from tests.services.node_opcua_plant import NodePlant
+from tests.services.paths import Paths
 from tests.services.process import Service, ServiceMissing
 from tests.services.pymodbus_server import PymodbusServer
 from tests.services.tls import Certificates, make_certificates
@@ -30,13 +33,14 @@ from tests.services.tls import Certificates, make_certificates
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-ServiceT = TypeVar("ServiceT", bound=Service | Link)
+ServiceT = TypeVar("ServiceT", bound=Service | Link | Paths)
+Made = TypeVar("Made")
 Factory = Callable[..., ServiceT]
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Every async test runs on the loop that the gateway runs on."""
-    return {"uvloop": uvloop.new_event_loop}
+    return {"uvloop": new_loop}
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +72,12 @@ def mosquitto() -> Iterator[Mosquitto]:
 def mosquitto_factory() -> Iterator[Factory[Mosquitto]]:
     """Starts brokers of one's own: mosquitto_factory(users=..., tls=..., ...)."""
     yield from _factory(Mosquitto)
+
+
+@pytest.fixture
+def fake_time(tmp_path: Path) -> FakeTime:
+    """The wall clock of a process that gets its `env`."""
+    return made(lambda: FakeTime(tmp_path))
 
 
 @pytest.fixture
@@ -150,7 +160,7 @@ def libmodbus_rtu_server() -> Iterator[LibmodbusRtuServer]:
         yield server
 
 
-def made(make: Callable[[], ServiceT]) -> ServiceT:
+def made(make: Callable[[], Made]) -> Made:
     try:
         return make()
     except ServiceMissing as error:

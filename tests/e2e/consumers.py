@@ -13,6 +13,7 @@ from tests.e2e.gateway_process import DEADLINE_S, SITE
 from tests.services.link import Link
 from tests.services.milo import Group, expected_value
 from tests.services.packages import program
+from tests.services.paths import Paths
 from tests.services.ports import HOST
 from tests.services.process import ServerProcess
 
@@ -27,7 +28,7 @@ class Subscriber:
     Entered: the subscription is made. Its process writes each message to a file at once and is read from there.
     """
 
-    def __init__(self, port: int, folder: Path, *, protocol: str = "5", beyond: Link | None = None) -> None:
+    def __init__(self, port: int, folder: Path, *, protocol: str = "5", beyond: Link | Paths | None = None) -> None:
         self._id = uuid.uuid4().hex
         self._port = port
         self._place = beyond.beyond if beyond else list

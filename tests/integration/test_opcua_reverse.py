@@ -59,13 +59,17 @@ def hello(uri: str, url: str) -> bytes:
 
 
 async def test_the_server_dials_and_again_after_a_lost_connection(server: NodeOpcua, port: int, source: Make) -> None:
-    """Values come; the connection is reset; the server calls again and the session goes on; then nothing listens."""
-    press = source(**device(server, port))
+    """Values come, on a connection with the device's mark; the connection is reset; the server calls again and the
+    session goes on; then nothing listens."""
+    press = source(**device(server, port), network={"dscp": "CS2", "priority": 3})
     server.set_value("Double", 1.5)
     await within(press.connect([]))
     assert await values(press, 1) == [1.5]
     session = press._link.session
     assert session is not None and session._client.protocol is not None and session._client.protocol.transport
+    sock = session._client.protocol.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 16 << 2
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == 3
     session._client.protocol.transport.abort()
     with pytest.raises(NotConnected):
         while True:

@@ -6,12 +6,14 @@ from pathlib import Path
 from tests.services.kafka import Kafka
 from tests.services.link import Link
 from tests.services.mosquitto import Mosquitto
+from tests.services.paths import Paths
+from tests.services.ports import free_port
 
 
 class FarMosquitto(Mosquitto):
-    """As Mosquitto, but at `address`; in the far network at 127.0.0.1 too."""
+    """As Mosquitto, but at `address` (of paths: `address6` too); in the far network at 127.0.0.1 too."""
 
-    def __init__(self, link: Link, **settings: object) -> None:
+    def __init__(self, link: Link | Paths, **settings: object) -> None:
         self.link = link
         self.address = link.address
         super().__init__(**settings)  # type: ignore[arg-type]
@@ -37,13 +39,25 @@ class FarMosquitto(Mosquitto):
         file = self.folder / "mosquitto.conf"
         with file.open("a") as config:
             config.write(f"listener {self.port} {self.address}\n")
+            if isinstance(self.link, Paths):
+                config.write(f"listener {self.port} {self.link.address6}\n")
         return file
 
 
 class FarKafka(Kafka):
-    """As Kafka, but its plain listener is at the link's address, and so is what it advertises."""
+    """As Kafka, but its plain listener is at the link's address, and so is what it advertises. Of paths: one more at
+    the IPv6 address, `bootstrap6`."""
 
-    def __init__(self, link: Link, **settings: object) -> None:
+    def __init__(self, link: Link | Paths, **settings: object) -> None:
         self.link = link
+        self.bootstrap6 = f"[{link.address6}]:{free_port()}" if isinstance(link, Paths) else ""
         super().__init__(host=link.address, **settings)  # type: ignore[arg-type]
         self.run_as(link.beyond(self.argv))
+
+    def _core_settings(self) -> dict[str, str]:
+        settings = super()._core_settings()
+        if self.bootstrap6:
+            for key in ("listeners", "advertised.listeners"):
+                settings[key] += f",SIX://{self.bootstrap6}"
+            settings["listener.security.protocol.map"] += ",SIX:PLAINTEXT"
+        return settings

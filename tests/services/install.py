@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.services import gopcua, kafka, libmodbus, milo, milo_plant, mosquitto, node_modbus, node_opcua
+from tests.services import faketime, gopcua, kafka, libmodbus, milo, milo_plant, mosquitto, node_modbus, node_opcua
 from tests.services.process import ServiceMissing
 
 SERVICES: dict[str, Callable[[], object]] = {
@@ -21,6 +21,7 @@ SERVICES: dict[str, Callable[[], object]] = {
     "Eclipse Milo plant": milo_plant.install,
     "node-opcua server": node_opcua.install,
     "gopcua server": gopcua.install,
+    "libfaketime": faketime.install,
 }
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from tests.services.manner import Direction, Manner
 from tests.services.packages import program
 from tests.services.process import ServiceMissing
 
@@ -32,10 +33,10 @@ _READS_MAX = 64
 class Link:
     """Joins this network to a far one, whose only host is `address`. Made, it works; `close` removes it.
 
-    delay_s: of each packet, either way.
+    delay_s: of each packet, either way. space: a network namespace that is there; default: one of its own.
     """
 
-    def __init__(self, delay_s: float = 0.0) -> None:
+    def __init__(self, delay_s: float = 0.0, space: str = "") -> None:
         if os.geteuid() != 0:
             raise ServiceMissing("a bad link needs root, for its network namespace")
         program("ip", "iproute2")
@@ -44,20 +45,26 @@ class Link:
         self.address = f"{net}.2"
         self.carried = self.lost = 0
         """Packets, both ways."""
-        self._space = f"gw-{name}"
-        self._delay_s = delay_s
+        self.net = net
+        """The first three bytes of its addresses; here it has .1."""
+        self.device, self.far_device = f"gwn-{name}", f"gwf-{name}"
+        self._own_space = not space
+        self._space = space or f"gw-{name}"
         self._loss = 0.0
         self._chance = random.Random()
+        self._ways = [Direction(Manner(delay_s), self._chance) for _ in range(2)]
+        """Up, down."""
         self._ends: list[int] = []
         self._over = os.eventfd(0)
         self._carrier = threading.Thread(target=self._carry, name=f"link {name}")
         try:
-            _ip("netns", "add", self._space)
-            near, far = self._end(f"gwn-{name}"), self._end(f"gwf-{name}")
-            _ip("link", "set", far, "netns", self._space)
+            if self._own_space:
+                ip("netns", "add", self._space)
+            near, far = self._end(self.device), self._end(self.far_device)
+            ip("link", "set", far, "netns", self._space)
             _up([], near, f"{net}.1", self.address)
             _up(["-n", self._space], far, self.address, f"{net}.1")
-            _ip("-n", self._space, "link", "set", "lo", "up")
+            ip("-n", self._space, "link", "set", "lo", "up")
         except BaseException:
             self._remove()
             raise
@@ -78,6 +85,10 @@ class Link:
     def mend(self) -> None:
         """Nothing is lost any more."""
         self.lose(0.0)
+
+    def shape(self, up: Manner, down: Manner) -> None:
+        """From now on packets that leave here, and those that come, are treated so."""
+        self._ways[0].manner, self._ways[1].manner = up, down
 
     def close(self) -> None:
         """What runs in the far network must have ended. Idempotent."""
@@ -106,55 +117,59 @@ class Link:
         for file in (*self._ends, self._over):
             os.close(file)
         self._ends.clear()
-        subprocess.run(["ip", "netns", "del", self._space], capture_output=True, check=False)
+        if self._own_space:
+            subprocess.run(["ip", "netns", "del", self._space], capture_output=True, check=False)
 
     def _carry(self) -> None:
         """The thread: until `close`."""
         near, far = self._ends
-        across = {near: far, far: near}
-        under_way: deque[tuple[float, int, bytes]] = deque()
+        under_way: dict[int, deque[tuple[float, bytes]]] = {near: deque(), far: deque()}
+        """By the end that they leave by; in the order of their times."""
         poll = select.poll()
         for file in (near, far, self._over):
             poll.register(file, select.POLLIN)
         while True:
-            wait_s = max(under_way[0][0] - time.monotonic(), 0.0) if under_way else None
-            ready = [file for file, _ in poll.poll(None if wait_s is None else wait_s * 1000)]
+            next_s = min((packets[0][0] for packets in under_way.values() if packets), default=None)
+            wait_ms = None if next_s is None else max(next_s - time.monotonic(), 0.0) * 1000
+            ready = [file for file, _ in poll.poll(wait_ms)]
             if self._over in ready:
                 return
             for file in ready:
-                due_s = time.monotonic() + self._delay_s
-                under_way.extend((due_s, across[file], packet) for packet in self._survivors(file))
-            while under_way and under_way[0][0] <= time.monotonic():
-                _, end, packet = under_way.popleft()
-                self._put(end, packet)
+                under_way[far if file == near else near].extend(self._survivors(file, self._ways[file != near]))
+            for end, packets in under_way.items():
+                while packets and packets[0][0] <= time.monotonic():
+                    self._put(end, packets.popleft()[1])
 
-    def _survivors(self, file: int) -> list[bytes]:
+    def _survivors(self, file: int, way: Direction) -> list[tuple[float, bytes]]:
+        """With the times when they are due."""
         packets = []
         for _ in range(_READS_MAX):
             try:
                 packet = os.read(file, MTU)
             except BlockingIOError:
                 break
-            if self._chance.random() < self._loss:
+            due_s = way.due_s(time.monotonic(), len(packet))
+            if due_s is None or self._chance.random() < self._loss:
                 self.lost += 1
             else:
-                packets.append(packet)
+                packets.append((due_s, packet))
         return packets
 
     def _put(self, end: int, packet: bytes) -> None:
         try:
             os.write(end, packet)
             self.carried += 1
-        except BlockingIOError:
+        except OSError:  # its queue is full, or the interface is down
             self.lost += 1
 
 
 def _up(space: list[str], device: str, address: str, peer: str) -> None:
-    _ip(*space, "addr", "add", address, "peer", peer, "dev", device)
-    _ip(*space, "link", "set", device, "mtu", str(MTU), "up")
+    ip(*space, "addr", "add", address, "peer", peer, "dev", device)
+    ip(*space, "link", "set", device, "mtu", str(MTU), "up")
 
 
-def _ip(*arguments: str) -> None:
+def ip(*arguments: str) -> None:
+    """Runs iproute2. ServiceMissing where it fails."""
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ServiceMissing(f"a bad link: ip {' '.join(arguments)}: {done.stderr.strip()}")

@@ -42,7 +42,7 @@ class ServerProcess:
     def __init__(self, name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.log = log
-        self._argv = list(argv)
+        self.argv = list(argv)
         self._env = {**os.environ, **(env or {})}
         self._child: subprocess.Popen[bytes] | None = None
         self._log_start = 0
@@ -57,7 +57,7 @@ class ServerProcess:
             self._log_start = output.tell()
             self._child = _spawner.submit(
                 subprocess.Popen,
-                [*prefix, *self._argv],
+                [*prefix, *self.argv],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from connectors.modbus_convert import UNCERTAIN, Conversion, Meaning
+from connectors.modbus_convert import Conversion, Meaning
 from connectors.modbus_decode import BAD_NO_DATA
 from connectors.modbus_plan import DataType, Point, Table
-from pipelines.batch import GOOD, Batch, BatchBuilder, Flag, Kind
+from pipelines.batch import GOOD, SEVERITY_UNCERTAIN, Batch, BatchBuilder, Flag, Kind
 
 KINDS = {float: Kind.DOUBLE, int: Kind.INT32, str: Kind.STRING}
 
@@ -59,6 +59,6 @@ def test_integers_beyond_a_double() -> None:
 def test_failed_rows_stay_failed_and_uncertain_ones_are_flagged() -> None:
     meanings = {"a": Meaning(0.1, uncertain=True), "b": Meaning(uncertain=True), "t": Meaning()}
     [batch] = converted(meanings, {"a": None, "b": 3, "t": "text"})
-    assert batch.status.tolist() == [BAD_NO_DATA, UNCERTAIN, GOOD]
+    assert batch.status.tolist() == [BAD_NO_DATA, SEVERITY_UNCERTAIN, GOOD]
     assert batch.flags.tolist() == [Flag.PROFILE_UNCERTAIN, Flag.PROFILE_UNCERTAIN, 0]
     assert batch.values() == [None, 3, "text"]

@@ -10,20 +10,18 @@ import pytest
 from ruamel.yaml import YAML
 
 from connectors.modbus import ModbusSource
-from connectors.modbus_convert import UNCERTAIN
 from connectors.modbus_decode import BAD_NO_DATA
-from connectors.modbus_follow import load_profiles
 from connectors.modbus_plan import WordOrder
-from connectors.modbus_profile import ModbusProfile, parsed, resolve
+from connectors.modbus_profile import ModbusProfile, resolve
 from connectors.modbus_settings import ModbusDevice
-from connectors.profile import ProfileError, fits
-from pipelines.batch import GOOD, Flag
+from connectors.profile import ProfileError, fits, load_profiles, parsed
+from pipelines.batch import GOOD, SEVERITY_UNCERTAIN, Flag
 from pipelines.tags import TagTable
 from tests.unit.connectors.modbus_device import Device
 from tests.unit.connectors.modbus_meter import Hurried, Meter, without_pauses
 
 RECORDED = Path(__file__).parents[2] / "profiles"
-PROFILES = load_profiles()
+PROFILES = load_profiles(ModbusProfile)
 UCUM = "1 % A V W V.A var kW kvar kV.A W.h kW.h var.h kvar.h V.A.h kV.A.h A.h Hz Cel deg h s kOhm {rpm}"
 
 
@@ -59,7 +57,7 @@ async def test_registers_become_values(
     flagged = {name for name, flags in zip(names, batch.flags.tolist(), strict=True) if flags & Flag.PROFILE_UNCERTAIN}
     assert flagged == (set(names) if recorded.get("uncertain") else set())
     statuses = dict(zip(names, batch.status.tolist(), strict=True))
-    assert statuses == dict.fromkeys(names, GOOD) | dict.fromkeys(flagged, UNCERTAIN) | dict.fromkeys(
+    assert statuses == dict.fromkeys(names, GOOD) | dict.fromkeys(flagged, SEVERITY_UNCERTAIN) | dict.fromkeys(
         absent, BAD_NO_DATA
     )
 
@@ -90,7 +88,7 @@ def _profile(tag: dict[str, Any]) -> ModbusProfile:
         "sources": ["me"],
     }
     scale = {"register": "holding 2 int16", "hidden": True}
-    return parsed(content | {"word_order": "little", "tags": {"a": tag, "sf": scale}}, "p.yaml")
+    return parsed(ModbusProfile, content | {"word_order": "little", "tags": {"a": tag, "sf": scale}}, "p.yaml")
 
 
 def test_a_scale_is_a_part_of_the_point_that_it_scales() -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import pytest
 
 from connectors.opcua_limits import Service
-from connectors.opcua_profile import ROOM, LimitName, build_facts
-from connectors.opcua_servers import product, profiles
+from connectors.opcua_profile import ROOM, LimitName, OpcUaProfile, build_facts
+from connectors.opcua_servers import product
+from connectors.profile import load_profiles
 
 
 def found(manufacturer: str, name: str) -> str | None:
     facts = build_facts({"ManufacturerName": manufacturer, "ProductName": name}, [])
-    known = product(profiles(), facts)
+    known = product(load_profiles(OpcUaProfile), facts)
     return known.profile if known else None
 
 
 def test_every_file_is_valid_and_named_by_its_id() -> None:
-    assert len(profiles()) >= 10
-    assert all(one.sources and one.profile == name for name, one in profiles().items())
+    known = load_profiles(OpcUaProfile)
+    assert len(known) >= 10
+    assert all(one.sources for one in known.values())
 
 
 def test_every_service_can_be_limited() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from connectors.opcua_plan import plan_subscriptions
 from connectors.opcua_settings import OpcUaDevice
-from connectors.opcua_state import DeviceState, MonitoredItem, StateFile, Subscription, fingerprint, pack
+from connectors.opcua_state import DeviceState, MonitoredItem, StateFile, Subscription, fingerprint
 from pipelines.errors import Corrupt
 
 STATE = DeviceState(
@@ -22,14 +22,15 @@ STATE = DeviceState(
     ("ns=1;i=5", "anonymous"),
     [(1, 2)],
 )
+PACKED = StateFile(Path(), "press4").pack(STATE)
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     """Also over an older one, and nothing is left beside it; without a file there is nothing."""
     file = StateFile(tmp_path, "press4")
     assert file.load() is None
-    file.save(pack(DeviceState("older")))
-    file.save(pack(STATE))
+    file.save(file.pack(DeviceState("older")))
+    file.save(PACKED)
     assert StateFile(tmp_path, "press4").load() == STATE
     assert [path.name for path in file.path.parent.iterdir()] == ["press4.json"]
     file.remove()
@@ -41,14 +42,14 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def test_no_damaged_byte_is_believed(tmp_path_factory: pytest.TempPathFactory, at: int, flip: int) -> None:
     """A wrong subscription id would take over somebody else's."""
     file = StateFile(tmp_path_factory.getbasetemp(), "press4")
-    data = bytearray(pack(STATE))
+    data = bytearray(PACKED)
     data[at % len(data)] ^= flip
     file.save(bytes(data))
     with pytest.raises(Corrupt, match=r"press4\.json"):
         file.load()
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", pack(STATE)[:-1]])
+@pytest.mark.parametrize("content", [b"", b"nonsense", PACKED[:-1]])
 def test_torn_files_are_damaged(tmp_path: Path, content: bytes) -> None:
     """Said with the file's name."""
     file = StateFile(tmp_path, "press4")
@@ -84,7 +85,7 @@ def test_the_fingerprint_is_that_of_what_is_subscribed_to(change: dict[str, Any]
 def test_an_unknown_format_is_not_believed(tmp_path: Path) -> None:
     """Written by a later version: new subscriptions rather than a guess."""
     file = StateFile(tmp_path, "press4")
-    body = pack(STATE).partition(b"\n")[2].replace(b'"format":1', b'"format":9')
+    body = PACKED.partition(b"\n")[2].replace(b'"format":1', b'"format":9')
     file.save(f"{zlib.crc32(body):08x}".encode() + b"\n" + body)
     with pytest.raises(Corrupt, match="another version"):
         file.load()

@@ -12,6 +12,7 @@ import pytest
 from connectors.mqtt_status import NOTICES_MAX, Status
 from connectors.payload import FormatName, Identity, make_format
 from pipelines.batch import BAD_TIMEOUT, BatchBuilder, Flag, Kind
+from pipelines.clock import ClockState
 from pipelines.counters import Counters
 from pipelines.tags import Tag, TagTable
 
@@ -33,7 +34,7 @@ def test_the_example_is_what_is_sent(name: FormatName) -> None:
     builder.add(ids[1], AT_NS, 2**53 + 1, Kind.INT64, 0x40900000)
     builder.add(state, AT_NS, 1, Kind.INT32)
     builder.add(ids[2], 1_795_343_713_700_000_000, None, Kind.NULL, BAD_TIMEOUT, Flag.ARRIVAL_TIME)
-    batch = replace(builder.build(0, 1, AT_NS), seq=1234)
+    batch = replace(builder.build(0, 1, AT_NS, clock=ClockState("ntp", 370_000, "locked")), seq=1234)
     message = make_format(name, Identity("line1-gw", "acme/plant1"), tags).message("history", batch, False)
     assert json.loads(example[1]) == json.loads(message)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from connectors.payload import FORMATS, Identity, make_format
 from connectors.payload_fragments import SMALL_ROWS, TagTexts, dumps_column, encode, jsonable, rfc3339
 from pipelines.batch import ARRAY, Batch, BatchBuilder, Flag, Kind
+from pipelines.clock import UNDISCIPLINED, ClockState
 from pipelines.tags import Tag, TagTable
 
 TS_NS = 1_795_343_713_695_123_400
@@ -119,6 +120,41 @@ def test_json_message_is_byte_exact(tags: TagTable) -> None:
         b'{"tag":"odd \\"name\\"\\\\\xc3\xbc","t":1795343713695123,"v":1.5,"q":"good"},'
         b'{"tag":"tag1","t":1795343713695124,"v":7,"q":"good"}]}'
     )
+
+
+@pytest.mark.parametrize(
+    ("clock", "json_form", "msgpack_form"),
+    [
+        (
+            ClockState("ntp", 370_000, "locked"),
+            {"source": "ntp", "error_us": 370},
+            {"source": "ntp", "error_ns": 370_000},
+        ),
+        (ClockState("ptp", 610, "locked"), {"source": "ptp", "error_us": 0.61}, {"source": "ptp", "error_ns": 610}),
+        (
+            ClockState("ntp", 2_000_000, "holdover"),
+            {"source": "ntp", "state": "holdover", "error_us": 2000},
+            {"source": "ntp", "state": "holdover", "error_ns": 2_000_000},
+        ),
+        (ClockState("none", 0, "unsync"), *[{"source": "none", "state": "unsync"}] * 2),
+        (UNDISCIPLINED, None, None),
+    ],
+)
+def test_the_gateways_clock(clock: ClockState, json_form: Any, msgpack_form: Any, tags: TagTable) -> None:
+    """`sync` in every message of every format but `value`: who keeps it right, how well; nothing where nobody knows.
+
+    It follows the batch: of one format object, batches of several states."""
+    states = (clock, UNDISCIPLINED, ClockState("ptp", 25, "locked"), clock)
+    for name, form, loads in (
+        ("json", json_form, json.loads),
+        ("json-columns", json_form, json.loads),
+        ("msgpack", msgpack_form, msgpack.unpackb),
+    ):
+        made = make_format(name, IDENTITY, tags)
+        batches = [replace(batch_of([(1.5, 11), (7, 6)]), clock=state) for state in states]
+        found = [loads(made.message("h", batch, False)).get("sync") for batch in batches]
+        assert (found[0], found[1], found[3]) == (form, None, form) and found[2]["source"] == "ptp"
+        assert [loads(row).get("sync") for row in made.rows("h", batches[0], False)] == [form, form]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pipelines.contracts import Part
 from pipelines.errors import Permanent
 from pipelines.lane_memory import SEQ_PER_INSTANCE
 from pipelines.route import Pump, Replay
+from pipelines.stage_clock import ClockStepStage
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_rename import RenameStage
 from pipelines.stage_scale import TagScaleStage
@@ -65,8 +66,8 @@ async def test_tags_of_every_device(file: Path) -> None:
 async def test_stages_only_where_a_tag_asks(file: Path) -> None:
     """scale and offset, deadband: each costs only the devices that use it."""
     press, meter = built(file).app.parts.sources
-    assert kinds(press.stages) == [DeadbandStage]
-    assert kinds(meter.stages) == [TagScaleStage]
+    assert kinds(press.stages) == [DeadbandStage, ClockStepStage]
+    assert kinds(meter.stages) == [TagScaleStage, ClockStepStage]
 
 
 async def test_a_source_offers_to_matching_routes_only(file: Path) -> None:
@@ -110,6 +111,27 @@ async def test_local_broker(tmp_path: Path) -> None:
     named = {route.name: [lane.name for lane in route.lanes] for route in parts.sources[0].routes}
     assert named == {"all": ["all@local", "all"], "hot": ["hot@local", "hot"]}
     for lane in parts.lanes:
+        await lane.close()
+
+
+async def test_a_session_for_each_order_of_paths(tmp_path: Path) -> None:
+    """The file's own order has the plain name; the fast one is suspicious sooner."""
+    path = tmp_path / "gateway.yaml"
+    text = FILE.format(data_dir=tmp_path / "data", listen="null")
+    text = text.replace('1883"}', '1883", paths: {a: {dscp: EF}, b: {dscp: CS1}}}')
+    path.write_text(text.replace("to: broker", "to: broker, paths: [b, a]", 1))
+    built_ = built(path)
+    assert {sink.name: [lane.name for lane in sink.lanes] for sink in built_.app.parts.sinks} == {
+        "broker": ["hot"],
+        "broker@b+a": ["all"],
+        "other": ["energy"],
+    }
+    assert [sink.info for sink in built_.app.parts.sinks] == [
+        "a not tried; b not tried",
+        "b not tried; a not tried",
+        "",
+    ]
+    for lane in built_.app.parts.lanes:
         await lane.close()
 
 

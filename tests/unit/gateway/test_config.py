@@ -155,7 +155,8 @@ ONE_MISTAKE = [
     ("press4:", "press/4:", "2:3: 'press/4' is not a name: use letters"),
     ("    opcua:", "    opcau:", "3:5: unknown key `opcau`: did you mean `opcua`?"),
     ("    tags:", "    tagz:", "4:5: unknown key `tagz`: did you mean `tags`?"),
-    ("    tags:", "    profile: x\n    tags:", "4:5: unknown key `profile`: what this place takes is opcua, security"),
+    ("    tags:", "    recheck: 1h\n    tags:", "4:5: unknown key `recheck`: what this place takes is opcua, security"),
+    ("    tags:", "    profile: opcua-id\n    tags:", "4:14: there is no profile `opcua-id`: did you mean `opcua-di`?"),
     ("    tags:\n      temperature: ns=2;s=Press4.Temp\n", "", "2:3: `press4`: give it `tags:`, `select:`"),
     ("      temperature: ns=2;s=Press4.Temp\n", "      {}\n", "2:3: `press4`: give it `tags:`, `select:`"),
     ("    tags:", "    select: /Press/**\n    tags:", "4:13: `select`: '/Press/**': paths begin with /Objects"),
@@ -199,6 +200,7 @@ ONE_MISTAKE = [
     ("to: plant", "to: plant, steps: [{scale: 1, rename: {}}]", "7:41: `steps`: a step has one key, one of select"),
     ("to: plant", "to: plant, buffer: {memory: 9}", "7:50: `memory`: 9 is not a size"),
     ("to: plant", "to: plant, buffer: {memory: 9kB}", "7:50: `memory`: has to be at least 1MiB"),
+    ("to: plant", "to: plant, paths: urlc", "7:40: `plant` has no path `urlc` below `paths:`"),
     ("to: plant", "to: plant, buffer: {dsik: 9GB}", "7:42: unknown key `dsik`: did you mean `disk`?"),
     ("{mqtt: mqtts://broker.plant}", "mqtts://broker.plant", "9:10: `plant` has to be a mapping with `mqtt:` or"),
     ("mqtts://broker.plant}", "mqtts://broker.plant, qos: 2}", "9:44: `qos`: 2 is not one of 0 or 1"),
@@ -433,3 +435,17 @@ def test_damaged_files_give_errors_and_nothing_else(tmp_path: Path, seed: int) -
         loaded(text, tmp_path)
     except ConfigErrors as errors:
         assert errors.errors and all(error.message for error in errors.errors)
+
+
+def test_interfaces_of_this_host(check: Check, tmp_path: Path) -> None:
+    """One that is not there: for `check` a mistake, when the gateway starts a warning, nothing for another host."""
+    text = SHORT.replace("plant: {mqtt:", "plant: {network: {bind: lo}, paths: {a: {bind: lo0}}, mqtt:")
+    assert check(text) == []
+    path = tmp_path / "interfaces.yaml"
+    path.write_text(text)
+    line = f"{path}:9:50: bind: there is no interface `lo0`: did you mean `lo`?"
+    assert load(path)[1] == [line]
+    assert load(path, interfaces="elsewhere")[1] == []
+    with pytest.raises(ConfigErrors) as refused:
+        load(path, interfaces="wanted")
+    assert str(refused.value) == line

@@ -36,7 +36,7 @@ def _files() -> Iterator[Any]:
 def test_file_loads_and_fits_the_schema(text: str, tmp_path: Path) -> None:
     """The gateway and an editor agree that it is right; nothing in it is left unused."""
     (tmp_path / "file.yaml").write_text(text, "utf-8")
-    _, warnings = load(tmp_path / "file.yaml", lambda kind, name: "secret")
+    _, warnings = load(tmp_path / "file.yaml", lambda kind, name: "secret", interfaces="elsewhere")
     assert warnings == []
     as_written = read_items(text, lambda kind, name: "secret")[0].plain()
     errors = [error.message for error in Draft202012Validator(json_schema()).iter_errors(as_written)]

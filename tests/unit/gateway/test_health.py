@@ -35,6 +35,24 @@ def test_roll_up(states: str, expected: str) -> None:
     assert health(*(component(kind, f"c{i}", State(state)) for i, (kind, state) in enumerate(pairs))).status == expected
 
 
+class BadClock:
+    """A host's clock that is worse than it may be."""
+
+    alarm = "the gateway's clock is worse than max_clock_error (1ms)"
+
+    def report(self) -> dict[str, str]:
+        return {"alarm": self.alarm}
+
+
+def test_a_bad_clock_degrades_and_is_shown() -> None:
+    """Whatever is up; it stops nothing, and what is worse stays worse."""
+    works, dead = health(component("source", "a", UP)), health(component("source", "a", DOWN))
+    assert works.report()["clock"] == {}
+    works.clock = dead.clock = BadClock()
+    assert (works.status, dead.status) == ("degraded", "down")
+    assert works.report()["clock"] == {"alarm": BadClock.alarm}
+
+
 def test_what_is_up_may_say_how_it_came_about() -> None:
     """A takeover or a backfill is no fault, but to be seen; what is down has its reason instead."""
     up, down = component("source", "a", UP), component("source", "b", State.DOWN, "off")

@@ -48,8 +48,8 @@ async def test_counters_become_families() -> None:
     assert found["gateway_source_rows_total,name=press4"] == 5
     assert found["gateway_source_rows_total,name=meter7"] == 7
     assert found["gateway_source_subscriptions,name=press4"] == 2
-    assert found["gateway_source_decode_seconds_bucket,le=1e-05,name=press4"] == 0
-    assert found["gateway_source_decode_seconds_bucket,le=2e-05,name=press4"] == 1
+    assert found["gateway_source_decode_seconds_bucket,le=8e-06,name=press4"] == 0
+    assert found["gateway_source_decode_seconds_bucket,le=1.6e-05,name=press4"] == 1
     assert found["gateway_source_decode_seconds_bucket,le=+Inf,name=press4"] == 2
     assert found["gateway_source_decode_seconds_count,name=press4"] == 2
     assert found["gateway_source_decode_seconds_sum,name=press4"] == 0.003015

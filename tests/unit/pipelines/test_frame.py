@@ -45,7 +45,11 @@ def batches(draw: st.DrawFn) -> Batch:
         kind=column("u1"),
         flags=column("u1"),
         extra=draw(st.dictionaries(st.integers(0, rows - 1), VALUES, min_size=1, max_size=5) if rows else st.none()),
-        clock=ClockState(draw(st.sampled_from(["none", "ntp", "ptp"])), draw(st.integers(-(2**63), 2**63 - 1))),
+        clock=ClockState(
+            draw(st.sampled_from(["none", "ntp", "ptp"])),
+            draw(st.integers(-(2**63), 2**63 - 1)),
+            draw(st.sampled_from(["locked", "unknown"])),
+        ),
     )
 
 

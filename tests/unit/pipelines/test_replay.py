@@ -44,6 +44,7 @@ async def test_what_waited_is_historical_and_what_comes_is_not() -> None:
         await until(lambda: not bench.lane.pending_rows)
     assert started(bench) == [(True, [0, 1]), (False, [2])]
     assert bench.pump.counters.totals == {"rows": 3, "batches": 3, "rejected_rows": 0, "historical_rows": 2}
+    bench.pump.latency.flush()
     assert bench.pump.counters.histograms["received_to_ack"].count == 1
 
 
