@@ -12,7 +12,9 @@ from pipelines.selector import may_match
 
 OTHERS: Final = "others"
 """The worker of the devices that no worker of the file names."""
-RESERVED: Final = frozenset({OTHERS, "local"})
+SHARED: Final = "shared"
+"""The process of what all workers share."""
+RESERVED: Final = frozenset({OTHERS, SHARED, "local"})
 """Names that the file cannot give: `route@local` is the stream of a broker on site."""
 
 
@@ -36,15 +38,19 @@ class Worker(Settings):
         None,
         ge=1,
         le=99,
-        description="Priority of the real-time class SCHED_FIFO: it runs before everything that is not real-time. Needs "
+        description="Priority in the real-time class SCHED_FIFO: it runs before all that is not real-time. Needs "
         "CAP_SYS_NICE or RLIMIT_RTPRIO.",
         examples=[10],
     )
     lock_memory: bool = Field(
-        False, description="true: its memory is never paged out (mlockall). Needs CAP_IPC_LOCK or an unlimited RLIMIT_MEMLOCK."
+        False,
+        description="true: its memory is never paged out (mlockall). Needs CAP_IPC_LOCK, or RLIMIT_MEMLOCK unlimited.",
     )
     nice: int | None = Field(
-        None, ge=-20, le=19, description="Priority among ordinary processes: 19 gives way to all others; below 0 needs CAP_SYS_NICE.",
+        None,
+        ge=-20,
+        le=19,
+        description="Priority among ordinary processes: 19 gives way to all others; below 0 needs CAP_SYS_NICE.",
         examples=[5],
     )
 

@@ -58,9 +58,7 @@ def shares(file: GatewayFile) -> dict[str, Share]:
             "to": {to: settings for to, settings in file.to.items() if to in targets},
         }
         others = {stream for other, its in streams.items() if other != name for stream in its}
-        found[name] = Share(
-            file.model_copy(update=part), name, file.workers.get(name), others, homes, keeper[0]
-        )
+        found[name] = Share(file.model_copy(update=part), name, file.workers.get(name), others, homes, keeper[0])
     return found
 
 
