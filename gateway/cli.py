@@ -75,10 +75,13 @@ def check(
     elsewhere: Annotated[bool, typer.Option(help="It is for another host: do not look for its interfaces.")] = False,
 ) -> None:
     """Check a configuration file and print every mistake as file:line:column: message."""
+    from gateway.workers_split import shares
+
     settings, warnings = load_file(file, "elsewhere" if elsewhere else "wanted")
     complain(*warnings)
     tags = sum(len(device.tags) for device in settings.devices.values())
-    counts = (count(len(settings.devices), "device"), count(tags, "tag"), count(len(settings.send), "route"))
+    counts = [count(len(settings.devices), "device"), count(tags, "tag"), count(len(settings.send), "route")]
+    counts += [count(len(shares(settings)), "worker")] if settings.workers else []
     print(f"ok: {', '.join(counts)}")
 
 

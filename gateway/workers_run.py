@@ -102,7 +102,7 @@ class Crew:
 
     @property
     def _members(self) -> Sequence[Member]:
-        return [*self._workers, *self._shared]
+        return [*self._shared, *self._workers]
 
     def _note_signal(self) -> None:
         self._signals += 1
@@ -171,10 +171,12 @@ class Crew:
             self._end(Exit.STORAGE_FAILED, f"worker {member.name}: its storage failed, the gateway ends")
         elif code == Exit.BAD_CONFIGURATION and member.starts == 1:
             self._end(Exit.BAD_CONFIGURATION, f"worker {member.name} cannot start, the gateway ends")
-        if self._stops:
-            member.enter("stopped")
-        else:
+        if not self._stops:
             self._again(member, how)
+            return
+        member.enter("stopped")
+        if code:
+            self._log.error(f"worker {member.name} {how}")
 
     def _again(self, member: Member, how: str) -> None:
         now_s = time.monotonic()
@@ -211,6 +213,7 @@ class Crew:
             for member in left:
                 self._log.error(f"worker {member.name} does not end and is killed")
                 os.kill(member.pid, signal.SIGKILL)
+            self._deadline_s += SLACK_S
         elif not running:
             for member in left:
                 send(member.pipe, STOP)

@@ -383,9 +383,8 @@ class Journal:
         """What is in a file; `synced` is given for the last segment only: the others were on disk before it began."""
         content = Content(damaged=True)
         try:
-            content = load(self.files, path)
+            content = load(self.files, path, synced)
             if synced is not None:
-                content = content if content.sealed else scan(salvaged(self.files, path), synced)
                 self._secure(path, content)
         except UnknownFormat:
             self.counters.add("unknown_segments")  # of a later version: left alone
