@@ -18,7 +18,7 @@ LEARNS = {"modbus"}
 
 
 def lines(file: GatewayFile) -> Iterator[str]:
-    """Every device with the subscriptions or requests that it gets, every route with its destination; of each worker."""
+    """Every device with the subscriptions or requests that it gets, every route with its destination; by workers."""
     for share in shares(file).values():
         if share.worker:
             yield f"worker {share.worker}:"

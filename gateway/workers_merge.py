@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from gateway.health import GAPS_SHOWN_MAX, utc
 from gateway.metrics import exposition
+from gateway.workers_settings import SHARED
 
 _HEAD: Final = re.compile(rb"^# HELP (\S+)", re.MULTILINE)
 _SAMPLE: Final = re.compile(rb"^([^#\s{][^\s{]*)(\{)?", re.MULTILINE)
@@ -33,7 +34,7 @@ def merged_health(own: dict[str, Any], crew: Crew, reports: Mapping[str, Report]
     return own | {
         "status": own["status"] if crew["phase"] != "running" else _status([own["status"]], reports, workers),
         "workers": workers,
-        "components": own["components"] + _labelled("components", reports),
+        "components": _labelled("components", {SHARED: own, **reports}),
         "lanes": _labelled("lanes", reports),
         "clock": max(clocks, key=lambda clock: bool(clock.get("alarm")), default={}),
         "gaps": _newest(gap for report in reports.values() for gap in report["gaps"]),
