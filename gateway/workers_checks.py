@@ -26,13 +26,15 @@ def mistakes(root: Item) -> Iterator[tuple[Place, str]]:
             yield worker.key_place, f"`{name}` cannot be the name of a worker: the gateway uses it itself"
     yield from _unknown(patterns, devices)
     owner: dict[str, str] = {}
+    claimed = set[str]()
     for device in devices:
         found = list(claims(device, {name: [item.value for item in its] for name, its in patterns.items()}))
         owner[device] = found[0][0] if found else OTHERS
+        claimed.update(name for name, _ in found)
         for name, at in found[1:]:
             yield patterns[name][at].place, f"`{device}` is in worker `{found[0][0]}` already: a device has one worker"
     for name, its in patterns.items():
-        if its and name not in owner.values() and any(_meant(item, devices) for item in its):
+        if name not in claimed and any(_meant(item, devices) for item in its):
             yield workers[name].key_place, f"worker `{name}` has no device: others have all that it names"
     yield from _torn_apart(devices, owner)
 

@@ -7,8 +7,8 @@ service managers and terminals signal every process of a group, and a second sig
 
     running -> restarting -> running ...     stopped
 
-A worker that ends is started again: at once when it ran for `STABLE_S`, else after a time that doubles. Only storage
-that failed (code 3) ends the gateway, and a first start that fails (code 2), as without workers.
+A worker that ends is started again: at once, or, when it did not run for `STABLE_S`, after a time that doubles. Storage
+that failed (code 3) ends the gateway, and so does a first start that fails (code 2), as without workers.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ RESERVED: Final = frozenset({OTHERS, SHARED, "local"})
 
 
 def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
+    return value if isinstance(value, list | tuple) else [value]
 
 
 class Worker(Settings):
