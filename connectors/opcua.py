@@ -18,19 +18,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
 from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_batches import Batches
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes, parse_response
+from connectors.opcua_decode import PublishResponse, parse_response
 from connectors.opcua_describe import Describer
 from connectors.opcua_directory import Directory
 from connectors.opcua_events import EventReader
 from connectors.opcua_learnt import Labels
 from connectors.opcua_link import Link, Opened, mapped
+from connectors.opcua_notifications import PAUSE, Notifications
 from connectors.opcua_plan import plan_events
 from connectors.opcua_refresh import Refresh
 from connectors.opcua_requests import ServiceError, status_name
@@ -38,16 +36,14 @@ from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_streams import Step, Streams
 from connectors.opcua_upkeep import Upkeep
-from pipelines.batch import Batch, BatchBuilder
+from pipelines.batch import Batch
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Transient
 from pipelines.gaps import Gap, Ledger, NoLedger, Reason
-from pipelines.origin import LAST_PART, newest
+from pipelines.origin import newest
 from pipelines.tags import Tag, TagTable
 
-ROWS_MAX: Final = 1000
-"""Rows of one batch: about 0.1 ms of decoding when they are numbers."""
 LEARNT_PER_TURN: Final = 500
 """Tags that become known: about a millisecond."""
 OUTSTANDING_MIN: Final = 4
@@ -63,14 +59,8 @@ PROOF_S: Final = 3.0
 DISPROVED_MAX: Final = 3
 """Sessions in a row that ended before what they had taken over said anything."""
 
-PAUSE: Final = BatchBuilder().build(0, 0, 0)
-"""Among batches: the loop has been held long enough."""
-
 SERVICE_UNSUPPORTED: Final = 0x800B_0000
 TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
-
-Rows = tuple[npt.NDArray[np.uint32], Columns, int, int]
-"""Tags and rows of one part, their newest source time (0: they do not say), and how many records were read for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +111,21 @@ class OpcUaSource:
         self._streams = Streams()
         self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
         self._describer = Describer(name, tags, clock, self.counters, self._log)
+        self._notifications = Notifications(
+            self._names,
+            self._make,
+            self._streams,
+            self._events,
+            self._backfill,
+            self._upkeep,
+            clock,
+            self._overflown,
+        )
         self._held: Batch | None = None  # while its structures are read
         self._refresh = Refresh(name, settings, clock, self._log, self._learn, self._created)
         while self._learn():
             pass
         self._how = ""
-        self._arrival_ns = 0
         self._heard_ns = 0  # monotonic: the last PublishResponse
         self._batches: Iterator[Batch] = iter(())
         self._due: deque[_Ask | bytes] = deque()  # before anything that is published now
@@ -176,7 +175,7 @@ class OpcUaSource:
 
     async def read(self) -> Batch:
         while True:
-            batch = self._held or next(self._batches, None)
+            batch = self._held or self._next_batch()
             if batch is PAUSE:
                 await asyncio.sleep(0)
                 continue
@@ -191,6 +190,14 @@ class OpcUaSource:
                 self._batches = await self._next_batches()
             except (TimeoutError, ServiceError) as error:
                 raise mapped(error, self._settings) from error
+
+    def _next_batch(self) -> Batch | None:
+        """Of the notification that is being read."""
+        try:
+            return next(self._batches, None)
+        except DecodeError as error:
+            self.counters.add("undecodable")
+            raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
 
     def commit(self, number: int) -> None:
         self._streams.commit(number)
@@ -236,7 +243,7 @@ class OpcUaSource:
         for change in self._directory.take_changes():
             self._log.warning("the device is another than before, its tags follow: %s", change.text)
             now_ns = self._clock.wall_ns()
-            self._ledger.note(change.gap(self.name, self._arrival_ns or now_ns, now_ns))
+            self._ledger.note(change.gap(self.name, self._notifications.arrival_ns or now_ns, now_ns))
 
     def _doubt(self) -> None:
         doubtful = self._directory.doubtful
@@ -376,6 +383,8 @@ class OpcUaSource:
             return iter(())
         if step.ask or step.lost:
             self._ask(response.subscription_id, step)
+            if not response.available:  # it keeps nothing that it has sent
+                self._link.lacks["Republish"] = None
         if step.ask:
             self._due.append(body)
             return iter(())
@@ -417,67 +426,7 @@ class OpcUaSource:
         self.counters.add("unread_notifications", response.skipped)
         if response.events and self._refresh.changed(response.subscription_id):
             response.events, response.skipped = [], 1  # there is nothing more in them
-        if response.rows:
-            return self._batches_of(body, response)
-        if response.numbered:
-            self._streams.acknowledge(response.subscription_id, response.sequence_number)
-        return iter(())
-
-    def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
-        """None of a message is delivered before all of it has turned out to be in order."""
-        arrival_ns, clock = self._clock.wall_ns(), self._clock.state  # in this order: see Clock.state
-        parts: deque[Rows] = deque()
-        try:
-            for rows in self._rows_of(body, response, arrival_ns):
-                if parts:
-                    yield PAUSE
-                parts.append(rows)
-        except DecodeError as error:
-            self.counters.add("undecodable")
-            raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
-        left, number, some = response.rows, 0, False
-        while parts:
-            tag, columns, newest_ns, read = parts.popleft()
-            left -= read
-            part = number if left else LAST_PART
-            origin = self._streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
-            batch = self._make.notified(tag, columns, origin, arrival_ns, clock)
-            number += 1
-            some = some or batch is not None
-            if not left:
-                self._settle(response, some)
-            if batch is not None:
-                yield batch
-        if left:  # events that nobody wants
-            self._settle(response, some)
-        self._arrival_ns = arrival_ns
-
-    def _settle(self, response: PublishResponse, some: bool) -> None:
-        """All parts are out: acknowledged when the last batch is safe, or at once where there was none."""
-        if some:
-            self._streams.delivered(self._make.number, response.subscription_id, response.sequence_number)
-        else:
-            self._streams.acknowledge(response.subscription_id, response.sequence_number)
-
-    def _rows_of(self, body: bytes, response: PublishResponse, arrival_ns: int) -> Iterator[Rows]:
-        """Values, then events, part by part."""
-        for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
-            handle, ts_ns = columns.handle, columns.ts_ns
-            if int(handle.max()) >= len(self._make.tag_ids):
-                raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
-            overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
-            if overflown.any():
-                self._overflown([self._names[item] for item in handle[overflown].tolist()])
-            self._backfill.live(handle, ts_ns)
-            if self._upkeep.heartbeat is not None:
-                self._upkeep.heartbeat.live(columns)
-            # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
-            yield self._make.tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), len(handle)
-        if response.events:
-            for tag, columns, read in self._events.parts(body, response, arrival_ns):
-                yield tag, columns, 0, read  # their times say nothing of how far the values are
-            if overflown_events := self._events.take_overflown():
-                self._overflown(overflown_events)
+        return self._notifications.batches(body, response)
 
     def _from_history(self) -> Batch | None:
         """One batch of what was missed, between two notifications."""
@@ -532,7 +481,10 @@ class OpcUaSource:
 
     def _silent(self, waited_s: float) -> None:
         if not self._unproven:
-            raise NotConnected(f"{self._settings.opcua}: no publish response for {waited_s:.0f} s")
+            silence = f"{self._settings.opcua}: no publish response for {waited_s:.0f} s"
+            assert self._link.session is not None
+            self._link.session.lose(silence)  # not closed, which may arrive late: what it has is wanted
+            raise NotConnected(silence)
         self._link.forget()
         raise NotConnected(
             f"{self._settings.opcua}: the server handed over subscription {min(self._unproven)} and sends nothing of "
@@ -551,15 +503,16 @@ class OpcUaSource:
         self._log.warning(
             "subscription %d: %d notifications are lost, the server no longer has them", subscription_id, count
         )
-        self._note(Reason.MISSED, ())
+        self._note(Reason.MISSED, (), self._streams.newest_of(subscription_id))
 
-    def _overflown(self, names: Sequence[str]) -> None:
-        self.counters.add("queue_overflows", len(names))
-        self._note(Reason.QUEUE_OVERFLOW, tuple(dict.fromkeys(names)))
+    def _overflown(self, count: int, tags: tuple[str, ...], from_ns: int, to_ns: int) -> None:
+        self.counters.add("queue_overflows", count)
+        self._note(Reason.QUEUE_OVERFLOW, tags, from_ns, to_ns)
 
-    def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0) -> None:
+    def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0, to_ns: int = 0) -> None:
         now = self._clock.wall_ns()
-        self._ledger.note(Gap(reason, self.name, "", tags, from_ns or self._arrival_ns or now, now, None))
+        gap = Gap(reason, self.name, "", tags, from_ns or self._notifications.arrival_ns or now, to_ns or now, None)
+        self._ledger.note(gap)
 
 
 def _tags(device: str, settings: OpcUaDevice, start: int, stop: int, labels: Mapping[str, Labels]) -> Iterator[Tag]:

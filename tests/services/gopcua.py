@@ -1,6 +1,8 @@
 """The poor OPC UA server: gopcua, running gopcua/main.go (its head says what it lacks)."""
 
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tests.services.cache import cached, run
@@ -44,18 +46,19 @@ class Gopcua(Service):
 
 
 def _install() -> Path:
-    return cached("gopcua", _SOURCES, _build)
+    return cached("gopcua", _SOURCES, partial(compile_go, _SOURCES))
 
 
-def _build(folder: Path) -> None:
+def compile_go(sources: Sequence[Path], folder: Path) -> None:
+    """Makes the program `server` in the folder of a module's files."""
     go = program("go", "golang-go")
     source = folder / "source"
     source.mkdir()
-    for file in _SOURCES:
+    for file in sources:
         shutil.copy(file, source)
     run(
         [go, "build", "-mod=mod", "-o", folder / "server", "."],
-        "compiling gopcua/main.go",
+        f"compiling {sources[-1].parent.name}/main.go",
         cwd=source,
         env={"CGO_ENABLED": "0"},
     )

@@ -9,7 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.services import faketime, gopcua, kafka, libmodbus, milo, milo_plant, mosquitto, node_modbus, node_opcua
+from tests.services import (
+    faketime,
+    gopcua,
+    kafka,
+    libmodbus,
+    milo,
+    milo_plant,
+    mosquitto,
+    node_modbus,
+    node_opcua,
+    stamper,
+)
 from tests.services.process import ServiceMissing
 
 SERVICES: dict[str, Callable[[], object]] = {
@@ -21,6 +32,7 @@ SERVICES: dict[str, Callable[[], object]] = {
     "Eclipse Milo plant": milo_plant.install,
     "node-opcua server": node_opcua.install,
     "gopcua server": gopcua.install,
+    "stamper": stamper.install,
     "libfaketime": faketime.install,
 }
 

@@ -1,0 +1,210 @@
+"""Latency of a `fast: true` route, beside the floor and a stock script, in one run.
+
+A foreign OPC UA server (gopcua) writes the time into a variable 500 times a second and publishes each change in a
+notification of its own; a foreign subscriber gets it from Mosquitto. Between them stand, by turns: the floor (a relay
+of raw sockets, `gateway.latency_floor`), a script on asyncua's handler and paho, and the gateway as users run it.
+
+Gateway-added time is taken from outside (`benchmarks.capture`), for all three alike: from the packet that brings a
+value to the packet that takes it to the broker; values are recognised by what they say. The whole way is from the time
+that the machine has written into the value to the packet that takes it to the subscriber.
+
+    python -m benchmarks.latency [--realtime PRIORITY] [--seconds S] [--rounds N]
+
+--realtime gives every one of the three that SCHED_FIFO priority. Root, for the capture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.capture import Capture, Packet
+from benchmarks.measure import Bar, Figure, by_turns, report
+from benchmarks.runtime import ROUTE, SITE, GatewayProcess, mqtt, opcua
+from benchmarks.subscriber import Subscriber
+from tests.services.mosquitto import Mosquitto
+from tests.services.ports import HOST
+from tests.services.process import ServerProcess
+from tests.services.stamper import Stamper
+
+PERIOD_US: Final = 2_000
+SETTLE_S: Final = 2.0
+FLOOR_P99_US: Final = 100.0
+"""Above this the machine was not quiet enough for figures in us; the ratios hold on any machine."""
+QUANTILES: Final = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+LIMITS_US: Final = {"p50": 150.0, "p99": 500.0}
+_DIGITS: Final = re.compile(rb"1[0-9]{15}")
+_INT64: Final = re.compile(rb"(?=\x08(.{8}))", re.DOTALL)
+_WINDOW_US: Final = 10_000_000
+
+
+@dataclass(frozen=True)
+class Times:
+    """us; sorted."""
+
+    added: Sequence[float]
+    whole: Sequence[float]
+
+    def at(self, quantile: float, whole: bool = False) -> float:
+        """That quantile."""
+        times = self.whole if whole else self.added
+        return times[min(int(quantile * len(times)), len(times) - 1)]
+
+
+def main() -> int:
+    """Prints the table; the exit code."""
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--realtime", type=int, default=0)
+    arguments.add_argument("--seconds", type=float, default=10.0)
+    arguments.add_argument("--rounds", type=int, default=3)
+    asked = arguments.parse_args()
+    with Stamper() as machine, Mosquitto() as broker, Subscriber(broker.port, "drain"):
+        machine.go(PERIOD_US)
+
+        def measured(start: Callable[[], AbstractContextManager[ServerProcess]]) -> Callable[[], Times]:
+            return lambda: _measure(start(), machine.port, broker.port, asked.seconds, asked.realtime)
+
+        floor, stock, ours = by_turns(
+            asked.rounds,
+            measured(lambda: _Program("gateway.latency_floor", machine, broker)),
+            measured(lambda: _Program("benchmarks.latency_stock", machine, broker)),
+            measured(lambda: _Gateway(machine, broker)),
+        )
+    quiet = min(times.at(QUANTILES["p99"]) for times in floor) < FLOOR_P99_US
+    title = f"OPC UA to MQTT, {10**6 // PERIOD_US} changes/s, each in its own notification"
+    how = f"SCHED_FIFO {asked.realtime}" if asked.realtime else "no real-time priority"
+    changes = min(len(times.added) for times in (*floor, *stock, *ours))
+    figures = [*_figures(floor, stock, ours, quiet), *_beside(floor, stock, ours)]
+    code = report(f"{title}; {how}; {asked.rounds} rounds of at least {changes:,} changes", figures)
+    if not quiet:
+        print(
+            f"  the floor's own p99 is above {FLOOR_P99_US:g} us: the machine is not quiet, limits in us do not count"
+        )
+    return code
+
+
+def _figures(floor: list[Times], stock: list[Times], ours: list[Times], quiet: bool) -> Iterable[Figure]:
+    for name, quantile in QUANTILES.items():
+        rounds, theirs = _each(ours, quantile), _each(stock, quantile)
+        bar = Bar("at most", 1 / 3, of="ratio") if name in LIMITS_US else None
+        remark = f"floor {_texts(_each(floor, quantile))}"
+        yield Figure(f"added {name}, beside the stock script", "us", rounds, theirs, bar, remark=remark)
+    for name, limit in LIMITS_US.items() if quiet else ():
+        quantile = QUANTILES[name]
+        yield Figure(
+            f"added {name}, beside the floor",
+            "us",
+            _each(ours, quantile),
+            _each(floor, quantile),
+            Bar("at most", limit),
+        )
+
+
+def _beside(floor: list[Times], stock: list[Times], ours: list[Times]) -> Iterable[Figure]:
+    for name, quantile in QUANTILES.items():
+        remark = f"stock script {_texts(_each(stock, quantile, whole=True))}"
+        rounds, theirs = _each(ours, quantile, whole=True), _each(floor, quantile, whole=True)
+        yield Figure(f"whole way {name}, beside the floor", "us", rounds, theirs, remark=remark)
+
+
+def _each(rounds: list[Times], quantile: float, whole: bool = False) -> list[float]:
+    return [times.at(quantile, whole) for times in rounds]
+
+
+def _texts(times: Sequence[float]) -> str:
+    return ", ".join(f"{us:,.0f}" for us in times) + " us"
+
+
+def _measure(
+    program: AbstractContextManager[ServerProcess], machine: int, broker: int, seconds: float, realtime: int
+) -> Times:
+    with program as process:
+        if realtime:
+            for task in Path(f"/proc/{process.pid}/task").iterdir():
+                os.sched_setscheduler(int(task.name), os.SCHED_FIFO, os.sched_param(realtime))
+        time.sleep(SETTLE_S)
+        with Capture([machine, broker]) as capture:
+            time.sleep(seconds)
+            return _times(capture.packets(), machine, broker)
+
+
+def _times(packets: Iterable[Packet], machine: int, broker: int) -> Times:
+    """By the value: when it came from the machine, first went to the broker, first went to the subscriber."""
+    came: dict[int, int] = {}
+    sent: dict[int, int] = {}
+    received: dict[int, int] = {}
+    for packet in packets:
+        if packet.source_port == machine:
+            _note(came, _stamps(packet))
+        elif packet.target_port == broker:
+            _note(sent, _stamps(packet))
+        elif packet.source_port == broker:
+            _note(received, _stamps(packet))
+    added = sorted((sent[stamp] - at_ns) / 1e3 for stamp, at_ns in came.items() if stamp in sent)
+    whole = sorted(received[stamp] / 1e3 - stamp for stamp in sent if stamp in received)
+    if len(added) < 0.95 * len(came) or not whole:
+        raise RuntimeError(f"{len(added)} of {len(came)} values were sent, {len(whole)} received")
+    return Times(added, whole)
+
+
+def _note(times: dict[int, int], stamps: Iterable[tuple[int, int]]) -> None:
+    for stamp, at_ns in stamps:
+        times.setdefault(stamp, at_ns)
+
+
+def _stamps(packet: Packet) -> Iterable[tuple[int, int]]:
+    """(value, when) of each value in the packet: decimal text, or an Int64 Variant of OPC UA."""
+    now_us = packet.at_ns // 1000
+    found = [int(text) for text in _DIGITS.findall(packet.data)]
+    found += [struct.unpack("<q", raw)[0] for raw in _INT64.findall(packet.data)]
+    return [(stamp, packet.at_ns) for stamp in found if 0 <= now_us - stamp < _WINDOW_US]
+
+
+class _Program:
+    """A module as a process that relays from the machine to the broker; ready when it says so."""
+
+    def __init__(self, module: str, machine: Stamper, broker: Mosquitto) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="mec-latency-")
+        topic = f"{SITE}/machine"
+        argv = [sys.executable, "-m", module, machine.url, machine.node, HOST, str(broker.port), topic]
+        root = str(Path(__file__).resolve().parents[1])
+        self._process = ServerProcess(module, argv, Path(self._folder.name) / "log", {"PYTHONPATH": root})
+
+    def __enter__(self) -> ServerProcess:
+        self._process.start()
+        self._process.wait_line("^relaying$", 20.0)
+        return self._process
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stop()
+        self._folder.cleanup()
+
+
+class _Gateway:
+    """`gateway run` with one `fast: true` route."""
+
+    def __init__(self, machine: Stamper, broker: Mosquitto) -> None:
+        device = opcua(machine.url, [machine.node], 1)
+        self._gateway = GatewayProcess([device], {ROUTE: mqtt(broker.url)}, fast=True)
+
+    def __enter__(self) -> ServerProcess:
+        self._gateway.__enter__()
+        self._gateway.wait_delivering(1)
+        return self._gateway.process
+
+    def __exit__(self, *_: object) -> None:
+        self._gateway.__exit__(None, None, None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
