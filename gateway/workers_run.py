@@ -146,7 +146,7 @@ class Crew:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
+                signal.signal(number, lambda *_: None)  # not SIG_IGN, which programs that it starts would have too
             for member in self._members:
                 if member.pipe >= 0:
                     os.close(member.pipe)
