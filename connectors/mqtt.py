@@ -68,7 +68,8 @@ class MqttSink:
         self.keeps_positions = False
         self.counters = Counters("sink", name)
         self._clock = clock
-        self._client_id = settings.client_id or f"mec-gateway-{identity.gateway}-{name}"
+        own_id = settings.client_id or f"mec-gateway-{identity.gateway}-{name}"
+        self._client_id = f"{own_id}-{identity.worker}" if identity.worker else own_id
         self._status = Status(settings.status_topic, identity, self.counters) if settings.status_topic else None
         self._servers = Servers(name, settings, self._open, clock, self.counters)
         self._writer = _Writer(settings, identity, tags)

@@ -190,7 +190,9 @@ class MqttTarget(Settings):
         None, description="For mqtts:// only; default: TLS that trusts the host's own authorities."
     )
     client_id: str | None = Field(
-        None, description="MQTT client id; default: mec-gateway-<gateway id>-<name of this destination>."
+        None,
+        description="MQTT client id; default: mec-gateway-<gateway id>-<name of this destination>. With `workers:` each"
+        " has `-<worker>` behind it.",
     )
     keep_alive: Duration = Field(
         30 * _SECOND_NS,
@@ -206,7 +208,7 @@ class MqttTarget(Settings):
     status_topic: str | None = Field(
         "gateway/{gateway}/status",
         description="Topic of the retained message that says whether the gateway is online, also the last will; at this"
-        " destination's qos. Placeholders {gateway} {site}; null: none.",
+        " destination's qos. Placeholders {gateway} {site}; null: none. With `workers:`, `/<worker>` is put behind it.",
     )
 
     @field_validator("paths")

@@ -4,7 +4,7 @@
 
 `t` is us since 1970 UTC. In the last will, which the broker sends when the connection breaks, it is the time at which
 that connection was made, and `online` is false. What follows `t` while online is the runtime's (`gateway.status`).
-A notice of kind `gap` goes to `<status topic>/gap`.
+A notice of kind `gap` goes to `<status topic>/gap`. Of several workers each has `<status topic>/<worker>` for itself.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Status:
     """Lives as long as its sink; each session publishes what it says."""
 
     def __init__(self, template: str, identity: Identity, counters: Counters) -> None:
-        self.topic = fill(template, identity)
+        self.topic = "/".join(filter(None, (fill(template, identity), identity.worker)))
         self.changed = asyncio.Event()
         """There is something that was not published yet."""
-        self._gateway = identity.gateway
+        self._who = {"gateway": identity.gateway} | ({"worker": identity.worker} if identity.worker else {})
         self._counters = counters
         self._details: Mapping[str, Any] = {}
         self._notices: deque[Notice] = deque()
@@ -48,14 +48,14 @@ class Status:
         if kind == "status":
             self._details = message
         else:
-            self._notices.append(Notice(f"{self.topic}/{kind}", orjson.dumps({"gateway": self._gateway, **message})))
+            self._notices.append(Notice(f"{self.topic}/{kind}", orjson.dumps({**self._who, **message})))
             self._bound()
         self.changed.set()
 
     def payload(self, online: bool, now_ns: int) -> bytes:
         """The retained message's bytes."""
         details = self._details if online else {}
-        return orjson.dumps({"gateway": self._gateway, "online": online, "t": now_ns // 1000, **details})
+        return orjson.dumps({**self._who, "online": online, "t": now_ns // 1000, **details})
 
     def next_notice(self) -> Notice | None:
         """The oldest one, which is taken out."""

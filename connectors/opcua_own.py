@@ -16,8 +16,8 @@ import ipaddress
 import os
 import shutil
 import socket
-import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,16 +30,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from connectors.opcua_certificates import application_uris, day, der
 from connectors.opcua_pki import OWN
 from pipelines.errors import Permanent
-from pipelines.files import RealFiles
+from pipelines.files import RealFiles, alone
 
 NEXT: Final = "own.next"
 ASIDE: Final = "own.aside"
 YEARS: Final = 5
 CERTIFICATE: Final = "certificate.der"
 KEY: Final = "key.pem"
-
-_MAKING: Final = threading.Lock()
-"""All machines share one pair and connect at once."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def default_uri() -> str:
 
 def own_pair(pki: Path) -> OwnPair:
     """The pair in use, made where there is none. Waits for the disk. Raises Permanent, OSError."""
-    with _MAKING:
+    with _making(pki):
         own, aside = pki / OWN, pki / ASIDE
         if not own.exists() and aside.exists():  # the power failed in `use_next`
             aside.rename(own)
@@ -84,7 +81,7 @@ def own_pair(pki: Path) -> OwnPair:
 
 def next_pair(pki: Path, fresh: bool) -> OwnPair | None:
     """The one that waits beside; None where there is none and none is to be made. Raises Permanent, OSError."""
-    with _MAKING:
+    with _making(pki):
         if fresh:
             _make_next(pki)
         return _read(pki / NEXT) if (pki / NEXT).exists() else None
@@ -97,6 +94,14 @@ def use_next(pki: Path) -> None:
     (pki / OWN).rename(aside)
     (pki / NEXT).rename(pki / OWN)
     aside.rename(pki / NEXT)
+
+
+@contextmanager
+def _making(pki: Path) -> Iterator[None]:
+    """All machines share one pair and connect at once, in several processes too."""
+    pki.mkdir(parents=True, exist_ok=True)
+    with alone(pki):
+        yield
 
 
 def _make_next(pki: Path) -> None:

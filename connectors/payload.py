@@ -30,6 +30,8 @@ class Identity:
 
     gateway: str
     site: str = ""
+    worker: str = ""
+    """Which of its processes; empty where there is one. Consumers of data need not know."""
 
 
 class Format(Protocol):

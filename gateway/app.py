@@ -11,7 +11,8 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -28,7 +29,7 @@ from gateway.status import Destination, StatusReporter
 from gateway.supervisor import TO_SINKS, Session, State, Supervisor, worst
 from pipelines.clock import Clock
 from pipelines.contracts import Lane
-from pipelines.errors import Poisoned
+from pipelines.errors import Permanent, Poisoned
 
 LOOK_EVERY_S: Final = 0.02
 """How often a stop looks whether the lanes are empty."""
@@ -39,6 +40,8 @@ FROZEN_AFTER_S: Final = 30.0
 """By then what lives as long as the process has been made, and the garbage collector need not look at it again."""
 
 Tasks = Sequence[asyncio.Task[None]]
+Told = Callable[[Callable[[], None]], AbstractContextManager[None]]
+"""Inside of it the function is called at each request to stop."""
 
 
 THREAD_TURN_S: Final = 0.0005
@@ -188,25 +191,45 @@ class App:
             self._log.info("stopped; every row was delivered")
 
 
-async def serve(app: App, service: HttpService | None, watch: LoopWatch) -> Exit:
-    """The whole life of the process: signals, HTTP, loop watch, app. Raises Permanent where `listen` cannot be had."""
+@contextmanager
+def by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """As `Told`: Ctrl-C and SIGTERM, on the running loop."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, app.request_stop)
+        loop.add_signal_handler(number, stop)
     try:
-        if service:
-            await service.start()
-            Log("gateway").info("listening", health=f"{service.url}/health", metrics=f"{service.url}/metrics")
-        calm_garbage_collection(loop)
-        sys.setswitchinterval(THREAD_TURN_S)
-        watch.start()
-        return await app.run()
+        yield
     finally:
-        watch.stop()
-        if service:
-            await service.close()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+async def serve(app: App, service: HttpService | None, watch: LoopWatch, told: Told = by_signals) -> Exit:
+    """The whole life of the process: HTTP, loop watch, app. Raises Permanent where `listen` cannot be had."""
+    with told(app.request_stop):
+        try:
+            if service:
+                await service.start()
+            calm_garbage_collection(asyncio.get_running_loop())
+            sys.setswitchinterval(THREAD_TURN_S)
+            watch.start()
+            return await app.run()
+        finally:
+            watch.stop()
+            if service:
+                await service.close()
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """That of `run`, also where it cannot start."""
+    try:
+        return int(run())
+    except Permanent as error:
+        Log("gateway").error(f"cannot start: {error}")
+        return Exit.BAD_CONFIGURATION
+    except Poisoned as error:
+        Log("gateway").error(f"cannot start: {error}")
+        return Exit.STORAGE_FAILED
 
 
 def calm_garbage_collection(loop: asyncio.AbstractEventLoop) -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from socket import socket
 from typing import Final
 
 from connectors import SINKS, SOURCES, load
@@ -24,9 +25,11 @@ from gateway.ledger import GapLedger
 from gateway.leftover import leftovers, remember
 from gateway.loopwatch import LoopWatch
 from gateway.metrics import CountersCollector, GapsCollector, LatencyCollector, Metrics, StateCollector
+from gateway.realtime import Asked, answers, granted
 from gateway.session import SinkSession, SourceSession
 from gateway.settings import DeviceSettings, GatewayFile, kind_of
 from gateway.settings import Route as RouteSettings
+from gateway.workers_split import Share
 from pipelines.clock import Clock, SystemClock
 from pipelines.contracts import Lane, OverPaths, Part, Sink, Source, Stage
 from pipelines.counters import Counters
@@ -55,6 +58,19 @@ LOCAL: Final = "@local"
 
 
 @dataclass(frozen=True)
+class Process:
+    """What a process has beside its share of the file."""
+
+    instance: int
+    """Of `gateway.instance`: this start's own."""
+    listen: tuple[str, int] | socket | None = None
+    """Where its pages are."""
+    brokers: Sequence[EmbeddedBroker] = ()
+    asked: Sequence[Asked] = ()
+    """What it asked of the host."""
+
+
+@dataclass(frozen=True)
 class Built:
     """A whole gateway; `app` belongs to `service` and `watch` in `app.serve`."""
 
@@ -65,15 +81,20 @@ class Built:
 
 
 def build(file: GatewayFile, clock: SystemClock | None = None) -> Built:
-    """Everything that `file` describes; counts the start in the data folder (see `instance` for what it raises)."""
-    clock = clock or SystemClock()
+    """All of `file` in this process; counts the start in the data folder (see `instance` for what it raises)."""
     instance = next_instance(file.gateway.data_dir)
-    identity, tags = Identity(file.gateway.id, file.gateway.site), TagTable()
+    return build_share(Share(file), Process(instance, file.gateway.listen_address(), embedded_brokers(file)), clock)
+
+
+def build_share(share: Share, process: Process, clock: SystemClock | None = None) -> Built:
+    """What one process runs."""
+    file, instance, clock = share.file, process.instance, clock or SystemClock()
+    identity, tags = Identity(file.gateway.id, file.gateway.site, share.worker), TagTable()
     ledger = GapLedger(file.gateway.data_dir, clock)
     sources = [_source(file, name, number, tags, clock, ledger) for number, name in enumerate(file.devices)]
     routes = [_route(file, name, tags, instance, clock, ledger) for name in file.send]
     lanes = {lane.name: lane for route in routes for lane in route.lanes}
-    served = dict(file.send) | (left := leftovers(file))
+    served = dict(file.send) | (left := leftovers(share))
     lanes |= {name: _lane(file, name, how, tags, instance, clock, ledger) for name, how in left.items()}
     remember(file)
     dead_letter = DeadLetter(file.gateway.data_dir, make_format("json", identity, tags))
@@ -89,11 +110,13 @@ def build(file: GatewayFile, clock: SystemClock | None = None) -> Built:
     ]
     kept = _clock_watch(file, clock, ledger)
     budgets = {name: how.latency_budget for name, how in file.send.items() if how.latency_budget}
-    parts = Parts(collecting, writing, list(lanes.values()), ledger, _embedded_brokers(file), kept, budgets)
+    parts = Parts(collecting, writing, list(lanes.values()), ledger, process.brokers, kept, budgets)
     app = App(parts, file.gateway.id, clock, random.random, file.gateway.stop_timeout / 1e9)
+    app.health.host = answers(process.asked)
     watch = LoopWatch()
     counted = [*_counters(parts, routes), dead_letter.counters, watch.counters, kept.counters]
-    return Built(app, _service(file, app, parts, watch, counted, clock, ledger), watch, tags)
+    counted += [granted(share.worker, process.asked)] if process.asked else []
+    return Built(app, _service(process, app, parts, watch, counted, clock, ledger), watch, tags)
 
 
 def _source(file: GatewayFile, name: str, source_id: int, tags: TagTable, clock: Clock, ledger: Ledger) -> Source:
@@ -251,7 +274,7 @@ def _orders(target: MqttTarget, routes: Mapping[str, RouteSettings]) -> dict[tup
     return found or {everything: {}}
 
 
-def _embedded_brokers(file: GatewayFile) -> list[EmbeddedBroker]:
+def embedded_brokers(file: GatewayFile) -> list[EmbeddedBroker]:
     """One for each address that some destination has it listen on."""
     own = [local for target in file.to.values() if (local := _local(target)) and not local.mqtt]
     return [EmbeddedBroker(listen) for listen in dict.fromkeys(local.listen for local in own)]
@@ -278,7 +301,7 @@ def _counters(parts: Parts, routes: Iterable[Route]) -> list[Counters]:
 
 
 def _service(
-    file: GatewayFile,
+    process: Process,
     app: App,
     parts: Parts,
     watch: LoopWatch,
@@ -286,8 +309,7 @@ def _service(
     clock: Clock,
     ledger: GapLedger,
 ) -> HttpService | None:
-    listen = file.gateway.listen_address()
-    if listen is None:
+    if process.listen is None:
         return None
     state = StateCollector(app.health.components, parts.lanes, clock)
     latency = LatencyCollector(app.latency, clock)
@@ -297,4 +319,4 @@ def _service(
         app.latency.flush()
 
     metrics = Metrics([CountersCollector(lambda: counted), state, GapsCollector(ledger.totals), latency], refresh)
-    return HttpService(*listen, app.health, metrics)
+    return HttpService(process.listen, app.health, metrics)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,7 +21,6 @@ from gateway.cli_trust import trust
 from gateway.command import (
     BAD_CONFIGURATION,
     STOPPED,
-    STORAGE_FAILED,
     DataDir,
     File,
     complain,
@@ -29,10 +28,6 @@ from gateway.command import (
     load_file,
     on_loop,
 )
-
-if TYPE_CHECKING:
-    from gateway.settings import GatewayFile
-
 
 app = typer.Typer(
     help="Collects from OPC UA and Modbus machines, delivers to MQTT and Kafka.",
@@ -69,7 +64,9 @@ def run(
     except ValueError as error:
         complain(f"--listen: {error}")
         raise typer.Exit(BAD_CONFIGURATION) from error
-    raise typer.Exit(_run(settings, warnings))
+    from gateway.run import run as run_file
+
+    raise typer.Exit(run_file(settings, warnings))
 
 
 @app.command()
@@ -78,10 +75,13 @@ def check(
     elsewhere: Annotated[bool, typer.Option(help="It is for another host: do not look for its interfaces.")] = False,
 ) -> None:
     """Check a configuration file and print every mistake as file:line:column: message."""
+    from gateway.workers_split import shares
+
     settings, warnings = load_file(file, "elsewhere" if elsewhere else "wanted")
     complain(*warnings)
     tags = sum(len(device.tags) for device in settings.devices.values())
-    counts = (count(len(settings.devices), "device"), count(tags, "tag"), count(len(settings.send), "route"))
+    counts = [count(len(settings.devices), "device"), count(tags, "tag"), count(len(settings.send), "route")]
+    counts += [count(len(shares(settings)), "worker")] if settings.workers else []
     print(f"ok: {', '.join(counts)}")
 
 
@@ -195,35 +195,3 @@ def version() -> None:
     from gateway.version import version as known
 
     print(known())
-
-
-def _run(settings: GatewayFile, warnings: list[str]) -> int:
-    from gateway.log import Log, setup
-    from gateway.version import version as known
-    from pipelines.errors import Permanent, Poisoned
-
-    setup(settings.gateway.log.format, settings.gateway.log.level)
-    log = Log("gateway")
-    log.info(
-        "starting", version=known(), id=settings.gateway.id, devices=len(settings.devices), routes=len(settings.send)
-    )
-    for warning in warnings:
-        log.warning(warning)
-    try:
-        return int(on_loop(lambda: _serve(settings)))
-    except Permanent as error:
-        log.error(f"cannot start: {error}")
-        return BAD_CONFIGURATION
-    except Poisoned as error:
-        log.error(f"cannot start: {error}")
-        return STORAGE_FAILED
-
-
-async def _serve(settings: GatewayFile) -> int:
-    from gateway.app import serve
-    from gateway.build import build
-    from gateway.instance import locked
-
-    with locked(settings.gateway.data_dir):
-        built = build(settings)
-        return int(await serve(built.app, built.service, built.watch))

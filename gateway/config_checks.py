@@ -10,6 +10,7 @@ from typing import Final
 from connectors import network
 from connectors.modbus_url import parse_url
 from connectors.profile import AUTO, OWN_PROFILES, profile_files
+from gateway import workers_checks
 from gateway.config_errors import Place, hint, nearest
 from gateway.config_yaml import Item
 from pipelines.selector import matches, may_match
@@ -31,6 +32,7 @@ def mistakes(root: Item, broken: Collection[str]) -> Iterator[tuple[Place, str]]
     devices = _devices(root, broken)
     targets = _names(root, "to")
     yield from _disagreeing_ports(root)
+    yield from workers_checks.mistakes(root)
     for route in _routes(root):
         target = route.child("to")
         if target and targets and _is_text(target) and target.value not in targets:

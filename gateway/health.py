@@ -73,17 +73,27 @@ class ClockReport(Protocol):
 class Health:
     """Answers `/health`. `phase` is set by the app: running, stopping or failed."""
 
-    def __init__(self, gateway: str, clock: Clock, components: Sequence[Component], lanes: Sequence[Lane]) -> None:
+    def __init__(
+        self,
+        gateway: str,
+        clock: Clock,
+        components: Sequence[Component],
+        lanes: Sequence[Lane],
+        started_ns: int | None = None,
+    ) -> None:
+        """`started_ns`: monotonic, where it was before this process."""
         self.components = components
         self.phase = "running"
         self.latency: LatencyWatch | None = None
         self.gaps: Sequence[Gap] = ()
         """Of the ledger, the newest last."""
         self.clock: ClockReport | None = None
+        self.host: Mapping[str, Any] = {}
+        """What the process asked of the host, and got; empty where it asks for nothing."""
         self._gateway = gateway
         self._clock = clock
         self._lanes = lanes
-        self._started_ns = clock.mono_ns()
+        self._started_ns = clock.mono_ns() if started_ns is None else started_ns
 
     @property
     def status(self) -> str:
@@ -104,6 +114,10 @@ class Health:
         """200 while running, whatever the plant does; else 503."""
         return HTTPStatus.OK if self.phase == "running" else HTTPStatus.SERVICE_UNAVAILABLE
 
+    async def answer(self, over_s: float) -> tuple[HTTPStatus, dict[str, Any]]:
+        """As a `gateway.http.HealthPage`."""
+        return self.http_status, self.report(over_s)
+
     def report(self, over_s: float = KEPT_S) -> dict[str, Any]:
         """The whole answer, ready for JSON; latencies of the last `over_s`."""
         return {
@@ -115,6 +129,7 @@ class Health:
             "lanes": [self._lane(lane, over_s) for lane in self._lanes],
             "clock": self.clock.report() if self.clock else {},
             "gaps": [_gap(gap) for gap in list(self.gaps)[-GAPS_SHOWN_MAX:]],
+            **({"host": self.host} if self.host else {}),
         }
 
     def _lane(self, lane: Lane, over_s: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,11 @@ INSTANCES_MAX: Final = 2**17
 """`seq` stays below 2^53 for this many starts."""
 
 
+ENDING_S: Final = 1.0
+"""The workers of a gateway that was killed end a moment after it."""
+LOOK_EVERY_S: Final = 0.02
+
+
 @contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
     """The data folder is this process's alone; the kernel gives it back however the process ends.
@@ -29,12 +35,7 @@ def locked(data_dir: Path) -> Iterator[None]:
     files = RealFiles()
     with _explained(data_dir):
         files.make_folder(data_dir)
-        try:
-            handle = files.lock(data_dir / "lock")
-        except BlockingIOError as error:
-            raise Permanent(
-                f"data_dir {data_dir} is in use by another gateway: stop it, or set gateway.data_dir to another folder"
-            ) from error
+        handle = _lock(files, data_dir)
     try:
         yield
     finally:
@@ -58,6 +59,20 @@ def next_instance(data_dir: Path) -> int:
             )
         _write(file, count)
     return count
+
+
+def _lock(files: RealFiles, data_dir: Path) -> int:
+    until_s = time.monotonic() + ENDING_S
+    while True:
+        try:
+            return files.lock(data_dir / "lock")
+        except BlockingIOError as error:
+            if time.monotonic() > until_s:
+                raise Permanent(
+                    f"data_dir {data_dir} is in use by another gateway: stop it, or set gateway.data_dir to another "
+                    "folder"
+                ) from error
+            time.sleep(LOOK_EVERY_S)
 
 
 @contextmanager

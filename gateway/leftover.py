@@ -13,6 +13,7 @@ from typing import Final
 from gateway.buffer import FILES, lanes_folder, pending_rows
 from gateway.log import Log
 from gateway.settings import GatewayFile, Route
+from gateway.workers_split import Share
 
 DESTINATION: Final = "destination"
 
@@ -24,17 +25,19 @@ def remember(file: GatewayFile) -> None:
             (lanes_folder(file.gateway.data_dir) / name / DESTINATION).write_text(f"{route.to}\n")
 
 
-def leftovers(file: GatewayFile) -> dict[str, Route]:
-    """What can be drained, as routes that nothing is offered to. Removes what is delivered."""
-    durable = {name for name, route in file.send.items() if not route.fast}
+def leftovers(share: Share) -> dict[str, Route]:
+    """What this process has to drain, as routes that nothing is offered to. Removes what is delivered."""
+    send = share.file.send
+    others = {name for name, route in send.items() if not route.fast}.union(share.elsewhere)
     found = {}
-    for folder in sorted(lanes_folder(file.gateway.data_dir).glob("*/")):
-        if folder.name in durable:
+    for folder in sorted(lanes_folder(share.file.gateway.data_dir).glob("*/")):
+        to = _destination(folder)
+        if folder.name in others or not (folder.name in send or share.adopts(to)):
             continue
-        waiting, to = pending_rows(folder), _destination(folder)
+        waiting = pending_rows(folder)
         if waiting == 0:
             _remove(folder)
-        elif to in file.to and folder.name not in file.send:
+        elif to in share.file.to and folder.name not in send:
             found[folder.name] = Route.model_validate({"from": "*", "to": to})
             Log("gateway").info("the buffer of a route that is no longer there is drained", route=folder.name, to=to)
         else:

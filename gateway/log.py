@@ -21,6 +21,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 ROOMS = ("gateway", "connectors", "pipelines")
 """Our own packages: they log at the level of the file."""
 
+EMPTY: Final[Mapping[str, Any]] = {}
 SILENT: Final = logging.CRITICAL + 1
 
 THIRD_PARTY: Mapping[str, int] = {
@@ -68,15 +69,24 @@ class Log:
 class TextFormatter(logging.Formatter):
     """`2026-11-23T10:00:00.123Z INFO  source press4: connected endpoint=opc.tcp://10.0.0.5:4840`."""
 
+    def __init__(self, common: Mapping[str, Any] = EMPTY) -> None:
+        super().__init__()
+        self._common = common
+
     def format(self, record: logging.LogRecord) -> str:
         subject = getattr(record, "subject", record.name)
-        fields = "".join(f" {name}={_quoted(value)}" for name, value in _fields(record).items())
+        known = {**_fields(record), **self._common}
+        fields = "".join(f" {name}={_quoted(value)}" for name, value in known.items())
         line = f"{_time(record)} {record.levelname:<7} {subject}: {_one_line(record.getMessage())}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info and record.exc_info[0] else line
 
 
 class JsonFormatter(logging.Formatter):
     """`{"time": ..., "level": "info", "subject": "source press4", "message": "connected", "endpoint": ...}`."""
+
+    def __init__(self, common: Mapping[str, Any] = EMPTY) -> None:
+        super().__init__()
+        self._common = common
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -85,18 +95,22 @@ class JsonFormatter(logging.Formatter):
             "subject": getattr(record, "subject", record.name),
             "message": record.getMessage(),
             **_fields(record),
+            **self._common,
         }
         if record.exc_info and record.exc_info[0]:
             line["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
-def setup(log_format: LogFormat = "auto", level: LogLevel = "info", stream: TextIO | None = None) -> None:
-    """Routes every logger of the process to `stream` (stderr); replaces what an earlier call did."""
+def setup(
+    log_format: LogFormat = "auto", level: LogLevel = "info", stream: TextIO | None = None, **common: Any
+) -> None:
+    """Routes every logger of the process to `stream` (stderr); replaces what an earlier call did. Each line ends with
+    the fields `common`."""
     stream = stream or sys.stderr
     text = log_format == "text" or (log_format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(TextFormatter() if text else JsonFormatter())
+    handler.setFormatter(TextFormatter(common) if text else JsonFormatter(common))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

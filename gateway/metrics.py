@@ -143,9 +143,14 @@ class Metrics:
         parts = []
         for collector in self._collectors:
             for family in collector.collect():
-                parts.append(generate_latest(_One(family)))
+                parts.append(exposition(family))
                 await asyncio.sleep(0)
         return b"".join(parts)
+
+
+def exposition(family: Metric) -> bytes:
+    """The text of one family."""
+    return generate_latest(_One(family))
 
 
 class _One(CollectorRegistry):

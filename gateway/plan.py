@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from connectors import load
 from gateway.settings import GatewayFile, kind_of
+from gateway.workers_split import shares
 
 PLANS: Mapping[str, str] = {
     "opcua": "connectors.opcua_plan:describe_plan",
@@ -17,7 +18,15 @@ LEARNS = {"modbus"}
 
 
 def lines(file: GatewayFile) -> Iterator[str]:
-    """Every device with the subscriptions or requests that it gets, every route with its destination."""
+    """Every device with the subscriptions or requests that it gets, every route with its destination; by workers."""
+    for share in shares(file).values():
+        if share.worker:
+            yield f"worker {share.worker}:"
+        for line in _lines(share.file):
+            yield f"  {line}" if share.worker else line
+
+
+def _lines(file: GatewayFile) -> Iterator[str]:
     for name, device in file.devices.items():
         yield f"{name}:"
         learnt = (file.gateway.data_dir, name) if kind_of(device) in LEARNS else ()

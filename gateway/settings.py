@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from connectors import load
+from gateway.workers_settings import Worker
 from pipelines.commands import WriteRule
 from pipelines.contracts import Stage
 from pipelines.quantities import Duration, Settings, Size, duration_ns, size_bytes
@@ -332,6 +333,11 @@ class GatewayFile(Settings):
     )
     to: dict[Name, Target] = Field(
         min_length=1, description="The destinations: name -> address (`mqtt:` or `kafka:`) and options."
+    )
+    workers: dict[Name, Worker] = Field(
+        default_factory=dict,
+        description="Groups of devices that run in processes of their own, with their routes; devices that are in none "
+        "share one process more. None named: all is one process.",
     )
 
     def listening_on(self, listen: str) -> Self:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -151,6 +151,17 @@ class RealFiles:
             os.close(handle)
             raise
         return handle
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process that asks for the same folder is in here meanwhile; waits for them. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def replace_file(files: Files, path: Path, data: bytes) -> None:

@@ -53,6 +53,8 @@ SUFFIX: Final = ".segment"
 BROKEN: Final = ".broken"
 READ_BYTES: Final = 2**20
 """Read at a time: more than one batch costs, less than a step of a millisecond to decode."""
+BATCHES_MAX: Final = 8192
+"""In a segment: a start reads the last one batch by batch, some 40 us each, and machines wait for that."""
 INDEXED_MAX: Final = 4
 """Sealed segments whose index is kept in memory; the others' are read again when they are needed."""
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
@@ -155,7 +157,7 @@ class Journal:
             return False
         writer = segment.writer
         table, frame = writer.encode(batch, seq, synced)
-        if not writer.fits(len(table), len(frame)):
+        if len(writer.index) >= BATCHES_MAX or not writer.fits(len(table), len(frame)):
             return False
         try:
             writer.write(table, frame, batch, seq)
@@ -383,9 +385,8 @@ class Journal:
         """What is in a file; `synced` is given for the last segment only: the others were on disk before it began."""
         content = Content(damaged=True)
         try:
-            content = load(self.files, path)
+            content = load(self.files, path, synced)
             if synced is not None:
-                content = content if content.sealed else scan(salvaged(self.files, path), synced)
                 self._secure(path, content)
         except UnknownFormat:
             self.counters.add("unknown_segments")  # of a later version: left alone

@@ -43,6 +43,7 @@ FOOTER_BYTES: Final = 256
 """What a footer holds beside that and the tables, at most."""
 SALVAGE_BYTES: Final = 4096
 """What is given up of a file around a place that the disk cannot read."""
+_ZEROS: Final = bytes(2**20)
 
 
 @dataclass(slots=True)
@@ -259,14 +260,14 @@ def salvaged(files: Files, path: Path) -> bytes:
     return b"".join(blocks)
 
 
-def load(files: Files, path: Path) -> Content:
+def load(files: Files, path: Path, synced: int | None = None) -> Content:
     """A sealed segment by its footer, any other by `scan` of all of it. Raises OSError, UnknownFormat."""
     size = files.size(path)
     with suppress(Corrupt, OSError):  # then the rest of the file tells, and says what is wrong with it
         position = footer_position(files.read(path, max(size - TRAILER_BYTES, 0), TRAILER_BYTES))
         if position is not None and position < size:
             return _by_footer(files.read(path, position), files.read(path, 0, 4096), position)
-    return scan(salvaged(files, path))
+    return scan(salvaged(files, path), synced)
 
 
 def _by_footer(footer: bytes, opening: bytes, position: int) -> Content:
@@ -300,8 +301,16 @@ def scan(data: bytes, synced: int | None = None) -> Content:
         content.damaged = True
         content.take(frame)
     if not content.sealed:
-        content.torn_bytes = len(data[content.index.end :].rstrip(b"\0"))
+        content.torn_bytes = _written(data, content.index.end)
     return content
+
+
+def _written(data: bytes, start: int) -> int:
+    """How many bytes from `start` to the last that is not 0: what was reserved ahead is long, and all zeros."""
+    end = len(data)
+    while data.endswith(_ZEROS, start, end):
+        end -= len(_ZEROS)
+    return len(data[start:end].rstrip(b"\0"))
 
 
 def _believed(found: list[Frame], synced: int | None) -> int:

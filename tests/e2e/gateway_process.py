@@ -28,8 +28,8 @@ DEADLINE_S = 60.0
 class Gateway(Service):
     """`python -m gateway run FILE`; the port is that of `listen:`. devices, send, to: as in the file.
 
-    options: further keys of `gateway:`; env: further environment variables. The data folder and the log live as long as
-    the object: after a restart they go on.
+    workers: none is one process; options: further keys of `gateway:`; env: further environment variables. The data
+    folder and the log live as long as the object: after a restart they go on.
     """
 
     def __init__(
@@ -38,14 +38,16 @@ class Gateway(Service):
         devices: Keys,
         send: Keys,
         to: Keys,
+        workers: Keys | None = None,
         options: Keys | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__("gateway", free_port())
         own = {"id": ID, "site": SITE, "data_dir": str(self.folder / "data"), "listen": f"{HOST}:{self.port}"}
         self.file = self.folder / "gateway.yaml"
+        parts = {"gateway": own | dict(options or {}), "devices": devices, "send": send, "to": to}
         with self.file.open("w") as file:
-            YAML().dump({"gateway": own | dict(options or {}), "devices": devices, "send": send, "to": to}, file)
+            YAML().dump(parts | ({"workers": workers} if workers else {}), file)
         self.run_as([sys.executable, "-m", "gateway", "run", self.file], env)
 
     @property

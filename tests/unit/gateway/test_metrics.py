@@ -73,7 +73,7 @@ async def test_http_service() -> None:
     health = Health("line1-gw", FakeClock(), [component("source", "press4", State.UP)], [])
     port = free_port()
     service = HttpService(
-        "127.0.0.1", port, health, Metrics([StateCollector(health.components, [], FakeClock())], nothing)
+        ("127.0.0.1", port), health, Metrics([StateCollector(health.components, [], FakeClock())], nothing)
     )
     await service.start()
     assert service.url == f"http://127.0.0.1:{port}"
@@ -137,6 +137,6 @@ async def test_a_port_that_is_taken_is_bad_configuration() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        service = HttpService("127.0.0.1", port, Health("g", FakeClock(), [], []), Metrics([], nothing))
+        service = HttpService(("127.0.0.1", port), Health("g", FakeClock(), [], []), Metrics([], nothing))
         with pytest.raises(Permanent, match=rf"listen: 127\.0\.0\.1:{port}"):
             await service.start()

@@ -133,6 +133,17 @@ async def test_delivered_segments_are_removed(make: Make, tmp_path: Path) -> Non
     assert len(lane._journal.segments) == 1
 
 
+async def test_a_segment_has_not_too_many_batches(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small they are: the next start reads the last segment batch by batch."""
+    monkeypatch.setattr("pipelines.journal.BATCHES_MAX", 10)
+    lane = make(limits=replace(LIMITS, segment_bytes=10**6))
+    for number in range(35):
+        await lane.append(make_batch(number, 1))
+    assert len(list((tmp_path / "history").glob("*.segment"))) == 4
+    await lane.close()
+    assert await read_all(make()) == list(range(35))
+
+
 async def test_flipped_bytes_cost_their_own_batches_only(make: Make, tmp_path: Path) -> None:
     """Counted to the row; the segment is set aside, what is whole in it and behind it is delivered."""
     lane = make(limits=replace(LIMITS, memory_bytes=0))
