@@ -1,4 +1,4 @@
-"""What the sinks know of their paths (`paths:`), and when one is suspicious; which one is used is each protocol's own.
+"""What is known of a destination's paths (`paths:`), and when one is suspicious; which one is used is its protocol's.
 
 The path in use is looked at 20 times a second: TCP_INFO of its connection. Where the far system acknowledges nothing
 for `suspect` although something waits for it, the session is given up for the next path; what was not acknowledged is

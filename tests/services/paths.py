@@ -21,7 +21,7 @@ from tests.services.process import ServiceMissing
 _CLONE_NEWNET = 0x40000000
 _ETH_P_ALL = 3
 _TCP, _UDP = 6, 17
-_TCP_SYN = 0x02
+_TCP_SYN, _TCP_RST, _TCP_ACK = 0x02, 0x04, 0x10
 
 
 class Paths:
@@ -100,6 +100,9 @@ class Packet(NamedTuple):
     port: int
     """Where it goes."""
     is_syn: bool
+    is_late_reset: bool
+    """The kernel's answer to what comes after a connection was closed: it has no socket any more, and so the mark of
+    what it answers and the way that routes say (RFC 9293, 3.10.7.1: RST without ACK)."""
 
 
 class Capture:
@@ -161,5 +164,8 @@ def _parsed(device: str, data: bytes) -> Packet | None:
     if protocol not in (_TCP, _UDP):
         return None
     [port] = struct.unpack_from("!H", payload, 2)
-    is_syn = protocol == _TCP and bool(payload[13] & _TCP_SYN)
-    return Packet(device, version, "tcp" if protocol == _TCP else "udp", dscp, port, is_syn)
+    flags = payload[13] if protocol == _TCP else 0
+    is_late_reset = flags & (_TCP_RST | _TCP_ACK) == _TCP_RST
+    return Packet(
+        device, version, "tcp" if protocol == _TCP else "udp", dscp, port, bool(flags & _TCP_SYN), is_late_reset
+    )

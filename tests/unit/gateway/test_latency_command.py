@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gateway.cli import main
 from gateway.cli_latency import BEGIN, END, with_table
 from gateway.latency_host import advice, host
 from gateway.latency_measure import Asked, MeasureFailed, Subscriber, measure
+from tests.services.milo import Group, Milo
 from tests.services.mosquitto import Mosquitto
 from tests.services.ports import HOST
 
@@ -45,7 +46,7 @@ def latency(*arguments: str) -> str:
     """What it prints; no process is left."""
     argv, mark = [sys.executable, "-m", "gateway", "latency", *arguments], uuid.uuid4().hex
     env = os.environ | {"COLUMNS": "200", "TEST_RUN": mark}
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=180, env=env)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     assert [each for each in psutil.process_iter() if _environment(each).get("TEST_RUN") == mark] == []
     return done.stdout
@@ -58,20 +59,27 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
-def test_a_run(mosquitto: Mosquitto) -> None:
-    """Both ways and every leg, ordered percentiles, as many samples as the rate says."""
-    found = json.loads(latency("--seconds", "2", "--rate", "50", "--broker", mosquitto.url, "--json"))
+def test_a_run_with_a_machine_and_a_broker_of_ones_own(milo: Callable[..., Milo], mosquitto: Mosquitto) -> None:
+    """Both ways and every leg, ordered percentiles, as many samples as the machine gave."""
+    group = Group("v", "double", 1, 20)
+    machine = milo([group])
+    machine.go(0)
+    [node] = group.node_ids()
+    own = ("--broker", mosquitto.url, "--opcua", machine.url, "--node", node)
+    found = json.loads(latency("--seconds", "2", *own, "--json"))
     for which in ("floor", "gateway"):
         times = found[which]
-        assert 20 <= times["samples"] <= 150
+        assert 10 <= times["samples"] <= 150
         assert 0 < times["p50"] <= times["p99"] <= times["p99.9"] <= times["max"] < 60e6
+    assert found["rate"] == found["gateway"]["samples"] / 2
     assert found["difference"]["p50"] == pytest.approx(found["gateway"]["p50"] - found["floor"]["p50"], abs=0.2)
     for leg in ("source_to_received", "received_to_lane", "lane_to_ack", "received_to_ack", "source_to_ack"):
         times = found["legs"][leg]
-        assert times["samples"] >= 20
+        assert times["samples"] >= 10
         assert 0 <= times["p50"] <= times["p99"] <= times["p99.9"] <= times["max"]
     assert all(us >= 0 for us in found["unrest"].values())
-    assert found["broker"] == mosquitto.url and set(found["host"]) == set(host())
+    assert (found["machine"], found["broker"]) == (machine.url, mosquitto.url)
+    assert set(found["host"]) == set(host())
 
 
 def test_what_started_here_is_shown_as_a_table() -> None:
