@@ -1,4 +1,4 @@
-"""`gateway latency`: measures on this host, prints tables, JSON, or the tables of docs/latency.md."""
+"""`gateway latency`: measures on this host, prints tables or JSON, or writes the table of docs/latency.md."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from gateway.command import complain
+from gateway.command import BAD_CONFIGURATION, complain
 
 app = typer.Typer()
 BEGIN: Final = "<!-- made by: gateway latency --markdown docs/latency.md -->"
 END: Final = "<!-- end -->"
 COLUMNS: Final = ("p50", "p99", "p99.9", "max")
 LEGS: Final[Mapping[str, str]] = {
-    "source_to_received": "of it: machine -> gateway has received it",
-    "received_to_lane": "of it: -> in the route's memory",
-    "lane_to_ack": "-> acknowledged by the broker",
+    "source_to_received": "gateway: machine -> received",
+    "received_to_lane": "gateway: -> in the route's memory",
+    "lane_to_ack": "gateway: -> acknowledged by the broker",
 }
 
 
 @app.command()
 def latency(
-    rate: Annotated[float, typer.Option(min=1.0, max=1000.0, help="Changes a second.")] = 100.0,
+    rate: Annotated[
+        float, typer.Option(min=1.0, max=1000.0, help="Changes a second of the machine that is started.")
+    ] = 100.0,
     seconds: Annotated[float, typer.Option(min=1.0, help="How long each of the two is measured.")] = 10.0,
     broker: Annotated[
         str, typer.Option(help="mqtt://host:port of your own broker.", show_default="one is started")
@@ -34,7 +36,8 @@ def latency(
     node: Annotated[str, typer.Option(help="With --opcua: a variable that changes.", show_default=False)] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, times in us.")] = False,
     markdown: Annotated[
-        Path | None, typer.Option(help="Write the tables into this document.", show_default=False)
+        Path | None,
+        typer.Option(help="Write the table into this document.", show_default=False, exists=True, dir_okay=False),
     ] = None,
 ) -> None:
     """Measure latency on this host: the floor, a real gateway with a fast route, the difference, and what of the host
@@ -47,7 +50,11 @@ def latency(
 
     if bool(opcua) != bool(node):
         complain("--opcua and --node belong together")
-        raise typer.Exit(2)
+        raise typer.Exit(BAD_CONFIGURATION)
+    page = markdown.read_text("utf-8") if markdown else f"{BEGIN}{END}"
+    if END not in page.partition(BEGIN)[2]:
+        complain(f"{markdown}: there is no {BEGIN} ... {END}")
+        raise typer.Exit(BAD_CONFIGURATION)
     facts = host()
     try:
         found = measure(Asked(rate, seconds, broker, opcua, node or NODE), _say)
@@ -56,7 +63,7 @@ def latency(
         raise typer.Exit(1) from None
     found["host"] = facts
     if markdown:
-        markdown.write_text(with_tables(markdown.read_text("utf-8"), found), "utf-8")
+        markdown.write_text(with_table(page, found), "utf-8")
     elif as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -87,18 +94,18 @@ def _print(found: Mapping[str, Any], advice: Iterable[str]) -> None:
         console.print(f"- {line}", soft_wrap=True, highlight=False)
 
 
-def with_tables(text: str, found: Mapping[str, Any]) -> str:
-    """The document with the figures between its markers. Raises ValueError where they are missing."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document has no {BEGIN} ... {END}")
-    host = found["host"]
-    lines = [f"{_title(found)}, on this machine: {host['machine']}, {host['kernel']}, {host['python']};"]
-    lines += [f"governor {host['governor']}, PREEMPT_RT {host['preempt_rt']}, load {host['load']}.", ""]
+def with_table(page: str, found: Mapping[str, Any]) -> str:
+    """The document with the figures between its markers, which it has."""
+    head, _, rest = page.partition(BEGIN)
+    tail, host = rest.partition(END)[2], found["host"]
+    lines = [f"{_title(found)}, on {host['machine']}, {host['kernel']}, {host['python']};"]
+    lines += [
+        f"governor {host['governor']}, PREEMPT_RT {host['preempt_rt']}, {host['scheduling']}, load {host['load']}.",
+        "",
+    ]
     lines += ["| us | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
     lines += ["| " + " | ".join([name, *cells]) + " |" for name, cells in _rows(found)]
-    return "\n".join([head + begin, "", *lines, "", end + tail])
+    return "\n".join([head + BEGIN, "", *lines, "", END + tail])
 
 
 def _title(found: Mapping[str, Any]) -> str:
@@ -106,9 +113,10 @@ def _title(found: Mapping[str, Any]) -> str:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
-    yield "machine -> subscriber, by the floor (raw sockets)", _cells(found["floor"])
-    yield "machine -> subscriber, by the gateway", _cells(found["gateway"])
+    yield "machine -> subscriber: floor", _cells(found["floor"])
+    yield "machine -> subscriber: gateway", _cells(found["gateway"])
     yield "the gateway's more", _cells(found["difference"])
+    yield "the floor, before and after it, differs by", _cells(found["unrest"])
     for leg, words in LEGS.items():
         if leg in found["legs"]:
             yield words, _cells(found["legs"][leg])

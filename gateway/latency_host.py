@@ -33,6 +33,7 @@ def host() -> dict[str, str]:
         "irq_affinity": _irqs(),
         "busy_poll": f"{_read(Path('/proc/sys/net/core/busy_poll')) or UNKNOWN} us",
         "rt_throttling": f"{_read(Path('/proc/sys/kernel/sched_rt_runtime_us')) or UNKNOWN} us of 1 s",
+        "scheduling": _scheduling(),
         "sched_fifo": _fifo(),
         "mlock": _mlock(),
         "load": f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs",
@@ -98,6 +99,16 @@ def _irqs() -> str:
     mask = _read(Path("/proc/irq/default_smp_affinity"))
     moved = any(_read(path / "comm") == "irqbalance" for path in Path("/proc").glob("[0-9]*"))
     return f"default mask {mask or UNKNOWN}, irqbalance {'runs' if moved else 'does not run'}"
+
+
+def _scheduling() -> str:
+    """Of this process, which what it starts takes over."""
+    if sys.platform != "linux":
+        return UNKNOWN
+    policy = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+    if policy in (names := {os.SCHED_FIFO: "FIFO", os.SCHED_RR: "RR"}):
+        return f"SCHED_{names[policy]} {os.sched_getparam(0).sched_priority}"
+    return f"nice {os.nice(0)}"
 
 
 def _fifo() -> str:

@@ -2,9 +2,10 @@
 
 A machine (an OPC UA server that stamps a variable) and a broker run as processes of their own, or are the user's. By
 turns stand between them the floor (`latency_floor`: a relay of raw sockets, as quick as a Python process can be) and a
-real gateway with one `fast: true` route. This process is the subscriber, on a raw socket. It takes the time when a
-message has arrived, and subtracts the source time that the machine gave the value: the whole way, alike for both. The
-legs inside the gateway are what its own `/health` says of the same seconds.
+real gateway with one `fast: true` route: half of the floor, the gateway, the other half. What the halves differ by is
+the host's unrest: a difference to the gateway that is no larger means nothing. This process is the subscriber, on a raw
+socket. It takes the time when a message has arrived, and subtracts the source time that the machine gave the value: the
+whole way, alike for both. The legs inside the gateway are what its own `/health` says of the same seconds.
 """
 
 from __future__ import annotations
@@ -86,24 +87,32 @@ def measure(asked: Asked, say: Callable[[str], None]) -> dict[str, Any]:
         folder = Path(name)
         broker = _broker(asked, folder, stack)
         url = asked.opcua or _machine(asked.rate, folder, stack)
-        say(f"the floor, {asked.seconds:g} s")
-        floor = _floor(asked, url, broker, folder)
+        say(f"the floor, {asked.seconds / 2:g} s")
+        before = _floor(asked, url, broker, folder)
         say(f"the gateway, {asked.seconds:g} s")
         ours, legs = _gateway(asked, url, broker, folder)
+        say(f"the floor again, {asked.seconds / 2:g} s")
+        after = _floor(asked, url, broker, folder)
+    floor = [*before, *after]
     return {
-        "rate": asked.rate,
+        "rate": round(len(ours) / asked.seconds, 1) if asked.opcua else asked.rate,
         "seconds": asked.seconds,
         "machine": asked.opcua or "asyncua on loopback",
         "broker": broker.kind,
         "floor": _quantiles(floor),
         "gateway": _quantiles(ours),
-        "difference": {name: round(_at(ours, q) - _at(floor, q), 1) for name, q in QUANTILES.items()},
+        "difference": _differences(ours, floor),
+        "unrest": {name: abs(us) for name, us in _differences(after, before).items()},
         "legs": legs,
     }
 
 
 def _quantiles(whole_us: Sequence[float]) -> dict[str, float]:
     return {"samples": len(whole_us), **{name: round(_at(whole_us, q), 1) for name, q in QUANTILES.items()}}
+
+
+def _differences(ones_us: Sequence[float], others_us: Sequence[float]) -> dict[str, float]:
+    return {name: round(_at(ones_us, q) - _at(others_us, q), 1) for name, q in QUANTILES.items()}
 
 
 def _at(whole_us: Sequence[float], q: float) -> float:
@@ -134,7 +143,7 @@ def _floor(asked: Asked, url: str, broker: Broker, folder: Path) -> Sequence[flo
     with _subscribed(broker, FLOOR_TOPIC) as subscriber, _process(_as_child(argv), folder / "floor.log") as process:
         subscriber.first(process, folder / "floor.log")
         subscriber.receive(WARM_UP_S)
-        return _whole_ways(subscriber.receive(asked.seconds), _source_of_notification, "the floor")
+        return _whole_ways(subscriber.receive(asked.seconds / 2), _source_of_notification, "the floor")
 
 
 def _gateway(asked: Asked, url: str, broker: Broker, folder: Path) -> tuple[Sequence[float], dict[str, Any]]:
