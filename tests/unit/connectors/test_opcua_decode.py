@@ -138,6 +138,14 @@ def test_diagnostics_behind_the_records_are_read_over() -> None:
     assert rows(response(items, diagnostics=told)) == rows(response(items))
 
 
+def test_bytes_behind_the_diagnostics_are_refused() -> None:
+    """A record that was read too short, or too long, leaves something behind."""
+    record = struct.pack("<IBBd", 1, 0x01, Kind.DOUBLE, 4.5)
+    assert [row[2] for row in rows(_raw(record, 1))] == [4.5]
+    with pytest.raises(DecodeError, match="4 bytes are left over"):
+        rows(_raw(record + struct.pack("<i", -1), 1))
+
+
 def _length(value: bytes | None) -> bytes:
     return struct.pack("<i", -1) if value is None else struct.pack("<i", len(value)) + value
 
