@@ -18,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from asyncua import ua
+
 from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_batches import Batches
@@ -188,7 +190,7 @@ class OpcUaSource:
                 return batch
             try:
                 self._batches = await self._next_batches()
-            except (TimeoutError, ServiceError) as error:
+            except (OSError, ServiceError, DecodeError, ua.UaError) as error:
                 raise mapped(error, self._settings) from error
 
     def _next_batch(self) -> Batch | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -73,10 +74,13 @@ class Unfiltered:
     async def bands(self, session: UaSession, limits: Limits, nodes: Sequence[str]) -> dict[int, tuple[float, float]]:
         """(absolute, percent of the last value that went on) that the gateway applies itself, by client handle.
 
-        Percent are those of EURange, where the item has one, and of the last value else.
+        Percent are those of EURange, where the item has one that can be read, and of the last value else.
         """
         percent = [index for index, one in self.filters.items() if one.deadband == "percent"]
-        ranges = await _spans(session, limits, [nodes[index] for index in percent]) if percent else []
+        ranges: Sequence[float | None] = [None] * len(percent)
+        if percent:
+            with suppress(ua.UaStatusCodeError):  # a poor server; `info` says of how many it is so
+                ranges = await _spans(session, limits, [nodes[index] for index in percent])
         spans = dict(zip(percent, ranges, strict=True))
         self.relative = len(percent) - len(list(filter(None, ranges)))
         found = {}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from connectors.opcua_binary import Cursor, DecodeError
 from connectors.opcua_decode import DataChange, PublishResponse, decode_changes, parse_response
+from connectors.opcua_variable import READ
 from pipelines.batch import ARRAY, Flag, Kind
 
 ARRIVAL_NS = 1_700_000_000_000_000_000
@@ -136,6 +137,14 @@ def test_diagnostics_behind_the_records_are_read_over() -> None:
     items = [(1, data_value(ua.Variant(4.5, VT.Double)))]
     told = [ua.DiagnosticInfo(AdditionalInfo="sampled late"), ua.DiagnosticInfo()]
     assert rows(response(items, diagnostics=told)) == rows(response(items))
+
+
+def test_bytes_behind_the_diagnostics_are_refused() -> None:
+    """A record that was read too short, or too long, leaves something behind."""
+    record = struct.pack("<IBBd", 1, 0x01, Kind.DOUBLE, 4.5)
+    assert [row[2] for row in rows(_raw(record, 1))] == [4.5]
+    with pytest.raises(DecodeError, match="4 bytes are left over"):
+        rows(_raw(record + struct.pack("<i", -1), 1))
 
 
 def _length(value: bytes | None) -> bytes:
@@ -336,6 +345,27 @@ def _raw(records: bytes, count: int) -> bytes:
     assert template[at + 4 : at + 4 + size] in (empty, struct.pack("<ii", -1, -1), struct.pack("<ii", 0, -1))
     body = struct.pack("<i", count) + records + struct.pack("<i", -1)
     return template[:at] + struct.pack("<i", len(body)) + body + template[at + 4 + size :]
+
+
+def test_records_that_are_broken_are_refused() -> None:
+    """Reserved bits; a run of texts whose last record ends too soon; more numbers than there is room for."""
+    with pytest.raises(DecodeError, match="reserved bits"):
+        rows(_raw(struct.pack("<IBB", 1, 0x40, 0), 1))
+    text = struct.pack("<IBBi", 1, 0x05, Kind.STRING, 2) + b"ab" + bytes(8)
+    assert len(rows(_raw(text * 40, 40))) == 40
+    with pytest.raises(DecodeError, match="goes beyond the end"):
+        rows(_raw((text * 40)[:-8], 40))
+    with pytest.raises(DecodeError, match="1000 elements at offset 4 cannot fit"):
+        READ[Kind.DOUBLE | ARRAY](struct.pack("<i", 1000) + bytes(80), 0, 84)
+
+
+def test_diagnostics_of_acknowledgements_are_read_over() -> None:
+    """Behind their results, at the very end."""
+    made = ua.PublishResponse()
+    message = ua.NotificationMessage(SequenceNumber=9, PublishTime=SOURCE)
+    told = [ua.DiagnosticInfo(AdditionalInfo="late")]
+    made.Parameters = ua.PublishResult(SubscriptionId=3, NotificationMessage=message, DiagnosticInfos=told)
+    assert parse_response(bytes(struct_to_binary(made))).sequence_number == 9
 
 
 def test_a_republish_response_names_no_subscription() -> None:
