@@ -34,6 +34,7 @@ from connectors.mqtt_wire import PINGREQ, PublishEncoder, content_type_property
 from connectors.payload import Identity, make_format
 from pipelines.batch import Batch, rows_of
 from pipelines.clock import Clock
+from pipelines.contracts import Acknowledged
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Rejected, Transient
 from pipelines.route import BATCH_IN_ROWS
@@ -43,6 +44,8 @@ IN_FLIGHT_MAX = 2
 """Writes outstanding: the second is encoded while the first is on its way; what arrives meanwhile is one write more."""
 ROWS_PER_STEP = 1000
 """After so many rows the event loop gets its turn."""
+SENT_MAX = 64
+"""Batches of fast routes on their way: 500 a second over a link with a round trip of 128 ms."""
 QUOTA_RETRY_S = 1.0
 DRAIN_LOOK_S = 0.01
 """How often going back to a better broker looks whether everything is acknowledged."""
@@ -52,7 +55,7 @@ Turn = AbstractAsyncContextManager[None]
 
 
 class MqttSink:
-    """A `pipelines.contracts.Sink`, `Announcer` and `OverPaths` to one MQTT broker at a time."""
+    """A `pipelines.contracts.Sink`, `Announcer`, `OverPaths` and `CutThroughSink` to one MQTT broker at a time."""
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class MqttSink:
     ) -> None:
         self.name = name
         self.in_flight_max = IN_FLIGHT_MAX
+        self.sent_max = SENT_MAX
         self.keeps_positions = False
         self.counters = Counters("sink", name)
         self._clock = clock
@@ -109,12 +113,18 @@ class MqttSink:
             session = self._connected()
             messages = await self._writer.send(session, delivery, lane, batches, historical, sliced)
             self.counters.set("in_flight", session.in_flight)
-        try:
-            await delivery.settled()
-        finally:
-            self.counters.set("in_flight", session.in_flight)
-        self.counters.add("messages", messages - len(delivery.refused))
-        self._settle(delivery, batches)
+        await self._acknowledged(session, delivery, batches, messages)
+
+    def send(self, lane: str, batches: Sequence[Batch]) -> Acknowledged | None:
+        """As `contracts.CutThroughSink` says: not while a write has its turn, nor beyond the broker's window."""
+        session = self._session
+        if session is None or self._turn.locked() or not session.ready:
+            return None
+        delivery = Delivery()
+        messages = self._writer.send_now(session, delivery, lane, batches)
+        if messages is None:
+            return None
+        return partial(self._acknowledged, session, delivery, batches, messages)
 
     async def wait_closed(self) -> None:
         """Raises NotConnected when the session ends, and at once where there is none.
@@ -164,6 +174,17 @@ class MqttSink:
             raise NotConnected(f"{place(self._servers.used)}: not connected")
         self._session.check()
         return self._session
+
+    async def _acknowledged(
+        self, session: Session, delivery: Delivery, batches: Sequence[Batch], messages: int
+    ) -> None:
+        """So many messages were sent; what `write` says then."""
+        try:
+            await delivery.settled()
+        finally:
+            self.counters.set("in_flight", session.in_flight)
+        self.counters.add("messages", messages - len(delivery.refused))
+        self._settle(delivery, batches)
 
     def _settle(self, delivery: Delivery, batches: Sequence[Batch]) -> None:
         """Counts, and raises what the broker's refusals amount to."""
@@ -235,6 +256,26 @@ class _Writer:
         if not self._encoder.qos:
             await session.writable()
             session.send(last + PINGREQ if session.barrier.join(delivery) else last)
+        return first
+
+    def send_now(self, session: Session, delivery: Delivery, lane: str, batches: Sequence[Batch]) -> int | None:
+        """The number of messages, all of them on their way; None, and nothing is, where the window has no room."""
+        made = [self._messages(lane, batch, False) for batch in batches]
+        first, qos = 0, self._encoder.qos
+        if qos and sum(len(messages.payloads) for messages in made) > session.window.free:
+            return None
+        packets: list[bytes] = []
+        for messages in made:
+            for start, end in self._sendable(session.packet_bytes_max, delivery, first, messages):
+                at = start
+                while at < end:
+                    ids = session.window.take(delivery, first + at, end - at) if qos else range(end - at)
+                    packets.append(self._encode(messages, at, at + len(ids), ids))
+                    at += len(ids)
+            first += len(messages.payloads)
+        if not qos and session.barrier.join(delivery):
+            packets.append(PINGREQ)
+        session.send(b"".join(packets))
         return first
 
     def rows_of(self, batches: Sequence[Batch], message: int) -> Iterable[tuple[int, int]]:

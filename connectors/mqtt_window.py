@@ -83,6 +83,11 @@ class Window:
         """The message that waits longest (compare with ==); None when nothing is in flight."""
         return next(iter(self._slices.items()), None)
 
+    @property
+    def free(self) -> int:
+        """How many messages there is room for; 0 while somebody waits for room."""
+        return 0 if self._room else self.size - len(self._slices)
+
     async def room(self, messages: int) -> None:
         """Waits until so many fit, or half the window does. One waiter at a time; ended by `fail` too."""
         wanted = min(messages, max(1, self.size // 2))

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,6 @@ from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_batches import Batches
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_decode import PublishResponse, parse_response
 from connectors.opcua_describe import Describer
 from connectors.opcua_directory import Directory
 from connectors.opcua_events import EventReader
@@ -32,6 +31,7 @@ from connectors.opcua_notifications import PAUSE, Notifications
 from connectors.opcua_plan import plan_events
 from connectors.opcua_refresh import Refresh
 from connectors.opcua_requests import ServiceError, status_name
+from connectors.opcua_response import PublishResponse, parse_response
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_streams import Step, Streams
@@ -128,6 +128,7 @@ class OpcUaSource:
         self._how = ""
         self._heard_ns = 0  # monotonic: the last PublishResponse
         self._batches: Iterator[Batch] = iter(())
+        self._ahead: Callable[[Batch], None] | None = None
         self._due: deque[_Ask | bytes] = deque()  # before anything that is published now
         self._to_arm = 0
         self._unproven: set[int] = set()  # subscription ids that were taken over and not heard of yet
@@ -164,6 +165,7 @@ class OpcUaSource:
             self._make.forget_bands()
             self._make.set_bands(await self._link.unfiltered_bands())
             assert self._link.session is not None
+            self._link.session.on_response = self._arrived
             await self._upkeep.begin(self._link.session, self._link.limits)
             self._refresh.start(self._link)
         except BaseException as error:
@@ -190,6 +192,28 @@ class OpcUaSource:
                 self._batches = await self._next_batches()
             except (TimeoutError, ServiceError) as error:
                 raise mapped(error, self._settings) from error
+
+    def show(self, ahead: Callable[[Batch], None] | None) -> None:
+        """As `contracts.CutThroughSource` says."""
+        self._ahead = ahead
+
+    def _arrived(self) -> None:
+        """A response, while `read` waits for one: what it gives next, it has from here."""
+        assert self._link.session is not None
+        if self._ahead is None:
+            return
+        self._to_arm += 1
+        try:
+            self._batches = self._open_response(self._link.session.take())
+            first = self._next_batch()
+        except NotConnected as error:
+            self._batches = map(_raised, [error])
+            return
+        if first is None:
+            return
+        self._batches = chain([first], self._batches)
+        if first is not PAUSE and not self._describer.has_objects(first):
+            self._ahead(first)
 
     def _next_batch(self) -> Batch | None:
         """Of the notification that is being read."""
@@ -350,9 +374,9 @@ class OpcUaSource:
             if retry_s is None or retry_s > wait_s:
                 self._silent(SILENCE_KEEP_ALIVES * link.items.keep_alive_s)
             await link.retry()
-            return iter(self._bad_rows())
+            body = None
         if body is None:
-            return iter(self._bad_rows())
+            return chain(self._batches, self._bad_rows())  # what has arrived meanwhile comes first
         self._to_arm += 1
         return self._open_response(body)
 
@@ -507,6 +531,10 @@ class OpcUaSource:
     def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0) -> None:
         now = self._clock.wall_ns()
         self._ledger.note(Gap(reason, self.name, "", tags, from_ns or self._notifications.arrival_ns or now, now, None))
+
+
+def _raised(error: NotConnected) -> Batch:
+    raise error
 
 
 def _tags(device: str, settings: OpcUaDevice, start: int, stop: int, labels: Mapping[str, Labels]) -> Iterator[Tag]:

@@ -1,9 +1,8 @@
-"""PublishResponse bytes -> columns. Pure: no I/O, no clock, no state but caches of record layouts.
+"""Data changes of a PublishResponse -> columns. Pure: no I/O, no clock, no state but caches of record layouts.
 
-Layout (OPC UA Part 4, 5.13.5 and Part 6, 5.2): type id, ResponseHeader, SubscriptionId, AvailableSequenceNumbers,
-MoreNotifications, NotificationMessage (SequenceNumber, PublishTime, NotificationData[]), Results[], DiagnosticInfos[].
 A DataChangeNotification holds MonitoredItemNotifications: client handle 4, DataValue mask 1, Variant type 1, value, and
-the parts that the mask names. Records of one shape (mask, type) have one size when the value is a number, so
+the parts that the mask names (OPC UA Part 6, 5.2). Records of one shape (mask, type) have one size when the value is a
+number, so
 
 - a *run* of equally shaped records (arrays: of equal length) is one `np.frombuffer`; how many they are is found at C
   speed by comparing every size-th byte,
@@ -21,6 +20,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -28,15 +28,8 @@ import numpy.typing as npt
 
 from connectors.opcua_binary import EPOCH_TICKS, FIXED, VARIABLE, Cursor, DecodeError, guid_texts
 from connectors.opcua_records import HANDLE, PARTS, RECORDS, SIZED, VALUE_AT, Shape, array_record, learn
+from connectors.opcua_response import PublishResponse
 from pipelines.batch import ARRAY, EXACT_INTEGER_MAX, GOOD, Extra, Flag, Kind
-
-PUBLISH_RESPONSE: Final = 829
-REPUBLISH_RESPONSE: Final = 835
-SERVICE_FAULT: Final = 397
-DATA_CHANGE: Final = 811
-EVENT_LIST: Final = 916
-STATUS_CHANGE: Final = 820
-"""Numeric identifiers of the binary encodings (Part 6, annex A: NodeIds.csv), namespace 0."""
 
 OVERFLOW_BITS: Final = 0x0480
 """InfoType DataValue plus Overflow (Part 4, 7.39.1): values before this one fell out of the server's queue."""
@@ -45,52 +38,8 @@ TICKS_MAX: Final = EPOCH_TICKS + 2**63 // 100 - 1
 RUN_MIN: Final = 6
 """Below this many records a run costs less when it is gathered with others of its shape."""
 
-_Header: Final = struct.Struct("<qIIBi3s")
 _Head: Final = struct.Struct("<IB")
-_Message: Final = struct.Struct("<Iqi")
-NO_OBJECT: Final = b"\0\0\0"
-"""A null ExtensionObject."""
 _ONE_BYTE: Final = [bytes((byte,)) for byte in range(256)]
-
-
-@dataclass(slots=True)
-class DataChange:
-    """Where one DataChangeNotification's records lie in the body."""
-
-    start: int
-    end: int
-    count: int
-
-
-@dataclass(slots=True)
-class PublishResponse:
-    """The frame around the data. `result` is the service result; the other fields hold only when it is not bad."""
-
-    result: int
-    subscription_id: int = 0
-    sequence_number: int = 0
-    available: tuple[int, ...] = ()
-    """Sequence numbers that the server still keeps for Republish."""
-    more: bool = False
-    status_change: int | None = None
-    """Status of a StatusChangeNotification, such as BadTimeout when the subscription has expired."""
-    ack_results: tuple[int, ...] = ()
-    changes: list[DataChange] = field(default_factory=list)
-    events: list[DataChange] = field(default_factory=list)
-    """Where the EventFieldLists of an EventNotificationList lie: `opcua_event_decode`."""
-    skipped: int = 0
-    """Notifications of kinds that nobody reads."""
-
-    @property
-    def rows(self) -> int:
-        """Data changes and events in all parts; 0 for a keep-alive."""
-        changes = sum(change.count for change in self.changes)
-        return changes + sum(events.count for events in self.events) if self.events else changes
-
-    @property
-    def numbered(self) -> bool:
-        """It has taken a sequence number: a keep-alive has not."""
-        return bool(self.changes or self.events or self.skipped)
 
 
 @dataclass(slots=True)
@@ -118,72 +67,6 @@ class Columns:
         )
 
 
-def parse_response(body: bytes) -> PublishResponse:
-    """The frame of a PublishResponse, RepublishResponse (it names no subscription) or ServiceFault.
-
-    Raises DecodeError where the bytes are anything else.
-    """
-    cursor = Cursor(body)
-    encoding = cursor.node_id()
-    result = response_header(cursor)
-    if encoding == f"i={SERVICE_FAULT}":
-        return PublishResponse(result or 0x8000_0000)
-    if encoding == f"i={REPUBLISH_RESPONSE}":
-        republished = PublishResponse(result)
-        if not result & 0x8000_0000:
-            _notification_message(cursor, republished)
-        return republished
-    if encoding != f"i={PUBLISH_RESPONSE}":
-        raise DecodeError(f"expected a PublishResponse, received type {encoding}")
-    if result & 0x8000_0000:
-        return PublishResponse(result)
-    response = PublishResponse(result, subscription_id=cursor.uint32())
-    response.available = tuple(cursor.uint32() for _ in range(cursor.count(4)))
-    response.more = cursor.byte() != 0
-    _notification_message(cursor, response)
-    response.ack_results = tuple(cursor.uint32() for _ in range(cursor.count(4)))
-    for _ in range(cursor.count(1)):
-        cursor.diagnostic_info()
-    return response
-
-
-def response_header(cursor: Cursor) -> int:
-    """Part 4, 7.33; returns the service result."""
-    plain = _Header.unpack_from(cursor.body, cursor.at) if cursor.at + _Header.size <= cursor.end else None
-    if plain and plain[3] == 0 and plain[4] <= 0 and plain[5] == NO_OBJECT:
-        cursor.skip(_Header.size)
-        return int(plain[2])
-    cursor.skip(12)
-    result = cursor.uint32()
-    cursor.diagnostic_info()
-    for _ in range(cursor.count(4)):
-        cursor.text()
-    cursor.extension_object()
-    return result
-
-
-def _notification_message(cursor: Cursor, response: PublishResponse) -> None:
-    """Part 4, 7.26."""
-    response.sequence_number, _published, parts = cursor.unpack(_Message)
-    for _ in range(parts):
-        type_id = cursor.node_id()
-        if cursor.byte() != 1:
-            raise DecodeError(f"notification data without a binary body at offset {cursor.at}")
-        size = cursor.int32()
-        start = cursor.skip(size)
-        part = Cursor(cursor.body, start, cursor.at)
-        if type_id == f"i={DATA_CHANGE}":
-            count = part.count(5)
-            response.changes.append(DataChange(part.at, part.end, count))
-        elif type_id == f"i={EVENT_LIST}":
-            count = part.count(8)
-            response.events.append(DataChange(part.at, part.end, count))
-        elif type_id == f"i={STATUS_CHANGE}":
-            response.status_change = part.uint32()
-        else:
-            response.skipped += 1
-
-
 def decode_changes(body: bytes, response: PublishResponse, arrival_ns: int, rows_max: int) -> Iterator[Columns]:
     """The rows in order, in parts of at most `rows_max`, so that the caller can let others run in between.
 
@@ -193,9 +76,9 @@ def decode_changes(body: bytes, response: PublishResponse, arrival_ns: int, rows
     for change in response.changes:
         at, left = change.start, change.count
         while left:
-            columns = Columns.empty(min(left, rows_max))
-            at = _fill(columns, body, at, change.end, arrival_ns)
-            left -= len(columns.handle)
+            rows = min(left, rows_max)
+            columns, at = (_few if rows < RUN_MIN else _many)(rows, body, at, change.end, arrival_ns)
+            left -= rows
             if not left:
                 _check_tail(Cursor(body, at, change.end))
             yield columns
@@ -220,6 +103,19 @@ def _tail(mask: int) -> tuple[struct.Struct, int, int]:
 _TAILS: Final = [_tail(half << 1) for half in range(0x20)]
 
 
+@lru_cache(maxsize=1024)
+def _scalar(shape: Shape) -> tuple[struct.Struct, int, int] | None:
+    """Layout of a record whose value is a number, and the places of status and source time in it, 0 where absent."""
+    mask, encoding = shape.ljust(2, b"\0")
+    if mask & 0xC0 or not mask & 0x01 or encoding not in FIXED:
+        return None
+    parts = [(name, code) for bit, name, code in PARTS if mask & bit]
+    names = ["handle", "mask", "encoding", "value", *(name for name, _ in parts)]
+    layout = struct.Struct("<IBB" + FIXED[encoding].char + "".join(code for _, code in parts))
+    status, source = (names.index(name) if name in names else 0 for name in ("status", "source"))
+    return layout, status, source
+
+
 class _Found:
     """Records of one shape, scattered over a part: their offsets, their rows, and where values of no fixed size end."""
 
@@ -231,15 +127,18 @@ class _Found:
         self.stops: list[int] = []
 
 
-def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> int:
-    """Decodes len(columns) records from `at`; returns the offset behind the last one."""
-    rows, row = len(columns.handle), 0
+def _few(rows: int, body: bytes, at: int, end: int, arrival_ns: int) -> tuple[Columns, int]:
+    """The records from `at` on, and the offset behind them."""
     singles = _Rows(body, end, arrival_ns)
-    if rows < RUN_MIN:
-        for row in range(rows):
-            at = singles.read(row, at)
-        singles.store(columns)
-        return at
+    for row in range(rows):
+        at = singles.read(row, at)
+    return singles.columns(), at
+
+
+def _many(rows: int, body: bytes, at: int, end: int, arrival_ns: int) -> tuple[Columns, int]:
+    """As `_few`."""
+    columns, row = Columns.empty(rows), 0
+    singles = _Rows(body, end, arrival_ns)
     scattered: defaultdict[Shape, _Found] = defaultdict(_Found)
     records = RECORDS
     while row < rows:
@@ -272,7 +171,7 @@ def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> 
             _store_found(columns, body, found, shape)
     _ticks_to_ns(columns, arrival_ns)
     singles.store(columns)
-    return at
+    return columns, at
 
 
 def _read_run(
@@ -402,12 +301,20 @@ class _Rows:
         self._cursor = Cursor(body, 0, end)
         self._arrival_ns = arrival_ns
         self._row: list[int] = []
-        self._fields: list[tuple[int, int, int, int, float, int]] = []  # handle, kind, status, ts_ns, value, flags
+        self._fields: list[tuple[int, int, float, int, int, int]] = []  # as in Columns
         self._extra: Extra = {}
 
     def read(self, row: int, at: int) -> int:
         """The record at `at` becomes row `row`; returns the offset behind it."""
         cursor = self._cursor
+        scalar = _scalar(cursor.body[at + 4 : at + VALUE_AT])
+        if scalar and (behind := at + scalar[0].size) <= cursor.end:
+            layout, status_at, source_at = scalar
+            fields = layout.unpack_from(cursor.body, at)
+            if -EXACT_INTEGER_MAX <= fields[3] <= EXACT_INTEGER_MAX or isinstance(fields[3], float):
+                status = fields[status_at] if status_at else GOOD
+                self._add(row, fields[0], fields[2], status, fields[source_at] if source_at else 0, fields[3])
+                return behind
         cursor.at = at
         cursor.skip(_Head.size)
         handle, mask = _Head.unpack_from(cursor.body, at)
@@ -417,12 +324,15 @@ class _Rows:
         tail, status_at, source_at = _TAILS[mask >> 1]
         parts = tail.unpack_from(cursor.body, cursor.skip(tail.size))
         status = parts[status_at] if status_at >= 0 else GOOD
-        ts_ns, flags = self._arrival_ns, Flag.ARRIVAL_TIME
-        if source_at >= 0 and TICKS_MIN <= parts[source_at] <= TICKS_MAX:
-            ts_ns, flags = (parts[source_at] - EPOCH_TICKS) * 100, 0
-        self._row.append(row)
-        self._fields.append((handle, kind, status, ts_ns, number, flags))
+        self._add(row, handle, kind, status, parts[source_at] if source_at >= 0 else 0, number)
         return cursor.at
+
+    def _add(self, row: int, handle: int, kind: int, status: int, ticks: int, number: float) -> None:
+        ts_ns, flags = self._arrival_ns, Flag.ARRIVAL_TIME
+        if TICKS_MIN <= ticks <= TICKS_MAX:
+            ts_ns, flags = (ticks - EPOCH_TICKS) * 100, 0
+        self._row.append(row)
+        self._fields.append((handle, ts_ns, number, status, kind, flags))
 
     def read_all(self, rows: list[int], offsets: list[int]) -> None:
         """The records at these offsets."""
@@ -445,16 +355,28 @@ class _Rows:
             self._extra[row] = value
         return kind, math.nan
 
+    def columns(self) -> Columns:
+        """All rows were read here, in order."""
+        handle, ts_ns, value, status, kind, flags = zip(*self._fields, strict=True)
+        return Columns(
+            np.array(handle, np.uint32),
+            np.array(ts_ns, np.int64),
+            np.array(value, np.float64),
+            np.array(status, np.uint32),
+            np.array(kind, np.uint8),
+            np.array(flags, np.uint8),
+            self._extra,
+        )
+
     def store(self, columns: Columns) -> None:
         """Writes everything that was read into its rows."""
         if not self._row:
             return
-        rows = np.array(self._row)
-        handle, kind, status, ts_ns, value, flags = zip(*self._fields, strict=True)
-        columns.handle[rows] = handle
-        columns.kind[rows] = kind
-        columns.status[rows] = status
-        columns.ts_ns[rows] = ts_ns
-        columns.value[rows] = value
-        columns.flags[rows] = flags
+        rows, few = np.array(self._row), self.columns()
+        columns.handle[rows] = few.handle
+        columns.kind[rows] = few.kind
+        columns.status[rows] = few.status
+        columns.ts_ns[rows] = few.ts_ns
+        columns.value[rows] = few.value
+        columns.flags[rows] = few.flags
         columns.extra.update(self._extra)

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_batches import Batches
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes
+from connectors.opcua_decode import OVERFLOW_BITS, Columns, decode_changes
 from connectors.opcua_events import EventReader
+from connectors.opcua_response import PublishResponse
 from connectors.opcua_streams import Streams
 from connectors.opcua_upkeep import Upkeep
-from pipelines.batch import Batch, BatchBuilder
+from pipelines.batch import SMALL_ROWS, Batch, BatchBuilder
 from pipelines.clock import Clock
 from pipelines.origin import LAST_PART
 
@@ -98,11 +99,10 @@ class Notifications:
         """Values, then events, part by part."""
         for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
             handle, ts_ns = columns.handle, columns.ts_ns
-            if int(handle.max()) >= len(self.make.tag_ids):
-                raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
-            overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
-            if overflown.any():
-                self.overflown([self.names[item] for item in handle[overflown].tolist()])
+            if _largest(handle) >= len(self.make.tag_ids):
+                raise DecodeError(f"client handle {_largest(handle)} was never given to the server")
+            if overflown := _overflown(columns):
+                self.overflown([self.names[item] for item in overflown])
             self.backfill.live(handle, ts_ns)
             if self.upkeep.heartbeat is not None:
                 self.upkeep.heartbeat.live(columns)
@@ -113,3 +113,16 @@ class Notifications:
                 yield tag, columns, 0, read  # their times say nothing of how far the values are
             if overflown_events := self.events.take_overflown():
                 self.overflown(overflown_events)
+
+
+def _largest(handle: npt.NDArray[np.uint32]) -> int:
+    return max(handle.tolist()) if len(handle) <= SMALL_ROWS else int(handle.max())
+
+
+def _overflown(columns: Columns) -> Sequence[int]:
+    """Handles of the rows before which the server's queue was too short."""
+    if len(columns.status) <= SMALL_ROWS and not any(columns.status.tolist()):
+        return ()
+    overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
+    handles: list[int] = columns.handle[overflown].tolist()
+    return handles

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 from uuid import uuid4
@@ -12,7 +12,7 @@ import msgpack
 
 from pipelines.batch import Batch
 from pipelines.clock import Clock, SystemClock
-from pipelines.contracts import Part, Reader, Span
+from pipelines.contracts import CutThroughReader, Part, Span
 from pipelines.counters import Counters
 from pipelines.errors import Corrupt
 from pipelines.gaps import Ledger, NoLedger, Reason, of_batches
@@ -66,6 +66,7 @@ class MemoryLane:
         self._unread = Intervals()
         self._live_from = self._end
         self._readable = asyncio.Event()
+        self._told: list[Callable[[], None]] = []
 
     @property
     def pending_rows(self) -> int:
@@ -85,6 +86,10 @@ class MemoryLane:
         return None  # it starts empty
 
     async def append(self, batch: Batch) -> None:
+        self.put(batch)
+
+    def put(self, batch: Batch) -> None:
+        """`append`, which never waits here. Who is told of it may have taken the batch when this returns."""
         size, rows = batch.nbytes, len(batch)
         offset = self._end
         self._end += 1
@@ -97,12 +102,15 @@ class MemoryLane:
         self._bytes += size
         self._rows += rows
         self.counters.add("rows", rows)
-        self._readable.set()
+        for told in self._told:
+            told()
+        if self._unread:
+            self._readable.set()
 
     async def sync(self) -> None:
         return
 
-    def reader(self, part: Part, synced: bool = False) -> Reader:
+    def reader(self, part: Part, synced: bool = False) -> CutThroughReader:
         reader = _MemoryReader(self, part)
         reader.rewind()
         return reader
@@ -171,7 +179,7 @@ class MemoryLane:
         low = self._live_from if part is Part.LIVE else 0
         return low, self._live_from if part is Part.BACKLOG else self._end
 
-    def _take(self, part: Part, rows_max: int) -> tuple[Span, list[Batch]] | None:
+    def _peek(self, part: Part, rows_max: int) -> tuple[Span, list[Batch]] | None:
         found = self._unread.first_in(*self._bounds(part))
         if found is None:
             return None
@@ -184,9 +192,7 @@ class MemoryLane:
             if rows > rows_max:
                 break
             batches.append(batch)
-        span = Span(start, start + len(batches))
-        self._unread.remove(span.start, span.end)
-        return span, batches
+        return Span(start, start + len(batches)), batches
 
     def _rewind(self, part: Part) -> None:
         low, high = self._bounds(part)
@@ -213,9 +219,19 @@ class _MemoryReader:
             await self._lane._readable.wait()
 
     async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
-        while (taken := self._lane._take(self._part, rows_max)) is None:
+        while (found := self.peek(rows_max)) is None:
             await self.wait()
-        return taken
+        self.take(found[0])
+        return found
+
+    def peek(self, rows_max: int) -> tuple[Span, Sequence[Batch]] | None:
+        return self._lane._peek(self._part, rows_max)
+
+    def take(self, span: Span) -> None:
+        self._lane._unread.remove(span.start, span.end)
+
+    def tell(self, appended: Callable[[], None] | None) -> None:
+        self._lane._told = [appended] if appended else []
 
     def commit(self, span: Span) -> None:
         self._lane._forget(span.start, span.end)

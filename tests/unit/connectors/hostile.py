@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Final
 
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_decode import decode_changes, parse_response
+from connectors.opcua_decode import decode_changes
+from connectors.opcua_response import parse_response
 from connectors.opcua_structures import Structures
 from connectors.payload import FORMATS, Format, Identity, make_format
 from pipelines.batch import BatchBuilder

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.opcua_binary import Cursor, DecodeError
-from connectors.opcua_decode import DataChange, PublishResponse, decode_changes, parse_response
+from connectors.opcua_decode import decode_changes
+from connectors.opcua_response import DataChange, PublishResponse, parse_response
 from pipelines.batch import ARRAY, Flag, Kind
 
 ARRIVAL_NS = 1_700_000_000_000_000_000
