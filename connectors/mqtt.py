@@ -37,6 +37,7 @@ from pipelines.clock import Clock
 from pipelines.contracts import Acknowledged
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Rejected, Transient
+from pipelines.few import first_tag
 from pipelines.route import BATCH_IN_ROWS
 from pipelines.tags import TagTable
 
@@ -44,6 +45,8 @@ IN_FLIGHT_MAX = 2
 """Writes outstanding: the second is encoded while the first is on its way; what arrives meanwhile is one write more."""
 ROWS_PER_STEP = 1000
 """After so many rows the event loop gets its turn."""
+MESSAGES_AT_ONCE = 16
+"""More take longer than a step may."""
 SENT_MAX = 64
 """Batches of fast routes on their way: 500 a second over a link with a round trip of 128 ms."""
 QUOTA_RETRY_S = 1.0
@@ -259,24 +262,24 @@ class _Writer:
         return first
 
     def send_now(self, session: Session, delivery: Delivery, lane: str, batches: Sequence[Batch]) -> int | None:
-        """The number of messages, all of them on their way; None, and nothing is, where the window has no room."""
-        made = [self._messages(lane, batch, False) for batch in batches]
-        first, qos = 0, self._encoder.qos
-        if qos and sum(len(messages.payloads) for messages in made) > session.window.free:
+        """The number of messages, all of them on their way; None, and nothing is: there are too many for the moment."""
+        encoder, window = self._encoder, session.window
+        room = min(window.free, MESSAGES_AT_ONCE) if encoder.qos else MESSAGES_AT_ONCE
+        if not room:
             return None
-        packets: list[bytes] = []
-        for messages in made:
-            for start, end in self._sendable(session.packet_bytes_max, delivery, first, messages):
-                at = start
-                while at < end:
-                    ids = session.window.take(delivery, first + at, end - at) if qos else range(end - at)
-                    packets.append(self._encode(messages, at, at + len(ids), ids))
-                    at += len(ids)
-            first += len(messages.payloads)
-        if not qos and session.barrier.join(delivery):
+        made = [message for batch in batches for message in zip(*self._messages(lane, batch, False), strict=True)]
+        if len(made) > room:
+            return None
+        packets = []
+        for number, (topic, payload) in enumerate(made):
+            if encoder.size(topic, payload) > session.packet_bytes_max:
+                delivery.refused.append((number, PACKET_TOO_LARGE))
+            else:
+                packets.append(encoder.one(topic, payload, window.take_one(delivery, number) if encoder.qos else 0))
+        if not encoder.qos and session.barrier.join(delivery):
             packets.append(PINGREQ)
         session.send(b"".join(packets))
-        return first
+        return len(made)
 
     def rows_of(self, batches: Sequence[Batch], message: int) -> Iterable[tuple[int, int]]:
         """(batch, row) of each row that was in that message of a write."""
@@ -295,7 +298,7 @@ class _Writer:
             topics = self._topics[lane] = self._new_topics(lane)
         if self._per_tag:
             return _Messages([topics[tag] for tag in batch.tag.tolist()], self._format.rows(lane, batch, historical))
-        return _Messages([topics[int(batch.tag[0])]], [self._format.message(lane, batch, historical)])
+        return _Messages([topics[first_tag(batch)]], [self._format.message(lane, batch, historical)])
 
     def _encode(self, messages: _Messages, start: int, end: int, packet_ids: range) -> bytes:
         return self._encoder.encode(messages.topics[start:end], messages.payloads[start:end], packet_ids)

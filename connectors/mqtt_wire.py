@@ -69,6 +69,12 @@ class PublishEncoder:
         parts[4::5] = payloads
         return b"".join(parts)
 
+    def one(self, topic: bytes, payload: bytes, packet_id: int) -> bytes:
+        """`encode` of a single packet."""
+        header = self._headers[len(topic) + len(payload)]
+        between = _TWO_BYTE_INTEGER.pack(packet_id) + self._properties if self.qos else self._properties
+        return b"%b%b%b%b" % (header, topic, between, payload)
+
 
 class _FixedHeaders(dict[int, bytes]):
     """Bytes of topic and payload -> first byte and remaining length of such a packet."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from connectors import opcua_history
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_gaps import GAPS_MAX, NO_HISTORY, WAITING_MAX, Gap, History, Int64s, named
-from connectors.opcua_history import Row
 from connectors.opcua_link import Link
 from connectors.opcua_requests import ServiceError
 from connectors.opcua_resume import Log
@@ -21,6 +21,7 @@ from pipelines import gaps
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected
+from pipelines.few import Row
 from pipelines.gaps import Ledger, Reason
 
 MARGIN_NS: Final = 2 * 10**9
@@ -47,7 +48,7 @@ class Backfill:
         self._gaps: deque[Gap] = deque()
         self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None
-        self._waiting: deque[tuple[int, Sequence[Row]]] = deque()
+        self._waiting: deque[tuple[int, Sequence[opcua_history.Row]]] = deque()
         self._room = asyncio.Event()
 
     def grow(self, names: Sequence[str], nodes: list[bytes]) -> None:
@@ -65,6 +66,16 @@ class Backfill:
         for gap in self._gaps:
             gap.live(handle, ts_ns)
 
+    def live_few(self, rows: Iterable[Row]) -> None:
+        """As `live`; there must not be a gap."""
+        for handle, ts_ns, *_ in rows:
+            self._newest_ns[handle] = ts_ns
+
+    @property
+    def gaps(self) -> bool:
+        """Something is missing, or being filled."""
+        return bool(self._gaps)
+
     def missed(self, items: Sequence[int], before_ns: int) -> None:
         """Nothing was collected of these items from about `before_ns` until now."""
         after_ns = np.maximum(self._newest_ns, before_ns - MARGIN_NS)
@@ -72,7 +83,7 @@ class Backfill:
         while len(self._gaps) > GAPS_MAX:
             self._done(self._gaps.popleft())
 
-    def take(self) -> tuple[int, Sequence[Row]] | None:
+    def take(self) -> tuple[int, Sequence[opcua_history.Row]] | None:
         """The next rows of an item from history; None where there are none now. Raises what a bug of ours raised."""
         if self._task is not None and self._task.done():
             self._task.result()
@@ -127,7 +138,7 @@ class Backfill:
             await self._save(link)
         self.info = ""
 
-    async def _deliver(self, item: int, rows: Sequence[Row]) -> None:
+    async def _deliver(self, item: int, rows: Sequence[opcua_history.Row]) -> None:
         while len(self._waiting) >= WAITING_MAX:
             self._room.clear()
             await self._room.wait()

@@ -76,16 +76,21 @@ class Channel(UASocketProtocol):
         if number != before + 1 or request_id not in self._callbackmap:
             return 0
         connection._peer_sequence_number = number
-        self._call_callback(request_id, Buffer(opened[_SEQUENCE.size :]))
+        if request_id in self.takers:
+            self._give(request_id, opened[_SEQUENCE.size :])
+        else:
+            self._call_callback(request_id, Buffer(opened[_SEQUENCE.size :]))
         return end
 
     def _call_callback(self, request_id: int, body: Buffer | ua.Acknowledge) -> None:
-        taker = self.takers.pop(request_id, None)
-        if taker is None:
+        if request_id in self.takers:
+            self._give(request_id, bytes(cast(Buffer, body)))
+        else:
             super()._call_callback(request_id, body)
-            return
+
+    def _give(self, request_id: int, body: bytes) -> None:
         del self._callbackmap[request_id]
-        taker(bytes(cast(Buffer, body)))
+        self.takers.pop(request_id)(body)
 
     def _opened(self, chunk: bytes) -> bytes:
         """Sequence header and body, verified and decrypted (Part 6, 6.7.2.4); empty where it has to be looked into."""

@@ -30,11 +30,13 @@ from connectors.opcua_binary import EPOCH_TICKS, FIXED, VARIABLE, Cursor, Decode
 from connectors.opcua_records import HANDLE, PARTS, RECORDS, SIZED, VALUE_AT, Shape, array_record, learn
 from connectors.opcua_response import PublishResponse
 from pipelines.batch import ARRAY, EXACT_INTEGER_MAX, GOOD, Extra, Flag, Kind
+from pipelines.few import Row
 
 OVERFLOW_BITS: Final = 0x0480
 """InfoType DataValue plus Overflow (Part 4, 7.39.1): values before this one fell out of the server's queue."""
 TICKS_MIN: Final = EPOCH_TICKS - 2**63 // 100 + 1
 TICKS_MAX: Final = EPOCH_TICKS + 2**63 // 100 - 1
+_NO_DIAGNOSTICS: Final = (b"\0\0\0\0", b"\xff\xff\xff\xff")
 RUN_MIN: Final = 6
 """Below this many records a run costs less when it is gathered with others of its shape."""
 
@@ -76,12 +78,28 @@ def decode_changes(body: bytes, response: PublishResponse, arrival_ns: int, rows
     for change in response.changes:
         at, left = change.start, change.count
         while left:
-            rows = min(left, rows_max)
-            columns, at = (_few if rows < RUN_MIN else _many)(rows, body, at, change.end, arrival_ns)
-            left -= rows
+            columns = Columns.empty(min(left, rows_max))
+            at = _fill(columns, body, at, change.end, arrival_ns)
+            left -= len(columns.handle)
             if not left:
                 _check_tail(Cursor(body, at, change.end))
             yield columns
+
+
+def decode_few(body: bytes, response: PublishResponse, arrival_ns: int) -> tuple[list[Row], Extra]:
+    """All rows, one by one, with client handles in place of tags, and their `extra`: for less than RUN_MIN of them."""
+    rows: list[Row] = []
+    extra: Extra = {}
+    for change in response.changes:
+        singles = _Rows(body, change.end, arrival_ns)
+        at, done = change.start, len(rows)
+        for row in range(done, done + change.count):
+            at = singles.read(row, at)
+        if body[at : change.end] not in _NO_DIAGNOSTICS:
+            _check_tail(Cursor(body, at, change.end))
+        rows += singles.fields
+        extra |= singles.extra
+    return rows, extra
 
 
 def _check_tail(cursor: Cursor) -> None:
@@ -127,18 +145,15 @@ class _Found:
         self.stops: list[int] = []
 
 
-def _few(rows: int, body: bytes, at: int, end: int, arrival_ns: int) -> tuple[Columns, int]:
-    """The records from `at` on, and the offset behind them."""
+def _fill(columns: Columns, body: bytes, at: int, end: int, arrival_ns: int) -> int:
+    """Decodes len(columns) records from `at`; returns the offset behind the last one."""
+    rows, row = len(columns.handle), 0
     singles = _Rows(body, end, arrival_ns)
-    for row in range(rows):
-        at = singles.read(row, at)
-    return singles.columns(), at
-
-
-def _many(rows: int, body: bytes, at: int, end: int, arrival_ns: int) -> tuple[Columns, int]:
-    """As `_few`."""
-    columns, row = Columns.empty(rows), 0
-    singles = _Rows(body, end, arrival_ns)
+    if rows < RUN_MIN:
+        for row in range(rows):
+            at = singles.read(row, at)
+        singles.store(columns)
+        return at
     scattered: defaultdict[Shape, _Found] = defaultdict(_Found)
     records = RECORDS
     while row < rows:
@@ -171,7 +186,7 @@ def _many(rows: int, body: bytes, at: int, end: int, arrival_ns: int) -> tuple[C
             _store_found(columns, body, found, shape)
     _ticks_to_ns(columns, arrival_ns)
     singles.store(columns)
-    return columns, at
+    return at
 
 
 def _read_run(
@@ -301,8 +316,9 @@ class _Rows:
         self._cursor = Cursor(body, 0, end)
         self._arrival_ns = arrival_ns
         self._row: list[int] = []
-        self._fields: list[tuple[int, int, float, int, int, int]] = []  # as in Columns
-        self._extra: Extra = {}
+        self.fields: list[Row] = []
+        """With client handles."""
+        self.extra: Extra = {}
 
     def read(self, row: int, at: int) -> int:
         """The record at `at` becomes row `row`; returns the offset behind it."""
@@ -332,7 +348,7 @@ class _Rows:
         if TICKS_MIN <= ticks <= TICKS_MAX:
             ts_ns, flags = (ticks - EPOCH_TICKS) * 100, 0
         self._row.append(row)
-        self._fields.append((handle, ts_ns, number, status, kind, flags))
+        self.fields.append((handle, ts_ns, number, status, kind, flags))
 
     def read_all(self, rows: list[int], offsets: list[int]) -> None:
         """The records at these offsets."""
@@ -345,38 +361,26 @@ class _Rows:
         kind = cursor.byte()
         read = VARIABLE.get(kind)
         if read is not None:
-            self._extra[row] = read(cursor)
+            self.extra[row] = read(cursor)
             return kind, math.nan
         cursor.at -= 1
         kind, value = cursor.variant()
         if isinstance(value, float) or (kind in FIXED and -EXACT_INTEGER_MAX <= value <= EXACT_INTEGER_MAX):
             return kind, value
         if kind != Kind.NULL:
-            self._extra[row] = value
+            self.extra[row] = value
         return kind, math.nan
-
-    def columns(self) -> Columns:
-        """All rows were read here, in order."""
-        handle, ts_ns, value, status, kind, flags = zip(*self._fields, strict=True)
-        return Columns(
-            np.array(handle, np.uint32),
-            np.array(ts_ns, np.int64),
-            np.array(value, np.float64),
-            np.array(status, np.uint32),
-            np.array(kind, np.uint8),
-            np.array(flags, np.uint8),
-            self._extra,
-        )
 
     def store(self, columns: Columns) -> None:
         """Writes everything that was read into its rows."""
         if not self._row:
             return
-        rows, few = np.array(self._row), self.columns()
-        columns.handle[rows] = few.handle
-        columns.kind[rows] = few.kind
-        columns.status[rows] = few.status
-        columns.ts_ns[rows] = few.ts_ns
-        columns.value[rows] = few.value
-        columns.flags[rows] = few.flags
-        columns.extra.update(self._extra)
+        rows = np.array(self._row)
+        handle, ts_ns, value, status, kind, flags = zip(*self.fields, strict=True)
+        columns.handle[rows] = handle
+        columns.kind[rows] = kind
+        columns.status[rows] = status
+        columns.ts_ns[rows] = ts_ns
+        columns.value[rows] = value
+        columns.flags[rows] = flags
+        columns.extra.update(self.extra)

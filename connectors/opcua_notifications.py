@@ -17,13 +17,13 @@ import numpy.typing as npt
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_batches import Batches
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_decode import OVERFLOW_BITS, Columns, decode_changes
+from connectors.opcua_decode import OVERFLOW_BITS, RUN_MIN, Columns, decode_changes, decode_few
 from connectors.opcua_events import EventReader
 from connectors.opcua_response import PublishResponse
 from connectors.opcua_streams import Streams
 from connectors.opcua_upkeep import Upkeep
-from pipelines.batch import SMALL_ROWS, Batch, BatchBuilder
-from pipelines.clock import Clock
+from pipelines.batch import Batch, BatchBuilder
+from pipelines.clock import Clock, ClockState
 from pipelines.origin import LAST_PART
 
 ROWS_MAX: Final = 1000
@@ -66,6 +66,10 @@ class Notifications:
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         arrival_ns, clock = self.clock.wall_ns(), self.clock.state  # in this order: see Clock.state
+        if response.rows < RUN_MIN and self._plain and not response.events:
+            yield self._few(body, response, arrival_ns, clock)
+            self.arrival_ns = arrival_ns
+            return
         parts: deque[Rows] = deque()
         for rows in self._rows_of(body, response, arrival_ns):
             if parts:
@@ -88,6 +92,26 @@ class Notifications:
             self._settle(response, some)
         self.arrival_ns = arrival_ns
 
+    @property
+    def _plain(self) -> bool:
+        """Nobody but the route wants to see each row."""
+        return self.make.plain and self.upkeep.heartbeat is None and not self.backfill.gaps
+
+    def _few(self, body: bytes, response: PublishResponse, arrival_ns: int, clock: ClockState) -> Batch:
+        """A whole message, without numpy."""
+        rows, extra = decode_few(body, response, arrival_ns)
+        for handle, _ts_ns, _value, status, _kind, _flags in rows:
+            if handle >= len(self.names):
+                raise DecodeError(f"client handle {handle} was never given to the server")
+            if status & OVERFLOW_BITS == OVERFLOW_BITS:
+                self.overflown([self.names[handle]])
+        self.backfill.live_few(rows)
+        newest_ns = min(max(rows[0][1], rows[-1][1]), arrival_ns)
+        origin = self.streams.origin(response.subscription_id, response.sequence_number, LAST_PART, newest_ns)
+        batch = self.make.few(rows, extra, origin, arrival_ns, clock)
+        self._settle(response, True)
+        return batch
+
     def _settle(self, response: PublishResponse, some: bool) -> None:
         """All parts are out: acknowledged when the last batch is safe, or at once where there was none."""
         if some:
@@ -99,10 +123,11 @@ class Notifications:
         """Values, then events, part by part."""
         for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
             handle, ts_ns = columns.handle, columns.ts_ns
-            if _largest(handle) >= len(self.make.tag_ids):
-                raise DecodeError(f"client handle {_largest(handle)} was never given to the server")
-            if overflown := _overflown(columns):
-                self.overflown([self.names[item] for item in overflown])
+            if int(handle.max()) >= len(self.make.tag_ids):
+                raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
+            overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
+            if overflown.any():
+                self.overflown([self.names[item] for item in handle[overflown].tolist()])
             self.backfill.live(handle, ts_ns)
             if self.upkeep.heartbeat is not None:
                 self.upkeep.heartbeat.live(columns)
@@ -113,16 +138,3 @@ class Notifications:
                 yield tag, columns, 0, read  # their times say nothing of how far the values are
             if overflown_events := self.events.take_overflown():
                 self.overflown(overflown_events)
-
-
-def _largest(handle: npt.NDArray[np.uint32]) -> int:
-    return max(handle.tolist()) if len(handle) <= SMALL_ROWS else int(handle.max())
-
-
-def _overflown(columns: Columns) -> Sequence[int]:
-    """Handles of the rows before which the server's queue was too short."""
-    if len(columns.status) <= SMALL_ROWS and not any(columns.status.tolist()):
-        return ()
-    overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
-    handles: list[int] = columns.handle[overflown].tolist()
-    return handles

@@ -39,16 +39,25 @@ class TagTexts:
         self._encode = encode
         self._texts: npt.NDArray[np.object_] = np.empty(0, dtype=np.object_)
 
+    def one(self, tag_id: int) -> bytes:
+        """The text of one tag."""
+        self._grow()
+        text: bytes = self._texts[tag_id]
+        return text
+
     def of(self, tag: npt.NDArray[np.uint32]) -> list[bytes]:
         """The text of each row of a tag column: 12 ns a row by numpy, where a dictionary takes 60."""
-        known = len(self._texts)
-        if known < len(self._tags):
-            added = [self._encode(self._tags[tag_id]) for tag_id in range(known, len(self._tags))]
-            self._texts = np.array([*self._texts, *added], dtype=np.object_)
+        self._grow()
         if len(tag) < SMALL_ROWS:
             return [self._texts[tag_id] for tag_id in tag.tolist()]
         texts: list[bytes] = self._texts[tag].tolist()
         return texts
+
+    def _grow(self) -> None:
+        known = len(self._texts)
+        if known < len(self._tags):
+            added = [self._encode(self._tags[tag_id]) for tag_id in range(known, len(self._tags))]
+            self._texts = np.array([*self._texts, *added], dtype=np.object_)
 
 
 class Names:
@@ -141,6 +150,12 @@ def is_plain(batch: Batch) -> bool:
 def is_clean(batch: Batch) -> bool:
     """All rows are plain Good and have no flag: only times and values are to be told."""
     return not np.count_nonzero(batch.status) and not np.count_nonzero(batch.flags)
+
+
+def one_fragment(batch: Batch, row: int, value: float, kind: int) -> bytes:
+    """That row's value as JSON; `value` and `kind` are what its columns say."""
+    extra = batch.extra
+    return encode(extra[row], kind) if extra and row in extra else _number(value, kind)
 
 
 def value_fragments(batch: Batch) -> list[bytes]:

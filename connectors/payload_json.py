@@ -19,7 +19,7 @@ orjson on a list of dicts takes 0.6 us (1000 Doubles).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from operator import add
 
@@ -33,12 +33,14 @@ from connectors.payload_fragments import (
     clock_word,
     encode,
     microseconds,
+    one_fragment,
     quality,
     value_fragments,
 )
 from pipelines.batch import Batch, Flag, Kind
 from pipelines.clock import UNDISCIPLINED, ClockState
 from pipelines.columns import uniform
+from pipelines.few import Row, few_rows, first_tag
 from pipelines.tags import Tag, TagTable
 
 _VALUE = b',"v":'
@@ -59,6 +61,8 @@ class JsonFormat:
 
     def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
         """One message with all rows of the batch (at least one)."""
+        if few := few_rows(batch):
+            return self._message_of(few, stream, batch, historical)
         rows = len(batch)
         around = self._around.of(batch)
         if around:
@@ -86,6 +90,15 @@ class JsonFormat:
             strict=True,
         )
         return [head + tag + time + value + tail for tag, time, value, tail in columns]
+
+    def _message_of(self, few: Sequence[Row], stream: str, batch: Batch, historical: bool) -> bytes:
+        names, samples = self._names.of(batch), []
+        for row, (tag, ts_ns, value, status, kind, flags) in enumerate(few):
+            shown = one_fragment(batch, row, value, kind)
+            if row in names:
+                shown += b',"name":' + encode(names[row], Kind.NULL)
+            samples.append(b"%b%d%b%b%b}" % (self._opens.one(tag), ts_ns // 1000, _VALUE, shown, _tail(status, flags)))
+        return b'%b,"samples":[%b]}' % (self._heads.head(stream, batch, historical), b",".join(samples))
 
     def _values(self, batch: Batch) -> list[bytes]:
         """Each row's value and, where it has one, its name."""
@@ -135,7 +148,7 @@ class JsonHeads:
 
     def head(self, stream: str, batch: Batch, historical: bool) -> bytes:
         """The header of a batch, without its closing brace."""
-        device = self._tags[int(batch.tag[0])].device
+        device = self._tags[first_tag(batch)].device
         known = self._cache.get((stream, device, historical))
         if known is None:
             known = self._cache[(stream, device, historical)] = self._encode(stream, device, historical)
