@@ -46,7 +46,8 @@ IN_FLIGHT_MAX = 2
 ROWS_PER_STEP = 1000
 """After so many rows the event loop gets its turn."""
 MESSAGES_AT_ONCE = 16
-"""More take longer than a step may."""
+BYTES_AT_ONCE = 64 * 1024
+"""Of one message. More takes longer than a step may."""
 SENT_MAX = 64
 """Batches of fast routes on their way: 500 a second over a link with a round trip of 128 ms."""
 QUOTA_RETRY_S = 1.0
@@ -118,16 +119,16 @@ class MqttSink:
             self.counters.set("in_flight", session.in_flight)
         await self._acknowledged(session, delivery, batches, messages)
 
-    def send(self, lane: str, batches: Sequence[Batch]) -> Acknowledged | None:
-        """As `contracts.CutThroughSink` says: not while a write has its turn, nor beyond the broker's window."""
+    def send(self, lane: str, batch: Batch) -> Acknowledged | None:
+        """As `contracts.CutThroughSink` says: not while a write has its turn, nor what does not fit at once."""
         session = self._session
         if session is None or self._turn.locked() or not session.ready:
             return None
         delivery = Delivery()
-        messages = self._writer.send_now(session, delivery, lane, batches)
-        if messages is None:
+        messages = self._writer.send_now(session, delivery, lane, batch)
+        if not messages:
             return None
-        return partial(self._acknowledged, session, delivery, batches, messages)
+        return partial(self._acknowledged, session, delivery, [batch], messages)
 
     async def wait_closed(self) -> None:
         """Raises NotConnected when the session ends, and at once where there is none.
@@ -261,25 +262,22 @@ class _Writer:
             session.send(last + PINGREQ if session.barrier.join(delivery) else last)
         return first
 
-    def send_now(self, session: Session, delivery: Delivery, lane: str, batches: Sequence[Batch]) -> int | None:
-        """The number of messages, all of them on their way; None, and nothing is: there are too many for the moment."""
+    def send_now(self, session: Session, delivery: Delivery, lane: str, batch: Batch) -> int:
+        """How many messages are on their way: all; or 0, they are too many or too large for the moment."""
         encoder, window = self._encoder, session.window
-        room = min(window.free, MESSAGES_AT_ONCE) if encoder.qos else MESSAGES_AT_ONCE
-        if not room:
-            return None
-        made = [message for batch in batches for message in zip(*self._messages(lane, batch, False), strict=True)]
-        if len(made) > room:
-            return None
-        packets = []
-        for number, (topic, payload) in enumerate(made):
-            if encoder.size(topic, payload) > session.packet_bytes_max:
-                delivery.refused.append((number, PACKET_TOO_LARGE))
-            else:
-                packets.append(encoder.one(topic, payload, window.take_one(delivery, number) if encoder.qos else 0))
-        if not encoder.qos and session.barrier.join(delivery):
-            packets.append(PINGREQ)
-        session.send(b"".join(packets))
-        return len(made)
+        if (len(batch) if self._per_tag else 1) > (min(window.free, MESSAGES_AT_ONCE) if encoder.qos else 1):
+            return 0
+        topics, payloads = self._messages(lane, batch, False)
+        bytes_max = max(map(len, topics)) + max(map(len, payloads)) + encoder.beside_bytes_max
+        if bytes_max > min(BYTES_AT_ONCE, session.packet_bytes_max):
+            return 0
+        if encoder.qos:
+            ids = [window.take_one(delivery, number) for number in range(len(payloads))]
+            session.send(b"".join(map(encoder.one, topics, payloads, ids)))
+        else:
+            ping = PINGREQ if session.barrier.join(delivery) else b""
+            session.send(encoder.one(topics[0], payloads[0], 0) + ping)
+        return len(payloads)
 
     def rows_of(self, batches: Sequence[Batch], message: int) -> Iterable[tuple[int, int]]:
         """(batch, row) of each row that was in that message of a write."""

@@ -49,6 +49,8 @@ class PublishEncoder:
         self._properties = b"" if properties is None else variable_byte_integer(len(properties)) + properties
         self._headers = _FixedHeaders(0x30 | qos << 1 | retain, len(self._properties) + 2 * qos)
         self.qos = qos
+        self.beside_bytes_max = _FIXED_HEADER_BYTES_MAX + self._headers.constant_bytes
+        """Of a packet: all but topic and payload."""
 
     def size(self, topic: bytes, payload: bytes) -> int:
         """Bytes of the packet; `topic` with its length before it."""

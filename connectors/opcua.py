@@ -197,23 +197,22 @@ class OpcUaSource:
         """As `contracts.CutThroughSource` says."""
         self._ahead = ahead
 
-    def _arrived(self) -> None:
+    def _arrived(self, body: bytes) -> bool:
         """A response, while `read` waits for one: what it gives next, it has from here."""
-        assert self._link.session is not None
         if self._ahead is None:
-            return
+            return False
         self._to_arm += 1
         try:
-            self._batches = self._open_response(self._link.session.take())
+            self._batches = self._open_response(body)
             first = self._next_batch()
         except NotConnected as error:
             self._batches = map(_raised, [error])
-            return
-        if first is None:
-            return
-        self._batches = chain([first], self._batches)
-        if first is not PAUSE and not self._describer.has_objects(first):
-            self._ahead(first)
+            return True
+        if first is not None:
+            self._batches = chain([first], self._batches)
+            if first is not PAUSE and not self._describer.has_objects(first):
+                self._ahead(first)
+        return True
 
     def _next_batch(self) -> Batch | None:
         """Of the notification that is being read."""
@@ -445,7 +444,8 @@ class OpcUaSource:
         return self._parts(body, response)
 
     def _parts(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
-        self.counters.add("unread_notifications", response.skipped)
+        if response.skipped:
+            self.counters.add("unread_notifications", response.skipped)
         if response.events and self._refresh.changed(response.subscription_id):
             response.events, response.skipped = [], 1  # there is nothing more in them
         return self._notifications.batches(body, response)

@@ -91,15 +91,34 @@ def decode_few(body: bytes, response: PublishResponse, arrival_ns: int) -> tuple
     rows: list[Row] = []
     extra: Extra = {}
     for change in response.changes:
-        singles = _Rows(body, change.end, arrival_ns)
-        at, done = change.start, len(rows)
-        for row in range(done, done + change.count):
-            at = singles.read(row, at)
+        at = change.start
+        for _ in range(change.count):
+            row, behind = _number_row(body, at, change.end)
+            if row is None:
+                singles = _Rows(body, change.end, arrival_ns)
+                behind = singles.read(len(rows), at)
+                (row,) = singles.fields
+                extra |= singles.extra
+            rows.append(row)
+            at = behind
         if body[at : change.end] not in _NO_DIAGNOSTICS:
             _check_tail(Cursor(body, at, change.end))
-        rows += singles.fields
-        extra |= singles.extra
     return rows, extra
+
+
+def _number_row(body: bytes, at: int, end: int) -> tuple[Row | None, int]:
+    """A record with a number and a usable source time in it, and the offset behind it; None where it is another."""
+    layout, status_at, source_at = _scalar(body[at + 4 : at + VALUE_AT])
+    behind = at + layout.size
+    if not source_at or behind > end:
+        return None, at
+    fields = layout.unpack_from(body, at)
+    value, ticks = fields[3], fields[source_at]
+    exact = -EXACT_INTEGER_MAX <= value <= EXACT_INTEGER_MAX or isinstance(value, float)
+    if not exact or not TICKS_MIN <= ticks <= TICKS_MAX:
+        return None, at
+    status = fields[status_at] if status_at else GOOD
+    return (fields[0], (ticks - EPOCH_TICKS) * 100, value, status, fields[2], 0), behind
 
 
 def _check_tail(cursor: Cursor) -> None:
@@ -122,11 +141,11 @@ _TAILS: Final = [_tail(half << 1) for half in range(0x20)]
 
 
 @lru_cache(maxsize=1024)
-def _scalar(shape: Shape) -> tuple[struct.Struct, int, int] | None:
+def _scalar(shape: Shape) -> tuple[struct.Struct, int, int]:
     """Layout of a record whose value is a number, and the places of status and source time in it, 0 where absent."""
     mask, encoding = shape.ljust(2, b"\0")
     if mask & 0xC0 or not mask & 0x01 or encoding not in FIXED:
-        return None
+        return _Head, 0, 0
     parts = [(name, code) for bit, name, code in PARTS if mask & bit]
     names = ["handle", "mask", "encoding", "value", *(name for name, _ in parts)]
     layout = struct.Struct("<IBB" + FIXED[encoding].char + "".join(code for _, code in parts))
@@ -323,14 +342,6 @@ class _Rows:
     def read(self, row: int, at: int) -> int:
         """The record at `at` becomes row `row`; returns the offset behind it."""
         cursor = self._cursor
-        scalar = _scalar(cursor.body[at + 4 : at + VALUE_AT])
-        if scalar and (behind := at + scalar[0].size) <= cursor.end:
-            layout, status_at, source_at = scalar
-            fields = layout.unpack_from(cursor.body, at)
-            if -EXACT_INTEGER_MAX <= fields[3] <= EXACT_INTEGER_MAX or isinstance(fields[3], float):
-                status = fields[status_at] if status_at else GOOD
-                self._add(row, fields[0], fields[2], status, fields[source_at] if source_at else 0, fields[3])
-                return behind
         cursor.at = at
         cursor.skip(_Head.size)
         handle, mask = _Head.unpack_from(cursor.body, at)
@@ -340,15 +351,12 @@ class _Rows:
         tail, status_at, source_at = _TAILS[mask >> 1]
         parts = tail.unpack_from(cursor.body, cursor.skip(tail.size))
         status = parts[status_at] if status_at >= 0 else GOOD
-        self._add(row, handle, kind, status, parts[source_at] if source_at >= 0 else 0, number)
-        return cursor.at
-
-    def _add(self, row: int, handle: int, kind: int, status: int, ticks: int, number: float) -> None:
         ts_ns, flags = self._arrival_ns, Flag.ARRIVAL_TIME
-        if TICKS_MIN <= ticks <= TICKS_MAX:
-            ts_ns, flags = (ticks - EPOCH_TICKS) * 100, 0
+        if source_at >= 0 and TICKS_MIN <= parts[source_at] <= TICKS_MAX:
+            ts_ns, flags = (parts[source_at] - EPOCH_TICKS) * 100, 0
         self._row.append(row)
         self.fields.append((handle, ts_ns, number, status, kind, flags))
+        return cursor.at
 
     def read_all(self, rows: list[int], offsets: list[int]) -> None:
         """The records at these offsets."""

@@ -66,7 +66,7 @@ class Notifications:
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         arrival_ns, clock = self.clock.wall_ns(), self.clock.state  # in this order: see Clock.state
-        if response.rows < RUN_MIN and self._plain and not response.events:
+        if response.rows < RUN_MIN and not response.events and self._plain():
             yield self._few(body, response, arrival_ns, clock)
             self.arrival_ns = arrival_ns
             return
@@ -92,7 +92,6 @@ class Notifications:
             self._settle(response, some)
         self.arrival_ns = arrival_ns
 
-    @property
     def _plain(self) -> bool:
         """Nobody but the route wants to see each row."""
         return self.make.plain and self.upkeep.heartbeat is None and not self.backfill.gaps

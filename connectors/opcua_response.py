@@ -66,8 +66,9 @@ class PublishResponse:
     @property
     def rows(self) -> int:
         """Data changes and events in all parts; 0 for a keep-alive."""
-        changes = sum(change.count for change in self.changes)
-        return changes + sum(events.count for events in self.events) if self.events else changes
+        if len(self.changes) == 1 and not self.events:
+            return self.changes[0].count
+        return sum(part.count for part in (*self.changes, *self.events))
 
     @property
     def numbered(self) -> bool:

@@ -37,8 +37,8 @@ class PublishSession(UaSession):
         self._wake = asyncio.Event()
         self._nudged = False
         self._idle = False
-        self.on_response: Callable[[], None] | None = None
-        """Is told of a response in the step of its arrival, while `response` waits; may `take` it."""
+        self.on_response: Callable[[bytes], bool] | None = None
+        """Is shown a response in the step of its arrival, while `response` waits: True, it is taken."""
         self.outstanding = 0
         self.request_bytes_max = 0
         """The server takes no larger requests; 0: any."""
@@ -68,7 +68,8 @@ class PublishSession(UaSession):
         future.add_done_callback(self._failed)
 
     async def response(self) -> bytes | None:
-        """The next PublishResponse or ServiceFault, in order of arrival; None after a `nudge`, or a `take`.
+        """The next PublishResponse or ServiceFault, in order of arrival; None after a `nudge`, or where
+        `on_response` has taken it.
 
         Raises NotConnected: the session is gone.
         """
@@ -84,11 +85,6 @@ class PublishSession(UaSession):
                 await self._wake.wait()
             finally:
                 self._idle = False
-        return self._responses.popleft()
-
-    def take(self) -> bytes:
-        """For `on_response`: what has just arrived. Who waits for it goes on without one."""
-        self._nudged = True
         return self._responses.popleft()
 
     @property
@@ -142,10 +138,11 @@ class PublishSession(UaSession):
 
     def _arrived(self, body: bytes) -> None:
         self.outstanding -= 1
-        self._responses.append(body)
         idle, self._idle = self._idle, False
-        if idle and self.on_response:
-            self.on_response()
+        if idle and self.on_response and self.on_response(body):
+            self._nudged = True
+        else:
+            self._responses.append(body)
         self._wake.set()
 
     def _failed(self, future: asyncio.Future[Any]) -> None:

@@ -69,11 +69,16 @@ class Names:
         self._labels: dict[int, tuple[dict[int, str], bool]] = {}  # of the tags that have any
         self._mask = np.zeros(0, dtype=np.bool_)
 
-    def of(self, batch: Batch) -> dict[int, Any]:
-        """Row -> a name, or a list of names, for the rows that have one. Nothing is done where no tag has labels."""
+    @property
+    def known(self) -> bool:
+        """Some tag has labels."""
         if self._version != self._tags.version:
             self._look()
-        if not self._labels:
+        return bool(self._labels)
+
+    def of(self, batch: Batch) -> dict[int, Any]:
+        """Row -> a name, or a list of names, for the rows that have one. Nothing is done where no tag has labels."""
+        if not self.known:
             return {}
         if len(batch) < SMALL_ROWS:
             rows = [row for row, tag in enumerate(batch.tag.tolist()) if tag in self._labels]
@@ -155,7 +160,7 @@ def is_clean(batch: Batch) -> bool:
 def one_fragment(batch: Batch, row: int, value: float, kind: int) -> bytes:
     """That row's value as JSON; `value` and `kind` are what its columns say."""
     extra = batch.extra
-    return encode(extra[row], kind) if extra and row in extra else _number(value, kind)
+    return encode(extra[row], kind) if extra and row in extra else number_fragment(value, kind)
 
 
 def value_fragments(batch: Batch) -> list[bytes]:
@@ -232,11 +237,13 @@ def _few(batch: Batch) -> list[bytes]:
     extra = batch.extra or {}
     rows = zip(batch.value.tolist(), batch.kind.tolist(), strict=True)
     return [
-        encode(extra[row], kind) if row in extra else _number(value, kind) for row, (value, kind) in enumerate(rows)
+        encode(extra[row], kind) if row in extra else number_fragment(value, kind)
+        for row, (value, kind) in enumerate(rows)
     ]
 
 
-def _number(value: float, kind: int) -> bytes:
+def number_fragment(value: float, kind: int) -> bytes:
+    """A value that is in the column."""
     if kind in _REAL_KINDS:
         return orjson.dumps(value) if math.isfinite(value) else b'"%b"' % _infinity(value).encode()
     if not math.isfinite(value):
@@ -249,7 +256,7 @@ def _number(value: float, kind: int) -> bytes:
 
 
 def _numbers(batch: Batch) -> list[bytes]:
-    """The value column alone, as `_number` would put each row."""
+    """The value column alone, as `number_fragment` would put each row."""
     value, kind = batch.value, batch.kind
     finite = np.isfinite(value)
     real = (kind == Kind.DOUBLE) | (kind == Kind.FLOAT)

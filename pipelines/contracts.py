@@ -238,21 +238,18 @@ class CutThroughLane(Protocol):
     """A lane whose `append` never waits."""
 
     def put(self, batch: Batch) -> None:
-        """`append`. Whoever is told of it (`CutThroughReader.tell`) has been when this returns."""
+        """`append`, and whoever is asked (`CutThroughReader.hand_over`) has been when this returns."""
 
 
 @runtime_checkable
 class CutThroughReader(Reader, Protocol):
-    """A reader that can be told of a batch in the step of its append."""
+    """A reader that can hand over a batch in the step of its append."""
 
-    def tell(self, appended: Callable[[], None] | None) -> None:
-        """Who is called after each append, one of all readers of the lane; None: nobody."""
+    def hand_over(self, take: Callable[[int, Batch], bool] | None) -> None:
+        """From now on `take` is asked about each batch that is appended while nothing else is unread, with its offset.
 
-    def peek(self, rows_max: int) -> tuple[Span, Sequence[Batch]] | None:
-        """What `read` would give, None where it would wait; it stays unread until `take`."""
-
-    def take(self, span: Span) -> None:
-        """In the caller's hand now, as after `read`."""
+        True: it is in the caller's hand, as after `read`. None: nobody is asked. One of all readers of the lane.
+        """
 
 
 Acknowledged = Callable[[], Awaitable[None]]
@@ -266,7 +263,7 @@ class CutThroughSink(Protocol):
     sent_max: int
     """What was sent in this way and is not acknowledged: so many at a time."""
 
-    def send(self, lane: str, batches: Sequence[Batch]) -> Acknowledged | None:
+    def send(self, lane: str, batch: Batch) -> Acknowledged | None:
         """Sent, behind everything that was sent before; or None, and nothing was: `write` is the way now.
 
         Nothing of the same lane may be in a `write` meanwhile.

@@ -25,14 +25,13 @@ class CutThrough:
         self._reader = reader
         self._sink = sink
         self._sent = 0
-        self._rows_max = 0
         self._deliver: Deliver
 
-    def start(self, rows_max: int, deliver: Deliver) -> None:
+    def start(self, deliver: Deliver) -> None:
         """From now on; nothing is under way."""
         self._held = self._sent = 0
-        self._rows_max, self._deliver = rows_max, deliver
-        self._reader.tell(self._appended)
+        self._deliver = deliver
+        self._reader.hand_over(self._take)
 
     def ended(self) -> None:
         """One that was sent is acknowledged."""
@@ -50,18 +49,14 @@ class CutThrough:
 
     def stop(self) -> None:
         """Idempotent. Something has failed: nothing may overtake what has to be written again."""
-        self._reader.tell(None)
+        self._reader.hand_over(None)
 
-    def _appended(self) -> None:
+    def _take(self, offset: int, batch: Batch) -> bool:
         if self._held or self._sent >= self._sink.sent_max:
-            return
-        found = self._reader.peek(self._rows_max)
-        if found is None:
-            return
-        span, batches = found
-        acknowledged = self._sink.send(self._lane, batches)
+            return False
+        acknowledged = self._sink.send(self._lane, batch)
         if acknowledged is None:
-            return
-        self._reader.take(span)
+            return False
         self._sent += 1
-        self._deliver(span, batches, acknowledged)
+        self._deliver(Span(offset, offset + 1), [batch], acknowledged)
+        return True

@@ -66,7 +66,7 @@ class MemoryLane:
         self._unread = Intervals()
         self._live_from = self._end
         self._readable = asyncio.Event()
-        self._told: list[Callable[[], None]] = []
+        self._take: Callable[[int, Batch], bool] | None = None
 
     @property
     def pending_rows(self) -> int:
@@ -89,23 +89,26 @@ class MemoryLane:
         self.put(batch)
 
     def put(self, batch: Batch) -> None:
-        """`append`, which never waits here. Who is told of it may have taken the batch when this returns."""
+        """`append`, which never waits here."""
         size, rows = batch.nbytes, len(batch)
         offset = self._end
         self._end += 1
         if self._bytes + size > self._bytes_max and not self._make_room(size):
             self._count_drop(batch)
             return
-        self._held[offset] = (batch.numbered(offset, self._wall_ns()), size)
+        numbered = batch.numbered(offset, self._wall_ns())
+        self._held[offset] = numbered, size
         self._pending.add(offset, offset + 1)
-        self._unread.add(offset, offset + 1)
         self._bytes += size
         self._rows += rows
         self.counters.add("rows", rows)
-        for told in self._told:
-            told()
-        if self._unread:
-            self._readable.set()
+        taken = False
+        try:
+            taken = self._take is not None and not self._unread and self._take(offset, numbered)
+        finally:
+            if not taken:
+                self._unread.add(offset, offset + 1)
+                self._readable.set()
 
     async def sync(self) -> None:
         return
@@ -179,7 +182,7 @@ class MemoryLane:
         low = self._live_from if part is Part.LIVE else 0
         return low, self._live_from if part is Part.BACKLOG else self._end
 
-    def _peek(self, part: Part, rows_max: int) -> tuple[Span, list[Batch]] | None:
+    def _next(self, part: Part, rows_max: int) -> tuple[Span, list[Batch]] | None:
         found = self._unread.first_in(*self._bounds(part))
         if found is None:
             return None
@@ -192,7 +195,9 @@ class MemoryLane:
             if rows > rows_max:
                 break
             batches.append(batch)
-        return Span(start, start + len(batches)), batches
+        span = Span(start, start + len(batches))
+        self._unread.remove(span.start, span.end)
+        return span, batches
 
     def _rewind(self, part: Part) -> None:
         low, high = self._bounds(part)
@@ -219,19 +224,12 @@ class _MemoryReader:
             await self._lane._readable.wait()
 
     async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
-        while (found := self.peek(rows_max)) is None:
+        while (taken := self._lane._next(self._part, rows_max)) is None:
             await self.wait()
-        self.take(found[0])
-        return found
+        return taken
 
-    def peek(self, rows_max: int) -> tuple[Span, Sequence[Batch]] | None:
-        return self._lane._peek(self._part, rows_max)
-
-    def take(self, span: Span) -> None:
-        self._lane._unread.remove(span.start, span.end)
-
-    def tell(self, appended: Callable[[], None] | None) -> None:
-        self._lane._told = [appended] if appended else []
+    def hand_over(self, take: Callable[[int, Batch], bool] | None) -> None:
+        self._lane._take = take
 
     def commit(self, span: Span) -> None:
         self._lane._forget(span.start, span.end)

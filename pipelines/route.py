@@ -180,10 +180,11 @@ class _Intake:
 
     def ahead(self, batch: Batch) -> None:
         """See `contracts.CutThroughSource`."""
-        parts = [left for part in batch.split(ROWS_PER_BATCH_MAX) if (left := _through(self._stages, part)) is not None]
-        for route, lanes in _wanting(self._promptly, batch):
-            for part in parts:
-                route.put(part, lanes)
+        left = _through(self._stages, batch)
+        parts = [] if left is None else [left]
+        if parts:
+            for route, lanes in _wanting(self._promptly, batch):
+                route.put(parts[0], lanes)
         self._seen = batch.number, parts
 
     async def take(self, batch: Batch) -> None:
@@ -315,7 +316,7 @@ class Pump:
         def deliver(span: Span, batches: Sequence[Batch], sent: Acknowledged) -> None:
             writes.create_task(self._deliver(span, batches, short.ended, sent=sent))
 
-        short.start(self._rows_now, deliver)
+        short.start(deliver)
         try:
             yield
         finally:
