@@ -45,7 +45,8 @@ class Backfill:
         self._counters = counters
         self._log = log
         self._newest_ns: Int64s = np.zeros(0, dtype=np.int64)  # per client handle, by this process
-        self._gaps: deque[Gap] = deque()
+        self.open: deque[Gap] = deque()
+        """What is missing, or being filled."""
         self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting: deque[tuple[int, Sequence[opcua_history.Row]]] = deque()
@@ -57,13 +58,13 @@ class Backfill:
         self._names += names
         self._nodes = nodes
         self._newest_ns = np.pad(self._newest_ns, (0, more))
-        for gap in self._gaps:
+        for gap in self.open:
             gap.grow(more)
 
     def live(self, handle: npt.NDArray[np.uint32], ts_ns: Int64s) -> None:
         """Values that were just collected, in order."""
         self._newest_ns[handle] = ts_ns
-        for gap in self._gaps:
+        for gap in self.open:
             gap.live(handle, ts_ns)
 
     def live_few(self, rows: Iterable[Row]) -> None:
@@ -71,17 +72,12 @@ class Backfill:
         for handle, ts_ns, *_ in rows:
             self._newest_ns[handle] = ts_ns
 
-    @property
-    def gaps(self) -> bool:
-        """Something is missing, or being filled."""
-        return bool(self._gaps)
-
     def missed(self, items: Sequence[int], before_ns: int) -> None:
         """Nothing was collected of these items from about `before_ns` until now."""
         after_ns = np.maximum(self._newest_ns, before_ns - MARGIN_NS)
-        self._gaps.append(Gap(items, after_ns, self._clock.wall_ns()))
-        while len(self._gaps) > GAPS_MAX:
-            self._done(self._gaps.popleft())
+        self.open.append(Gap(items, after_ns, self._clock.wall_ns()))
+        while len(self.open) > GAPS_MAX:
+            self._done(self.open.popleft())
 
     def take(self) -> tuple[int, Sequence[opcua_history.Row]] | None:
         """The next rows of an item from history; None where there are none now. Raises what a bug of ours raised."""
@@ -95,12 +91,12 @@ class Backfill:
     async def start(self, link: Link) -> bool:
         """Begins with what was missed, now or by a former process. False: there is nothing to do."""
         self._link = link
-        if not self._gaps:
+        if not self.open:
             everything = range(len(self._names))
             for start, end in link.state.gaps[:GAPS_MAX]:
                 after_ns = np.full(len(self._names), start, dtype=np.int64)
-                self._gaps.append(Gap(everything, after_ns, end, end))
-        if not self._gaps:
+                self.open.append(Gap(everything, after_ns, end, end))
+        if not self.open:
             return False
         await self._save(link)
         self._task = asyncio.create_task(self._run(link), name=f"history {self._name}")
@@ -118,8 +114,8 @@ class Backfill:
     async def _run(self, link: Link) -> None:
         assert link.session is not None
         history = History(link.session, self._nodes, link.limits, self._deliver)
-        while self._gaps:
-            gap = self._gaps[0]
+        while self.open:
+            gap = self.open[0]
             self.info = "what was missed is read from the server's history"
             try:
                 async with asyncio.timeout(self._budget_s):
@@ -131,7 +127,7 @@ class Backfill:
                 history.why = str(error)
             except NotConnected:
                 return  # the next session goes on
-            self._gaps.popleft()
+            self.open.popleft()
             if history.why == NO_HISTORY:
                 link.lacks["history"] = None
             self._done(gap, history.why)
@@ -148,7 +144,7 @@ class Backfill:
             self._link.session.nudge()
 
     async def _save(self, link: Link) -> None:
-        link.state.gaps = [gap.span(gap.items) for gap in self._gaps]
+        link.state.gaps = [gap.span(gap.items) for gap in self.open]
         await link.save()
 
     def _done(self, gap: Gap, why: str = "") -> None:

@@ -94,7 +94,7 @@ class Notifications:
 
     def _plain(self) -> bool:
         """Nobody but the route wants to see each row."""
-        return self.make.plain and self.upkeep.heartbeat is None and not self.backfill.gaps
+        return self.make.plain and self.upkeep.heartbeat is None and not self.backfill.open
 
     def _few(self, body: bytes, response: PublishResponse, arrival_ns: int, clock: ClockState) -> Batch:
         """A whole message, without numpy."""
@@ -108,7 +108,7 @@ class Notifications:
         newest_ns = min(max(rows[0][1], rows[-1][1]), arrival_ns)
         origin = self.streams.origin(response.subscription_id, response.sequence_number, LAST_PART, newest_ns)
         batch = self.make.few(rows, extra, origin, arrival_ns, clock)
-        self._settle(response, True)
+        self.streams.delivered(batch.number, response.subscription_id, response.sequence_number)
         return batch
 
     def _settle(self, response: PublishResponse, some: bool) -> None:

@@ -81,7 +81,29 @@ def parse_response(body: bytes) -> PublishResponse:
 
     Raises DecodeError where the bytes are anything else.
     """
-    return _plain(body) or _any(body)
+    if len(body) < _Plain.size:
+        return _any(body)
+    kind, _time, _handle, result, diagnostics, texts, more, subscription, listed = _Plain.unpack_from(body)
+    plain = kind == PUBLISH_RESPONSE << 16 | _FOUR_BYTE_ID and diagnostics == 0 and texts <= 0 and more == NO_OBJECT
+    if not plain or result & 0x8000_0000 or not -1 <= listed <= _LISTED_MAX:
+        return _any(body)
+    rest = _rest(max(listed, 0))
+    at = _Plain.size + rest.size
+    if at > len(body):
+        return _any(body)
+    *available, further, number, _published, parts, part, encoding, size, count = rest.unpack_from(body, _Plain.size)
+    end = at - _Int32.size + size
+    results = (len(body) - end) // 4 - 2
+    whole = end >= at and len(body) - end == 8 + 4 * results and 0 <= results <= _LISTED_MAX
+    if parts != 1 or part != DATA_CHANGE << 16 | _FOUR_BYTE_ID or encoding != 1 or not whole:
+        return _any(body)
+    found, *acknowledged, infos = _tail(results).unpack_from(body, end)
+    if max(found, 0) != results or infos > 0 or not 0 <= count * _RECORD_BYTES_MIN <= end - at:
+        return _any(body)
+    changes = [DataChange(at, end, count)]
+    return PublishResponse(
+        result, subscription, number, tuple(available), further != 0, None, tuple(acknowledged), changes
+    )
 
 
 _Plain: Final = struct.Struct("<I qIIBi3s Ii")
@@ -94,33 +116,6 @@ def _rest(available: int) -> struct.Struct:
     return struct.Struct(f"<{available}I B Iqi IBi i")
 
 
-def _plain(body: bytes) -> PublishResponse | None:
-    """A response that is like nearly all; else None."""
-    if len(body) < _Plain.size:
-        return None
-    kind, _time, _handle, result, diagnostics, texts, more, subscription, listed = _Plain.unpack_from(body)
-    plain = kind == PUBLISH_RESPONSE << 16 | _FOUR_BYTE_ID and diagnostics == 0 and texts <= 0 and more == NO_OBJECT
-    if not plain or result & 0x8000_0000 or not -1 <= listed <= _LISTED_MAX:
-        return None
-    rest = _rest(max(listed, 0))
-    at = _Plain.size + rest.size
-    if at > len(body):
-        return None
-    *available, further, number, _published, parts, part, encoding, size, count = rest.unpack_from(body, _Plain.size)
-    end = at - _Int32.size + size
-    results = (len(body) - end) // 4 - 2
-    whole = end >= at and len(body) - end == 8 + 4 * results and 0 <= results <= _LISTED_MAX
-    if parts != 1 or part != DATA_CHANGE << 16 | _FOUR_BYTE_ID or encoding != 1 or not whole:
-        return None
-    found, *acknowledged, infos = _tail(results).unpack_from(body, end)
-    if max(found, 0) != results or infos > 0 or not 0 <= count * _RECORD_BYTES_MIN <= end - at:
-        return None
-    response = PublishResponse(result, subscription, number, tuple(available), further != 0)
-    response.ack_results = tuple(acknowledged)
-    response.changes.append(DataChange(at, end, count))
-    return response
-
-
 @lru_cache(maxsize=_LISTED_MAX + 1)
 def _tail(results: int) -> struct.Struct:
     """How many results, they, how many DiagnosticInfos."""
@@ -128,6 +123,7 @@ def _tail(results: int) -> struct.Struct:
 
 
 def _any(body: bytes) -> PublishResponse:
+    """One that may be unlike the others."""
     cursor = Cursor(body)
     encoding = cursor.node_id()
     result = response_header(cursor)

@@ -234,7 +234,7 @@ class CutThroughSource(Protocol):
 
 
 @runtime_checkable
-class CutThroughLane(Protocol):
+class CutThroughLane(Lane, Protocol):
     """A lane whose `append` never waits."""
 
     def put(self, batch: Batch) -> None:

@@ -18,7 +18,6 @@ Row = tuple[int, int, float, int, int, int]
 _COLUMNS: Final = {"tag": np.uint32, "ts_ns": np.int64, "value": np.float64, "status": np.uint32, "kind": np.uint8}
 _COLUMNS["flags"] = np.uint8
 _PLACES: Final = {name: place for place, name in enumerate(_COLUMNS)}
-_set: Final = object.__setattr__
 
 
 class FewRows(Batch):
@@ -41,20 +40,25 @@ class FewRows(Batch):
         lane_ns: int = 0,
     ) -> FewRows:
         """A batch of these rows, at least one."""
-        batch = object.__new__(cls)
-        _set(batch, "few", few)
-        _set(batch, "source_id", source_id)
-        _set(batch, "number", number)
-        _set(batch, "origin", origin)
-        _set(batch, "received_ns", received_ns)
-        _set(batch, "extra", extra)
-        _set(batch, "clock", clock)
-        _set(batch, "seq", seq)
-        _set(batch, "lane_ns", lane_ns)
-        return batch
+        batch: Any = object.__new__(cls)
+        batch.few = few
+        batch.source_id = source_id
+        batch.number = number
+        batch.origin = origin
+        batch.received_ns = received_ns
+        batch.extra = extra
+        batch.clock = clock
+        batch.seq = seq
+        batch.lane_ns = lane_ns
+        made: FewRows = batch
+        return made
 
     def __len__(self) -> int:
         return len(self.few)
+
+    @property
+    def nbytes(self) -> int:
+        return 200 + 26 * len(self.few) if not self.extra else super().nbytes
 
     def __getattr__(self, name: str) -> Any:
         """A column that nobody has asked for yet; or the rows of a batch that was made of columns."""
@@ -66,7 +70,7 @@ class FewRows(Batch):
             made = np.array([row[place] for row in self.few], dtype=_COLUMNS[name])
         else:
             raise AttributeError(name)
-        _set(self, name, made)
+        object.__setattr__(self, name, made)
         return made
 
     def numbered(self, seq: int, lane_ns: int = 0) -> FewRows:

@@ -101,7 +101,7 @@ class MemoryLane:
         self._pending.add(offset, offset + 1)
         self._bytes += size
         self._rows += rows
-        self.counters.add("rows", rows)
+        self.counters.totals["rows"] += rows
         taken = False
         try:
             taken = self._take is not None and not self._unread and self._take(offset, numbered)

@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import cast
 
 from pipelines.batch import Batch, rows_of
 from pipelines.clock import Clock
@@ -81,19 +80,25 @@ class Route:
             for part in _marked(parts, batch.origin, mark):
                 await lane.append(part)
 
-    def put(self, batch: Batch, to: Sequence[Marked]) -> None:
+    def put(self, batch: Batch, to: Sequence[tuple[CutThroughLane, Mark]]) -> None:
         """`offer`, where no lane waits."""
         parts = self._left_of(batch)
         for lane, mark in to:
-            for part in _marked(parts, batch.origin, mark):
-                cast(CutThroughLane, lane).put(part)
+            for part in _marked(parts, batch.origin, mark) if mark.behind else parts:
+                lane.put(part)
+            if not mark.behind:
+                mark.took(batch.origin)
 
     def _left_of(self, batch: Batch) -> Sequence[Batch]:
         """What the stages let through, in parts; counted."""
         kept = _through(self.stages, batch)
-        self.counters.add("rows", len(batch))
-        self.counters.add("filtered_rows", len(batch) - (len(kept) if kept is not None else 0))
-        return list(kept.split(ROWS_PER_BATCH_MAX)) if kept is not None else []
+        rows, left = len(batch), len(kept) if kept is not None else 0
+        totals = self.counters.totals
+        totals["rows"] += rows
+        totals["filtered_rows"] += rows - left
+        if kept is None:
+            return []
+        return [kept] if left <= ROWS_PER_BATCH_MAX else list(kept.split(ROWS_PER_BATCH_MAX))
 
 
 def _marked(parts: Sequence[Batch], origin: bytes | None, mark: Mark) -> Iterator[Batch]:
@@ -173,19 +178,25 @@ class _Intake:
 
     def __init__(self, source: str, routes: Sequence[Route], stages: Sequence[Stage]) -> None:
         self._stages = stages
-        marked = [(route, route.marked(source)) for route in routes]
-        self._promptly = [one for one in marked if all(isinstance(lane, CutThroughLane) for lane in one[0].lanes)]
-        self._later = [one for one in marked if one not in self._promptly]
+        self._promptly: list[tuple[Route, Sequence[tuple[CutThroughLane, Mark]]]] = []
+        self._later: list[tuple[Route, Sequence[Marked]]] = []
         self._seen: tuple[int, list[Batch]] = -1, []
+        for route in routes:
+            marked = route.marked(source)
+            never_wait = [(lane, mark) for lane, mark in marked if isinstance(lane, CutThroughLane)]
+            if len(never_wait) == len(marked):
+                self._promptly.append((route, never_wait))
+            else:
+                self._later.append((route, marked))
 
     def ahead(self, batch: Batch) -> None:
         """See `contracts.CutThroughSource`."""
         left = _through(self._stages, batch)
-        parts = [] if left is None else [left]
-        if parts:
-            for route, lanes in _wanting(self._promptly, batch):
-                route.put(parts[0], lanes)
-        self._seen = batch.number, parts
+        if left is not None:
+            for route, lanes in self._promptly:
+                if to := [one for one in lanes if not one[1].behind or not _has(one, batch)]:
+                    route.put(left, to)
+        self._seen = batch.number, [] if left is None else [left]
 
     async def take(self, batch: Batch) -> None:
         """Returned: every lane has it."""
@@ -195,7 +206,7 @@ class _Intake:
             for part in parts:
                 await _spread(part, wanting)
             return
-        wanting = _wanting([*self._promptly, *self._later], batch)
+        wanting = [*_wanting(self._promptly, batch), *_wanting(self._later, batch)]
         for index, part in enumerate(batch.split(ROWS_PER_BATCH_MAX)):
             if index:
                 await asyncio.sleep(0)
