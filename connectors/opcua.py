@@ -42,7 +42,7 @@ from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Transient
 from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.origin import newest
-from pipelines.tags import Tag, TagTable
+from pipelines.tags import Tag, TagTable, device_of
 
 LEARNT_PER_TURN: Final = 500
 """Tags that become known: about a millisecond."""
@@ -109,7 +109,7 @@ class OpcUaSource:
         self._link = self._new_link(self._settings)
         self._events = EventReader(name, plan_events(settings), tags)
         self._streams = Streams()
-        self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
+        self._backfill = Backfill(device_of(name), settings, clock, self._ledger, self.counters, self._log)
         self._describer = Describer(name, tags, clock, self.counters, self._log)
         self._notifications = Notifications(
             self._names,
@@ -246,7 +246,7 @@ class OpcUaSource:
         """
         known = len(self._names)
         resolved = self._directory.resolved
-        tags = [*_tags(self.name, resolved.device, known, known + LEARNT_PER_TURN, self._directory.labels)]
+        tags = [*_tags(device_of(self.name), resolved.device, known, known + LEARNT_PER_TURN, self._directory.labels)]
         learns = self._settings.learns_tags
         added = [
             found if learns and (found := self._tags.id_of(tag.path)) is not None else self._tags.add(tag)
@@ -266,7 +266,7 @@ class OpcUaSource:
         for change in self._directory.take_changes():
             self._log.warning("the device is another than before, its tags follow: %s", change.text)
             now_ns = self._clock.wall_ns()
-            self._ledger.note(change.gap(self.name, self._notifications.arrival_ns or now_ns, now_ns))
+            self._ledger.note(change.gap(device_of(self.name), self._notifications.arrival_ns or now_ns, now_ns))
 
     def _doubt(self) -> None:
         doubtful = self._directory.doubtful
@@ -315,7 +315,7 @@ class OpcUaSource:
             if self._settings.learns_tags and len(self._names) == len(self._settings.tags):
                 # Tags that a former process had learnt by other rules: which they were is not known any more.
                 now = self._clock.wall_ns()
-                self._ledger.note(Gap(Reason.DISCONNECTED, self.name, "", (), before_ns, now, None))
+                self._ledger.note(Gap(Reason.DISCONNECTED, device_of(self.name), "", (), before_ns, now, None))
             if any(one.events for one in opened.created):
                 self._note(Reason.DISCONNECTED, self._events.names, before_ns)
         self._events.begin(self._link.items.events.unfiltered)
@@ -530,7 +530,8 @@ class OpcUaSource:
 
     def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0) -> None:
         now = self._clock.wall_ns()
-        self._ledger.note(Gap(reason, self.name, "", tags, from_ns or self._notifications.arrival_ns or now, now, None))
+        since_ns = from_ns or self._notifications.arrival_ns or now
+        self._ledger.note(Gap(reason, device_of(self.name), "", tags, since_ns, now, None))
 
 
 def _raised(error: NotConnected) -> Batch:

@@ -18,6 +18,7 @@ from gateway.clock_ptp import Ptp4l
 from gateway.clock_readings import Reader, read_chrony, read_kernel
 from gateway.dead_letter import DeadLetter
 from gateway.embedded_broker import EmbeddedBroker
+from gateway.fast_sessions import with_fast_sessions
 from gateway.http import HttpService
 from gateway.instance import next_instance
 from gateway.ledger import GapLedger
@@ -41,7 +42,7 @@ from pipelines.stage_clock import ClockStepStage
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_scale import TagScaleStage
 from pipelines.stage_select import SelectStage
-from pipelines.tags import TagTable
+from pipelines.tags import TagTable, device_of
 
 ROWS_PER_WRITE_MAX: Final = 10_000
 """A busy route takes this much at a time: one write, one transaction."""
@@ -66,7 +67,7 @@ class Built:
 
 def build(file: GatewayFile, clock: SystemClock | None = None) -> Built:
     """Everything that `file` describes; counts the start in the data folder (see `instance` for what it raises)."""
-    clock = clock or SystemClock()
+    clock, file = clock or SystemClock(), with_fast_sessions(file)
     instance = next_instance(file.gateway.data_dir)
     identity, tags = Identity(file.gateway.id, file.gateway.site), TagTable()
     ledger = GapLedger(file.gateway.data_dir, clock)
@@ -167,10 +168,12 @@ def _source_session(
     connected: Callable[[int], None],
 ) -> SourceSession:
     settings = file.devices[source.name]
-    own = [tag for tag in tags if tag.device == source.name]
+    device = device_of(source.name)
+    names = {*settings.tags, *getattr(settings, "events", ())}
+    own = [tag for tag in tags if tag.device == device and tag.name in names]
 
     def takes(pattern: str) -> bool:
-        return may_match(pattern, source.name) if settings.learns_tags else any(matches(pattern, tag) for tag in own)
+        return may_match(pattern, device) if settings.learns_tags else any(matches(pattern, tag) for tag in own)
 
     wanted = [route for route in routes if any(map(takes, file.send[route.name].from_))]
     return SourceSession(source, _address(settings), wanted, _tag_stages(settings, tags), clock, ledger, connected)
