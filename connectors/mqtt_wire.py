@@ -61,8 +61,6 @@ class PublishEncoder:
 
         `topics` have their length before them. No packet may be larger than REMAINING_LENGTH_MAX.
         """
-        if len(self._headers) > _HEADERS_MAX:
-            self._headers.clear()
         sizes = map(add, map(len, topics), map(len, payloads))
         parts = [self._properties] * (5 * len(payloads))
         parts[0::5] = map(self._headers.__getitem__, sizes)
@@ -88,6 +86,8 @@ class _FixedHeaders(dict[int, bytes]):
         """What every packet has between and besides topic and payload."""
 
     def __missing__(self, size: int) -> bytes:
+        if len(self) >= _HEADERS_MAX:
+            self.clear()
         header = self[size] = self._first + variable_byte_integer(size + self.constant_bytes)
         return header
 
