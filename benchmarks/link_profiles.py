@@ -1,6 +1,6 @@
 """The gateway's sending side over four private 5G links, as a table for the documents. Needs root (a namespace).
 
-    python -m benchmarks.link_profiles [--seconds 30] [--into docs/links.md]
+    python -m benchmarks.link_profiles [--seconds 60] [--into docs/latency.md]
 
 The links are emulated (tests/services/manner.py): delay, jitter, a Pareto tail, bursts of loss, rate and queue,
 handovers; no radio was measured. Round trip, jitter (mean difference of neighbours, as RFC 3550 has it) and loss: ICMP
@@ -32,6 +32,7 @@ from benchmarks.rows import tag_table
 from connectors.mqtt import MqttSink
 from connectors.mqtt_settings import MqttTarget
 from connectors.payload import Identity
+from gateway.latency_host import host
 from gateway.session import SinkSession
 from gateway.supervisor import Supervisor
 from pipelines.batch import BatchBuilder, Kind
@@ -47,7 +48,7 @@ from tests.services.ports import HOST
 
 ROUTES: Final[dict[str, tuple[int, float]]] = {"fast": (1, 0.02), "bulk": (200, 0.1)}
 """Rows of a batch, and how often one is made, in seconds."""
-ECHOES: Final = 500
+ECHOES: Final = 2000
 ECHO_EVERY_S: Final = 0.01
 LAST_ECHO_S: Final = 1.0
 DRAIN_S: Final = 30.0
@@ -58,18 +59,26 @@ _ARRIVED: Final = re.compile(r'^([\d.]+) (\w+)/x .*?"seq":(\d+).*?"t":(\d+)')
 def main() -> int:
     """Prints the table, or writes it between the marks of a document; 1 where something is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--into", type=Path)
     given = parser.parse_args()
+    page = given.into.read_text() if given.into else BEGIN + END
+    if END not in page.partition(BEGIN)[2]:
+        parser.error(f"{given.into} has no {BEGIN.strip()} ... {END.strip()}")
     rows = [_row(name, given.seconds) for name in PRIVATE_5G]
     heads = "link | round trip p50 / p99, ms | jitter, ms | loss | fast p50 / p99, ms | bulk p50 / p99, ms | missing"
-    lines = [f"| {heads} |", "|---" * 7 + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = [_where(given.seconds), "", f"| {heads} |", "|---" * 7 + "|", *(f"| {' | '.join(row)} |" for row in rows)]
     table = "\n".join(lines) + "\n"
     print(table)
     if given.into:
-        before, _, rest = given.into.read_text().partition(BEGIN)
+        before, _, rest = page.partition(BEGIN)
         given.into.write_text(before + BEGIN + table + END + rest.partition(END)[2])
     return int(any(row[-1] != "0" for row in rows))
+
+
+def _where(seconds: float) -> str:
+    facts = host()
+    return f"{facts['machine']}, {facts['kernel']}, {facts['python']}, {facts['scheduling']}; {seconds:g} s a link."
 
 
 def _row(name: str, seconds: float) -> list[str]:

@@ -2,11 +2,7 @@
 
 `follow` asks the device what it is, first by the probes of the profile that it had; where they no longer fit, or it had
 none, by all that is known. What comes out is compared with what was known: another map is a line in the log and an
-entry in the ledger, and the source reads by it from then on.
-
-Kept in `data_dir/modbus/<device>.json`: profile, facts and SunSpec models, so that a gateway that starts while the
-device is away knows its tags; and every tag's description, because a name keeps its meaning: what a later profile calls
-the same but measures in another unit gets a name with a number behind it.
+entry in the ledger, and the source reads by it from then on. `modbus_identity` keeps it.
 """
 
 from __future__ import annotations
@@ -14,50 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-
-import orjson
+from typing import TYPE_CHECKING, TypeAlias
 
 from connectors.modbus_identify import (
     Interview,
-    described,
     device_identification,
     probed,
     server_id,
     sunspec,
     with_former,
 )
+from connectors.modbus_identity import Descriptions, Identity, IdentityFile
 from connectors.modbus_link import ModbusLink
 from connectors.modbus_profile import Chain, MappedTag, ModbusProfile, Polling, RegisterMap, resolve
 from connectors.modbus_settings import ModbusDevice
-from connectors.profile import AUTO, Change, Condition, ProfileError, load_profile, load_profiles, profile_files
-from pipelines.errors import NotConnected, Permanent
-from pipelines.files import RealFiles, replace_file
+from connectors.profile import AUTO, Change, Condition, ProfileError, load_profile, load_profiles
+from pipelines.errors import Corrupt, NotConnected, Permanent
 from pipelines.tags import Tag, TagTable
 
 if TYPE_CHECKING:
     Log: TypeAlias = logging.LoggerAdapter[logging.Logger]
-
-FOLDER: Final = "modbus"
-FORMAT: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What is known of a device, and the profile that it has for that."""
-
-    profile: str
-    facts: Mapping[str, str]
-    chain: Chain
-    why: str
-    """Why this profile."""
-
-    @property
-    def shown(self) -> str:
-        """`KEBA P40 firmware 1.2.1`: for people."""
-        return described(self.facts) or "a device that tells nothing of itself"
 
 
 class Follower:
@@ -71,9 +44,9 @@ class Follower:
         self._tags = tags
         self._log = log
         self._data_dir = data_dir
-        self._path = data_dir / FOLDER / f"{device}.json"
+        self._file = IdentityFile(data_dir, device, settings)
         self._profiles: Mapping[str, ModbusProfile] = {}
-        self._described: dict[str, list[Any]] = {}
+        self._described: Descriptions = {}
         self._remember()
 
     async def follow(self, link: ModbusLink) -> Change | None:
@@ -96,7 +69,7 @@ class Follower:
         self._log.info("%s: %s", found.shown, self.info)
         self.adjust(link)
         self.tag_ids()
-        await asyncio.to_thread(self._save)
+        await asyncio.to_thread(self._save, found)
         return _change(before, old, found, self.map) if before and old else None
 
     @property
@@ -182,50 +155,46 @@ class Follower:
         return own
 
     def _remember(self) -> None:
-        """What was known when the gateway stopped; nothing where the file is missing, damaged, or of other settings."""
+        """What was known when the gateway stopped; nothing where that is lost, or its profile is no longer there."""
         try:
-            kept = orjson.loads(self._path.read_bytes())
-            if kept["format"] != FORMAT or kept["asked"] != self._asked:
+            if (kept := self._file.load()) is None:
                 return
-            chain = Chain(tuple((number, at, length) for number, at, length in kept["chain"]))
-            self._described = kept["described"]
-            identity = Identity(kept["profile"], kept["facts"], chain, kept["why"])
+            identity, self._described = kept
             self._profiles = self._load()
             self.map = self._mapped(identity)
             self.identity = identity
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, Permanent):
+        except (Corrupt, OSError) as error:
+            self._log.warning("what the device was is lost: %s", error)
+        except (KeyError, Permanent):
             self._profiles = {}
 
-    @property
-    def _asked(self) -> list[str | None]:
-        return [self._settings.modbus, self._settings.profile, self._settings.firmware]
-
-    def _save(self) -> None:
+    def _save(self, identity: Identity) -> None:
         """What cannot be kept is learnt again, but for a device that is away at the next start."""
-        assert self.identity is not None
-        kept = {
-            "format": FORMAT,
-            "asked": self._asked,
-            "profile": self.identity.profile,
-            "facts": self.identity.facts,
-            "chain": self.identity.chain.models,
-            "why": self.identity.why,
-            "described": self._described,
-        }
-        files = RealFiles()
         try:
-            files.make_folder(self._path.parent)
-            replace_file(files, self._path, orjson.dumps(kept))
+            self._file.save(identity, self._described)
         except OSError as error:
-            self._log.warning("what the device is cannot be kept in %s: %s", self._path, error)
+            self._log.warning("what the device is cannot be kept in %s: %s", self._file.path, error)
 
 
-def planned_map(settings: ModbusDevice) -> RegisterMap | None:
-    """What a device with this profile and firmware has; None without a shipped profile, or where only it knows that."""
-    if settings.profile is None or settings.profile not in profile_files("modbus"):
-        return None
-    facts = {"firmware": settings.firmware} if settings.firmware else {}
-    return resolve(load_profile(ModbusProfile, settings.profile), facts)
+def planned_map(settings: ModbusDevice, data_dir: Path | None, device: str) -> tuple[RegisterMap | None, str]:
+    """What a device with a profile has, and from when that is known: one line, empty without a profile.
+
+    The map that it had when it was asked last; else that of the profile and firmware of the file; None where only the
+    device knows, or the profile cannot be used.
+    """
+    if settings.profile is None:
+        return None, ""
+    if data_dir is not None:
+        former = Follower(device, settings, TagTable(), data_dir, logging.LoggerAdapter(logging.getLogger(__name__)))
+        if former.identity is not None:
+            return former.map, f"{former.identity.shown}, as it was when it was asked last: {former.info}"
+    if settings.profile == AUTO:
+        return None, "profile auto: known when the device was asked"
+    try:
+        profile = load_profile(ModbusProfile, settings.profile, data_dir)
+    except ProfileError as error:
+        return None, str(error)
+    return resolve(profile, {"firmware": settings.firmware} if settings.firmware else {}), ""
 
 
 async def ask(interview: Interview, profile: ModbusProfile) -> tuple[dict[str, str], Chain]:

@@ -12,18 +12,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from connectors.modbus_convert import Meaning
 from connectors.modbus_plan import REGISTERS_MAX, DataType, Point, WordOrder, scaled_by
-from connectors.modbus_register import parse_point, parse_range, parse_register
+from connectors.modbus_register import RangeText, RegisterText, parse_point, parse_register
 from connectors.modbus_settings import ModbusDevice, WordOrderName
 from connectors.modbus_url import Manners
 from connectors.profile import (
     Condition,
     Facts,
     ProfileBase,
-    checked_condition,
     doubts,
     fits,
     merged,
@@ -55,7 +54,7 @@ def _as_register(value: Any) -> Any:
 class ProfileTag(Settings):
     """One value: `voltage: input 0 float32`, or a mapping with these keys."""
 
-    place: str = Field(
+    place: RegisterText = Field(
         alias="register", description="As in the configuration file: `input 52 int32`, `holding 0x5B00 uint32`."
     )
     word_order: WordOrderName | None = Field(None, description="Default: the profile's.")
@@ -72,21 +71,18 @@ class ProfileTag(Settings):
     grade: Literal["A", "B", "C"] | None = Field(None, description="Default: the profile's.")
     note: str = Field("", description="For people.")
 
-    @field_validator("place")
-    @classmethod
-    def _register(cls, text: str) -> str:
-        parse_register(text)
-        return text
-
 
 class Probe(Settings):
     """Registers to read, and the fact that they give. A register that is not there gives none."""
 
-    gives: str = Field(description="Name of the fact: `model`, `firmware`, `map`, `serial`, or one of your own.")
+    gives: str = Field(
+        description="Name of the fact: `model`, `firmware`, `map`, `serial`, or one of your own. Of several that "
+        "give the same fact, the first that is there."
+    )
     read: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="Register, or a list of them; each is read alone, exactly as long as it is."
     )
-    within: str | None = Field(
+    within: RangeText | None = Field(
         None, description="`holding 64001-64027`: where only a read of exactly these registers is answered."
     )
     word_order: WordOrderName | None = Field(None, description="Default: the profile's.")
@@ -108,13 +104,6 @@ class Probe(Settings):
         """`read` as a list."""
         return [self.read] if isinstance(self.read, str) else self.read
 
-    @field_validator("within")
-    @classmethod
-    def _block(cls, text: str | None) -> str | None:
-        if text is not None:
-            parse_range(text)
-        return text
-
 
 class Polling(Settings):
     """How the device wants to be asked. What the configuration file says itself comes first."""
@@ -122,17 +111,10 @@ class Polling(Settings):
     max_block: int | None = Field(None, ge=1, le=REGISTERS_MAX, description="Registers in one request at most.")
     max_gap: int | None = Field(None, ge=0, le=REGISTERS_MAX, description="Unused registers read along at most.")
     one_value: bool = Field(False, description="One value per request.")
-    forbidden: list[str] = Field([], description="Ranges that no read may touch: `holding 100-119`.")
+    forbidden: list[RangeText] = Field([], description="Ranges that no read may touch: `holding 100-119`.")
     every: Duration | None = Field(None, gt=0, description="Poll period, where the file has none.")
     pause: Duration | None = Field(None, ge=0, description="Between two requests at least.")
     timeout: Duration | None = Field(None, gt=0, description="For each request.")
-
-    @field_validator("forbidden")
-    @classmethod
-    def _blocks(cls, texts: list[str]) -> list[str]:
-        for text in texts:
-            parse_range(text)
-        return texts
 
     def limits(self, settings: ModbusDevice) -> tuple[int, int]:
         """`max_gap` and `max_block` for the planner."""
@@ -188,11 +170,6 @@ class Override(Settings):
     word_order: WordOrderName | None = Field(None, description="Of the whole device.")
     poll: Polling | None = Field(None, description="Keys that are different.")
     note: str = Field("", description="Why, and where that is written.")
-
-    @field_validator("when")
-    @classmethod
-    def _condition(cls, when: Condition) -> Condition:
-        return checked_condition(when)
 
 
 class ModbusProfile(ProfileBase):

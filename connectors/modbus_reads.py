@@ -66,7 +66,7 @@ def describe_plan(settings: ModbusDevice, data_dir: Path | None = None, device: 
 
     With a data folder: by what the device called `device` has shown, and the holes that are known of it.
     """
-    found = planned_map(settings)
+    found, about = planned_map(settings, data_dir, device)
     wanted = reads(settings, found)
     known, lines = NOTHING_KNOWN, []
     if data_dir is not None:
@@ -76,8 +76,8 @@ def describe_plan(settings: ModbusDevice, data_dir: Path | None = None, device: 
             lines = describe_known(known, wanted.points, file.path)
         except (Corrupt, OSError) as error:
             lines = [f"what was learnt of the device cannot be read: {error}"]
-    if settings.profile and not found:
-        lines.append(f"profile {settings.profile}: known when the device was asked")
+    if about:
+        lines.append(about)
     return [
         f"every {format_duration(every_ns)}: {line}"
         for every_ns, points in wanted.periods.items()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator
 
 from connectors.modbus_plan import (
     ADDRESSES,
@@ -59,6 +63,14 @@ def parse_register(text: str, name: str = "", order: WordOrder = WordOrder.BIG) 
     return point
 
 
+def _checked(parse: Callable[[str], object], text: str) -> str:
+    parse(text)
+    return text
+
+
+RegisterText: TypeAlias = Annotated[str, AfterValidator(partial(_checked, parse_register))]
+
+
 def parse_point(text: str, name: str, own: WordOrder | None, device: WordOrder) -> Point:
     """The same, of a device: where the value has no word order of its own, a string takes the device's byte order only.
 
@@ -79,6 +91,9 @@ def parse_range(text: str) -> Range:
     if not first <= last < ADDRESSES:
         raise ValueError(f"{text!r}: addresses go from 0 to {ADDRESSES - 1}, the lower one first")
     return Range(_table(text, match["table"]), first, last + 1)
+
+
+RangeText: TypeAlias = Annotated[str, AfterValidator(partial(_checked, parse_range))]
 
 
 def parse_encoding(text: str) -> str:

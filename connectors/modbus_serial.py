@@ -12,6 +12,7 @@ import termios
 from typing import Final
 
 import serial
+from serial.rs485 import RS485Settings
 
 from connectors.modbus_url import SerialFormat
 from pipelines.errors import NotConnected, Permanent
@@ -40,7 +41,21 @@ def open_port(path: str, how: SerialFormat) -> serial.Serial:
         if number in {errno.EACCES, errno.EPERM}:
             raise Permanent("no permission for the port: add the gateway's user to the group `dialout`") from error
         raise NotConnected(_OPENING.get(number or 0, str(error).lower())) from error
+    if how.rs485:
+        _switch_direction(port)
     return port
+
+
+def _switch_direction(port: serial.Serial) -> None:
+    """RTS is on while it sends, off after it (TIOCSRS485, the kernel's serial-rs485.rst). Raises Permanent."""
+    try:
+        port.rs485_mode = RS485Settings()
+    except (ValueError, OSError, termios.error) as error:
+        port.close()
+        raise Permanent(
+            "the port's driver has no RS-485 mode: write it without `rs485=1`, which a converter that switches by "
+            f"itself does not need ({error})"
+        ) from error
 
 
 class SerialTransport(asyncio.Transport):

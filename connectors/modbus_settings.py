@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from connectors.modbus_plan import DATE_TIMES, REGISTERS_MAX, DataType, Point, Range, WordOrder, scaled_by
-from connectors.modbus_register import parse_encoding, parse_point, parse_range, parse_register
+from connectors.modbus_register import RangeText, RegisterText, parse_encoding, parse_point, parse_range, parse_register
 from connectors.modbus_url import Manners, ModbusUrl, parse_url
 from connectors.network_settings import AS_IT_IS, NetworkSettings
+from connectors.profile import ProfileName
 from connectors.tls_settings import TlsSettings
 from pipelines.commands import Writing
 from pipelines.quantities import Duration, Settings, duration_ns
@@ -25,7 +26,7 @@ class ModbusTag(Settings):
     """One point: `spare: holding 40 int16`, or a mapping with these keys."""
 
     # `register` in the file; as an attribute that word belongs to Python's abstract classes.
-    place: str = Field(
+    place: RegisterText = Field(
         alias="register",
         description="`<table> <address> <type>`, such as `holding 40 int16`. Tables: holding, input, coil, discrete. "
         "The address is the protocol's, counted from 0 (a manual's 40041 is `holding 40`); `0x28` is allowed. "
@@ -69,12 +70,6 @@ class ModbusTag(Settings):
     )
     every: Duration | None = Field(None, gt=0, description="Poll period of this tag; default: the device's.")
     write: Writing = None
-
-    @field_validator("place")
-    @classmethod
-    def _register(cls, text: str) -> str:
-        parse_register(text)
-        return text
 
     @field_validator("encoding")
     @classmethod
@@ -127,7 +122,7 @@ class ModbusDevice(Settings):
         description="`tcp://host:502/1` (Modbus TCP), `rtu:///dev/ttyUSB0?baud=19200&parity=E/1` (a serial port), "
         "`rtu+tcp://host:502/1` (serial frames through a serial server), `udp://host:502/1`, `tls://host:802/1` "
         "(Modbus/TCP Security). The number at the end is the unit id, default 1. Serial: `parity` N, E or O, `stop` 1 "
-        "or 2; default 19200 baud, E, 1.",
+        "or 2; default 19200 baud, E, 1; `rs485=1` has the port's driver switch the line's direction.",
         examples=["tcp://10.0.0.7:502/1", "rtu:///dev/ttyUSB0?baud=9600&parity=N/17", "rtu+tcp://10.0.0.8:4001/17"],
     )
     connection: Literal["own", "shared"] = Field(
@@ -180,14 +175,13 @@ class ModbusDevice(Settings):
         description="Registers in one request at most; bit tables: 16 times as many bits. Lower it to what the "
         "device's manual allows.",
     )
-    forbidden: list[str] = Field(
+    forbidden: list[RangeText] = Field(
         [],
         description="Ranges that no read may touch, gaps bridged between tags included: `holding 100-199`.",
         examples=[["holding 100-199", "input 7"]],
     )
-    profile: str | None = Field(
+    profile: ProfileName | None = Field(
         None,
-        pattern=r"^[a-z0-9][a-z0-9-]*$",
         description="Tags and manners of a known device: the name of a profile (`gateway profile ls`), or `auto`: "
         "chosen by what the device says it is. Its version is looked at whenever the device is connected.",
         examples=["eastron-sdm630", "auto"],
@@ -211,13 +205,6 @@ class ModbusDevice(Settings):
     def _url(cls, url: str) -> str:
         parse_url(url)
         return url
-
-    @field_validator("forbidden")
-    @classmethod
-    def _ranges(cls, texts: list[str]) -> list[str]:
-        for text in texts:
-            parse_range(text)
-        return texts
 
     @model_validator(mode="after")
     def _wire(self) -> ModbusDevice:

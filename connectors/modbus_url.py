@@ -33,6 +33,8 @@ class SerialFormat:
     baud: int = 19_200
     parity: str = "E"
     stop: int = 1
+    rs485: bool = False
+    """The port's driver switches the line's direction (Linux, TIOCSRS485)."""
 
     @property
     def character_s(self) -> float:
@@ -45,7 +47,7 @@ class SerialFormat:
         return _FAST_SILENCE_S if self.baud > _FAST_BAUD else 3.5 * self.character_s
 
     def __str__(self) -> str:
-        return f"{self.baud} 8{self.parity}{self.stop}"
+        return f"{self.baud} 8{self.parity}{self.stop}{' RS-485' if self.rs485 else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +129,12 @@ def _serial_format(url: str, query: str) -> SerialFormat:
             said[name] = text.upper()
         elif name == "stop" and text in {"1", "2"}:
             said[name] = int(text)
+        elif name == "rs485" and text in {"0", "1"}:
+            said[name] = text == "1"
         else:
             raise ValueError(
                 f"{url!r}: `{name}={text}` is none of baud={BAUDS.start} to {BAUDS.stop - 1}, parity=N, E or O, "
-                "stop=1 or 2"
+                "stop=1 or 2, rs485=0 or 1"
             )
     return SerialFormat(**said)
 

@@ -16,14 +16,14 @@ from typing import Final
 
 from connectors.mqtt_errors import opening_error
 from connectors.mqtt_link import reach
-from connectors.mqtt_paths import PathState, PathSuspected, Patience, watch
+from connectors.mqtt_paths import watch
 from connectors.mqtt_session import Session
 from connectors.mqtt_settings import MqttTarget
+from connectors.network_paths import PROBE_EVERY_S, PathState, PathSuspected, Patience
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import GatewayError, NotConnected, Permanent
 
-PROBE_EVERY_S: Final = 5.0
 REFUSED_EVERY_S: Final = 60.0
 """A broker that refused credentials is asked no sooner: some lock accounts."""
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Servers:
         self._lost: GatewayError | None = None
         self._broken: set[int] = set()
         """Of those not in use: what the last probe says."""
-        self._patience = Patience(settings)
+        self._patience = Patience(settings.suspect_ns, settings.ack_timeout)
         self.paths = {path: PathState(name, path) for path in settings.paths}
 
     @property

@@ -11,7 +11,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     SecretStr,
-    StringConstraints,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -19,16 +18,13 @@ from pydantic import (
 )
 
 from connectors.mqtt_topic import check_template
-from connectors.network_settings import AS_IT_IS, NetworkSettings, PathSettings
+from connectors.network_settings import AS_IT_IS, SUSPECT_NS, NetworkSettings, Paths, PathSettings, Suspect, by_paths
 from connectors.payload import FormatName
 from connectors.tls_settings import TlsSettings
 from pipelines.quantities import Duration, Settings, Size, size_bytes
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _SECOND_NS = 10**9
-FAST_SUSPECT_NS = _SECOND_NS // 5
-"""`suspect` where a fast route uses the destination."""
-PathName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 ProtocolVersion = Annotated[
     Literal["3.1.1", "5"],
@@ -166,17 +162,8 @@ class MqttTarget(Settings):
         " goes back to it; default 30s.",
     )
     network: NetworkSettings = Field(AS_IT_IS, description="Interface, source address and DSCP of its connections.")
-    paths: dict[PathName, PathSettings] = Field(
-        {},
-        description="Several ways to the broker, the preferred one first: name -> interface, source address, DSCP. The"
-        " first that works is used; a route may name those that it takes (`paths:`).",
-    )
-    suspect: Duration | None = Field(
-        None,
-        ge=_SECOND_NS // 20,
-        description="With `paths`: where the far system acknowledges nothing (TCP) for so long, the next path is tried."
-        " An idle connection is pinged every quarter of it. Default: 200ms where a `fast` route uses it, else 1s.",
-    )
+    paths: Paths = Field({})
+    suspect: Suspect = None
     local: Annotated[LocalBroker, BeforeValidator(_broker_from_text)] | None = Field(
         None,
         description="A broker on site that always gets the live data too, same topics and format, so that subscribers"
@@ -293,14 +280,12 @@ class MqttTarget(Settings):
     @property
     def suspect_ns(self) -> int:
         """As it is without a `fast` route."""
-        return self.suspect or _SECOND_NS
+        return self.suspect or SUSPECT_NS
 
     def by(self, paths: Sequence[str], fast: bool, *, first: bool) -> MqttTarget:
         """For those routes that take these paths, in this order. One session after another is `first`, and has the
         client id and the status for itself."""
-        own: dict[str, Any] = {"paths": {name: self.paths[name] for name in paths}}
-        if fast and self.suspect is None:
-            own["suspect"] = FAST_SUSPECT_NS
+        own = by_paths(self.paths, self.suspect, paths, fast)
         if not first:
             own["status_topic"] = None
             own["client_id"] = self.client_id and "-".join((self.client_id, *paths))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from connectors.network import PRIORITY_FREE_MAX, Network, meant
-from pipelines.quantities import Settings
+from pipelines.quantities import Duration, Settings
 
 DSCP_MAX: Final = 63
 DSCP: Final[dict[str, int]] = (
@@ -97,6 +98,33 @@ class PathSettings(NetworkSettings):
     server: str | None = Field(
         None, description="Only to this one of the destination's servers, as written there; default: to all of them."
     )
+
+
+Paths = Annotated[
+    dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")], PathSettings],
+    Field(
+        description="Several ways to it, the preferred one first: name -> interface, source address, DSCP. The first"
+        " that works is used; a route may name those that it takes (`paths:`)."
+    ),
+]
+"""Of a destination."""
+Suspect = Annotated[
+    Duration | None,
+    Field(
+        ge=50_000_000,
+        description="With `paths`: where the far system acknowledges nothing (TCP) for so long, the next path is tried."
+        " Default: 200ms where a `fast` route uses it, else 1s.",
+    ),
+]
+SUSPECT_NS: Final = 10**9
+FAST_SUSPECT_NS: Final = 200_000_000
+
+
+def by_paths(
+    paths: Mapping[str, PathSettings], suspect: int | None, names: Sequence[str], fast: bool
+) -> dict[str, Any]:
+    """What changes in a destination's settings for the routes that take those of its paths, in this order."""
+    return {"paths": {name: paths[name] for name in names}, "suspect": suspect or (FAST_SUSPECT_NS if fast else None)}
 
 
 def _own(settings: NetworkSettings) -> dict[str, Any]:

@@ -406,6 +406,8 @@ class OpcUaSource:
             return iter(())
         if step.ask or step.lost:
             self._ask(response.subscription_id, step)
+            if not response.available:  # it keeps nothing that it has sent
+                self._link.lacks["Republish"] = None
         if step.ask:
             self._due.append(body)
             return iter(())
@@ -503,7 +505,10 @@ class OpcUaSource:
 
     def _silent(self, waited_s: float) -> None:
         if not self._unproven:
-            raise NotConnected(f"{self._settings.opcua}: no publish response for {waited_s:.0f} s")
+            silence = f"{self._settings.opcua}: no publish response for {waited_s:.0f} s"
+            assert self._link.session is not None
+            self._link.session.lose(silence)  # not closed, which may arrive late: what it has is wanted
+            raise NotConnected(silence)
         self._link.forget()
         raise NotConnected(
             f"{self._settings.opcua}: the server handed over subscription {min(self._unproven)} and sends nothing of "
@@ -522,16 +527,16 @@ class OpcUaSource:
         self._log.warning(
             "subscription %d: %d notifications are lost, the server no longer has them", subscription_id, count
         )
-        self._note(Reason.MISSED, ())
+        self._note(Reason.MISSED, (), self._streams.newest_of(subscription_id))
 
-    def _overflown(self, names: Sequence[str]) -> None:
-        self.counters.add("queue_overflows", len(names))
-        self._note(Reason.QUEUE_OVERFLOW, tuple(dict.fromkeys(names)))
+    def _overflown(self, count: int, tags: tuple[str, ...], from_ns: int, to_ns: int) -> None:
+        self.counters.add("queue_overflows", count)
+        self._note(Reason.QUEUE_OVERFLOW, tags, from_ns, to_ns)
 
-    def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0) -> None:
+    def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0, to_ns: int = 0) -> None:
         now = self._clock.wall_ns()
         since_ns = from_ns or self._notifications.arrival_ns or now
-        self._ledger.note(Gap(reason, device_of(self.name), "", tags, since_ns, now, None))
+        self._ledger.note(Gap(reason, device_of(self.name), "", tags, since_ns, to_ns or now, None))
 
 
 def _raised(error: NotConnected) -> Batch:

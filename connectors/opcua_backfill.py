@@ -72,6 +72,10 @@ class Backfill:
         for handle, ts_ns, *_ in rows:
             self._newest_ns[handle] = ts_ns
 
+    def newest_ns(self, items: npt.NDArray[np.uint32]) -> int:
+        """Since when something may be missing of these: the oldest of their newest source times; 0 if one has none."""
+        return int(self._newest_ns[items].min())
+
     def missed(self, items: Sequence[int], before_ns: int) -> None:
         """Nothing was collected of these items from about `before_ns` until now."""
         after_ns = np.maximum(self._newest_ns, before_ns - MARGIN_NS)

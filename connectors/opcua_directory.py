@@ -183,7 +183,7 @@ class Directory:
     def _all(self) -> Iterator[tuple[str, OpcUaTag]]:
         yield from self._settings.tags.items()
         for one in self._learnt:
-            yield one.name, OpcUaTag.model_construct(node=one.node or NO_NODE, unit=one.meaning.unit)
+            yield one.name, OpcUaTag(node=NO_NODE, unit=one.meaning.unit).at(one.node or NO_NODE)
 
     async def _nodes_of(
         self, request: Request, tags: Mapping[str, OpcUaTag]
@@ -192,8 +192,7 @@ class Directory:
         addresses = {tag.node for tag in tags.values() if not is_plain(tag.node)}
         nodes, why = await resolve(request, addresses, self._namespaces, self._limits)
         found = {
-            name: tag.model_copy(update={"node": nodes.get(tag.node, NO_NODE)}) if tag.node in addresses else tag
-            for name, tag in tags.items()
+            name: tag.at(nodes.get(tag.node, NO_NODE)) if tag.node in addresses else tag for name, tag in tags.items()
         }
         unplaced = {one.name: UNPLACED for one in self._learnt if not one.node and one.name in tags}
         return found, unplaced | {name: f"{tag.node}: {why[tag.node]}" for name, tag in tags.items() if tag.node in why}
@@ -240,7 +239,7 @@ class Directory:
         at = {one.name: index for index, one in enumerate(self._learnt[:before], len(self._settings.tags))}
         places = {one.key: one.node for one in placed}
         tags = {
-            one.name: OpcUaTag.model_construct(node=places[one.key], unit=one.meaning.unit)
+            one.name: OpcUaTag(node=NO_NODE, unit=one.meaning.unit).at(places[one.key])
             for one in self._learnt
             if one.name in changed
         }
@@ -254,9 +253,7 @@ class Directory:
         known = self.resolved.device.tags
         learnt = await asyncio.to_thread(_learnt, new, self._namespaces, {**known, **self._settings.events})
         self._learnt += learnt
-        added = {
-            one.name: OpcUaTag.model_construct(node=variable.node) for one, variable in zip(learnt, new, strict=True)
-        }
+        added = {one.name: OpcUaTag(node=NO_NODE).at(variable.node) for one, variable in zip(learnt, new, strict=True)}
         await self._take(known, added, self.resolved.why)
         await self._save()
 
@@ -288,7 +285,7 @@ class Directory:
 
 def _unresolved(settings: OpcUaDevice) -> OpcUaDevice:
     """Before anything is known of the server."""
-    tags = {name: tag.model_copy(update={"node": NO_NODE}) for name, tag in settings.tags.items()}
+    tags = {name: tag.at(NO_NODE) for name, tag in settings.tags.items()}
     return settings.model_copy(update={"tags": tags})
 
 

@@ -44,6 +44,7 @@ from pipelines.errors import Corrupt, NotConnected, Permanent
 from pipelines.tags import device_of
 
 CLOSE_S: Final = 1.0
+SESSION_OUTLIVES_MS: Final = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Link:
         self._is_anonymous = settings.security == "none" and settings.auth is None
         self._stale: list[Subscription] = []  # of another plan
         self._kept: KeptSession | None = None
+        self._holds = False  # the session of this connection has the subscriptions of `state`
         self._client: ResumingClient | None = None
         self._calls: opcua_reverse.Calls | None = None
         self.state = self._nothing()
@@ -104,8 +106,8 @@ class Link:
         self._durable = durable
         if durable and not self._loaded:
             await self._load()
-        kept, self._kept = self._kept, None
-        client = await self._connected(kept if any(self.state.subscriptions) else None)
+        client = await self._connected(self._kept if any(self.state.subscriptions) else None)
+        self._holds = client.resumed
         assert self.session is not None
         await self.limits.learn(self.session)
         self.server = await identify(self.session, self.limits, self._data_dir, self._log)
@@ -125,6 +127,7 @@ class Link:
             available = {one.id: None for one in live}
         else:
             available = {**await self._taken_over(client, start)} if live or self._stale else {}
+            self._holds = bool(available)
         self.session.keep_subscriptions = durable and bool(available)  # not those of an attempt that fails
         known = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
         created = await self.items.create(known)
@@ -132,6 +135,7 @@ class Link:
             keeps, asked = self.items.short_queue
             self.lacks[f"queue of {asked} values (it keeps {keeps})"] = None
         self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
+        self._holds = True
         if self._remember_session(client) or created or not durable:
             await self.save()
         self.session.keep_subscriptions = durable
@@ -191,7 +195,10 @@ class Link:
             self.session.keep_subscriptions = self.session.keep_session = False
 
     async def close(self) -> None:
-        """Idempotent. A session whose connection is lost is kept in mind for the next `open`."""
+        """Idempotent. A session whose connection is lost is kept in mind for the next `open`.
+
+        So is that of a connection before, and what it has, when this one has not come as far as taking it over.
+        """
         client, self._client = self._client, None
         session, self.session = self.session, None
         self._watch.stop()
@@ -200,19 +207,31 @@ class Link:
             calls.close()
         if client is None or session is None:
             return
-        was_lost = session.lost or session.keep_session
-        self._kept = KeptSession.of(client)
+        holds, self._holds = self._holds, False
+        ended = not session.lost and not session.keep_session
+        own = KeptSession.of(client)
         try:
             async with asyncio.timeout(CLOSE_S):
                 await client.disconnect()
-            if not was_lost:
-                self._kept = None
         except (TimeoutError, OSError, ua.UaError) as error:
+            ended = False
             self._log.debug("the session was not closed in order: %s", error)
         finally:
             client.disconnect_socket()
-        if not was_lost and self._kept is None and not session.keep_subscriptions:
+        if not holds:
+            self._kept = client.kept
+            return
+        self._kept = None if ended else own
+        if ended and not session.keep_subscriptions:
             self.state.subscriptions = [None] * len(self._plan)
+
+    @property
+    def _session_ms(self) -> int:
+        """A session that nobody closed outlives its subscriptions, which begin to age when the last request is used up.
+
+        Some servers end both together; Eclipse Milo 1.1.2 never ends subscriptions that are left without a session.
+        """
+        return self._settings.lifetime // 1_000_000 + SESSION_OUTLIVES_MS
 
     async def _connected(self, kept: KeptSession | None) -> ResumingClient:
         settings = self._settings
@@ -222,8 +241,7 @@ class Link:
             self._calls = await opcua_reverse.expect(settings.opcua, reverse.server, url, settings.network.network)
         client = self._client = ResumingClient(url, self._timeout_s, kept, self._log, self._calls)
         client.name = client.description = "mec-gateway"
-        # A session that nobody closed lives as long as its subscriptions: some servers end them together.
-        client.session_timeout = max(settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
+        client.session_timeout = self._session_ms
         session = self.session = PublishSession(client.uaclient, self._clock, self._timeout_s)
         client.uaclient.session = session
         secured = await secure(client, self._data_dir, self._access)
@@ -274,8 +292,7 @@ class Link:
         if found is None:
             return
         if self._is_anonymous and found.session is not None:
-            timeout_ms = max(self._settings.lifetime // 1_000_000, SESSION_TIMEOUT_MIN_MS)
-            self._kept = KeptSession.anonymous(found.session, timeout_ms)
+            self._kept = KeptSession.anonymous(found.session, self._session_ms)
         self.state, self._unchecked = found, True
 
     def _replan(self) -> None:

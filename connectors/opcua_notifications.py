@@ -38,8 +38,9 @@ Rows = tuple[npt.NDArray[np.uint32], Columns, int, int]
 
 @dataclass
 class Notifications:
-    """Lives as long as the source. Who is told of what: `backfill` and `upkeep` of every row, `overflown` of the names
-    of tags that the server's queue was too short for."""
+    """Lives as long as the source. Who is told of what: `backfill` and `upkeep` of every row, `overflown` of the tags
+    that the server's queue was too short for: number of values, tags, and the time that they are missing from, and to
+    (0: not known)."""
 
     names: Sequence[str]
     """By client handle; grows."""
@@ -49,7 +50,7 @@ class Notifications:
     backfill: Backfill
     upkeep: Upkeep
     clock: Clock
-    overflown: Callable[[Sequence[str]], None]
+    overflown: Callable[[int, tuple[str, ...], int, int], None]
     arrival_ns: int = 0
     """Of what was delivered last."""
 
@@ -99,11 +100,11 @@ class Notifications:
     def _few(self, body: bytes, response: PublishResponse, arrival_ns: int, clock: ClockState) -> Batch:
         """A whole message, without numpy."""
         rows, extra = decode_few(body, response, arrival_ns)
-        for handle, _ts_ns, _value, status, _kind, _flags in rows:
-            if handle >= len(self.names):
-                raise DecodeError(f"client handle {handle} was never given to the server")
-            if status & OVERFLOW_BITS == OVERFLOW_BITS:
-                self.overflown([self.names[handle]])
+        if (largest := max([row[0] for row in rows])) >= len(self.names):
+            raise DecodeError(f"client handle {largest} was never given to the server")
+        if overflown := [row for row in rows if row[3] & OVERFLOW_BITS == OVERFLOW_BITS]:
+            handles, times, *_ = zip(*overflown, strict=True)
+            self._values_overflown(np.array(handles, np.uint32), np.array(times, np.int64))
         self.backfill.live_few(rows)
         newest_ns = min(max(rows[0][1], rows[-1][1]), arrival_ns)
         origin = self.streams.origin(response.subscription_id, response.sequence_number, LAST_PART, newest_ns)
@@ -126,7 +127,7 @@ class Notifications:
                 raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
             overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
             if overflown.any():
-                self.overflown([self.names[item] for item in handle[overflown].tolist()])
+                self._values_overflown(handle[overflown], ts_ns[overflown])
             self.backfill.live(handle, ts_ns)
             if self.upkeep.heartbeat is not None:
                 self.upkeep.heartbeat.live(columns)
@@ -136,4 +137,11 @@ class Notifications:
             for tag, columns, read in self.events.parts(body, response, arrival_ns):
                 yield tag, columns, 0, read  # their times say nothing of how far the values are
             if overflown_events := self.events.take_overflown():
-                self.overflown(overflown_events)
+                self.overflown(len(overflown_events), tuple(dict.fromkeys(overflown_events)), 0, 0)
+
+    def _values_overflown(self, handle: npt.NDArray[np.uint32], ts_ns: npt.NDArray[np.int64]) -> None:
+        """Lost is what lay between an item's newest value and the first one that says so, by the machine's times."""
+        items, first = np.unique(handle, return_index=True)
+        to_ns = int(ts_ns[first].max())
+        from_ns = self.backfill.newest_ns(items) or self.arrival_ns or to_ns
+        self.overflown(len(handle), tuple(self.names[item] for item in items.tolist()), min(from_ns, to_ns), to_ns)

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from connectors import opcua_pattern
-from connectors.profile import Condition, Facts, ProfileBase, checked_condition, doubts, fits, merged, versions
+from connectors.profile import Condition, Facts, ProfileBase, doubts, fits, merged, versions
 from pipelines.quantities import Settings
 
 STANDARD: Final = {"ua": ["http://opcfoundation.org/UA/"]}
@@ -103,11 +103,6 @@ class OpcUaOverride(Settings):
         {}, description="Tags that are added, changed key by key, or (null) not there."
     )
     note: str = Field("", description="Why.")
-
-    @field_validator("when")
-    @classmethod
-    def _condition(cls, when: Condition) -> Condition:
-        return checked_condition(when)
 
 
 class OpcUaProfile(ProfileBase):

@@ -78,7 +78,8 @@ class ResumingClient(SecureClient):
         self.uaclient = ChannelClient(timeout_s)
         self.uaclient.pre_request_hook = self._wait_until_ready
         self.nodes = Shortcuts(self.uaclient.session)
-        self._kept = kept
+        self.kept = kept
+        """The session to go on with; None when the server has refused it."""
         self._calls = calls  # the server dials, not we
         self._log = log
         self._budget_s = timeout_s
@@ -101,7 +102,7 @@ class ResumingClient(SecureClient):
         self.request_bytes_max = agree(self.uaclient.protocol, ack)
 
     async def _create_and_activate_session(self) -> None:
-        self.resumed = self._kept is not None and await self._reactivated(self._kept)
+        self.resumed = self.kept is not None and await self._reactivated(self.kept)
         if not self.resumed:
             self.uaclient.session.reset_authentication_token()
             await super()._create_and_activate_session()
@@ -130,6 +131,8 @@ class ResumingClient(SecureClient):
                 await self._activate_with_credentials()
         except (ua.UaError, TimeoutError) as error:
             self._log.info("the session cannot be taken up again: %s", reason(error))
+            if isinstance(error, ua.UaError):
+                self.kept = None
             self.security_policy.peer_certificate = own
             self._server_nonce = None
             return False

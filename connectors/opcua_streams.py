@@ -62,6 +62,11 @@ class Streams:
         """The newest source time of all streams; 0 where none is known."""
         return max((stream.ts_ns for stream in self._by_id.values()), default=0)
 
+    def newest_of(self, subscription_id: int) -> int:
+        """The newest source time of this one's stream; 0 where none is known."""
+        stream = self._by_id.get(subscription_id)
+        return stream.ts_ns if stream is not None else 0
+
     def __len__(self) -> int:
         return len(self._by_id)
 

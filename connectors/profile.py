@@ -22,9 +22,9 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -32,7 +32,6 @@ from pipelines.gaps import Gap, Reason
 from pipelines.quantities import Settings
 
 Facts: TypeAlias = Mapping[str, str]
-Condition: TypeAlias = dict[str, str | list[str]]
 Version: TypeAlias = tuple[tuple[int, int | str], ...]
 
 VERSIONS: Final = frozenset({"firmware", "map", "hardware", "software"})
@@ -86,7 +85,7 @@ def _fits(name: str, wanted: str | list[str], known: str) -> bool:
     return any(fnmatchcase(known.lower(), pattern.lower()) for pattern in patterns)
 
 
-def checked_condition(condition: Condition) -> Condition:
+def checked_condition(condition: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
     """`condition` itself. Raises ValueError for a range that is none."""
     for name, wanted in condition.items():
         if name in VERSIONS and isinstance(wanted, str) and wanted:
@@ -135,12 +134,15 @@ def _thresholds(name: str, covers: Condition, conditions: Sequence[Condition]) -
     return [one for one in every if not isinstance(covered, str) or in_range(one, covered)] or every
 
 
+Condition: TypeAlias = Annotated[dict[str, str | list[str]], AfterValidator(checked_condition)]
+"""Fact -> range or pattern, or list of patterns."""
+ProfileName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+
+
 class ProfileBase(Settings):
     """What every profile says of itself."""
 
-    profile: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name, as `profile:` of a device spells it; the file's, too."
-    )
+    profile: ProfileName = Field(description="Name, as `profile:` of a device spells it; the file's, too.")
     protocol: Literal["modbus", "opcua"] = Field(description="What the device speaks.")
     vendor: str = Field(description="Who makes the devices.")
     models: list[str] = Field(description="Which devices it is for, for people.")
@@ -163,16 +165,6 @@ class ProfileBase(Settings):
         description="Versions that the sources speak of: `{firmware: '>=1.0, <1.3'}`. Outside of them the nearest map "
         "is used and flagged uncertain.",
     )
-
-    @field_validator("match")
-    @classmethod
-    def _conditions(cls, match: list[Condition]) -> list[Condition]:
-        return [checked_condition(condition) for condition in match]
-
-    @field_validator("covers")
-    @classmethod
-    def _covered(cls, covers: Condition) -> Condition:
-        return checked_condition(covers)
 
     def matched(self, facts: Facts) -> Condition | None:
         """The condition with the most facts that holds, if any does."""

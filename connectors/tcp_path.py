@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 _INFO: Final = struct.Struct("=2xB21xI28xI8xII24xI40xI80xI")
 """The fields of `TcpInfo` at bytes 2, 24, 56, 68, 72, 100, 144 and 228."""
+LATE_NS: Final = 150_000_000
 
 
 class TcpInfo(NamedTuple):
@@ -41,17 +42,20 @@ def tcp_info(sock: socket.socket | None) -> TcpInfo | None:
 class Silence:
     """For how long the far system has acknowledged nothing although something waits for it.
 
-    A far side that is slow to read closes its window: then nothing is under way, and nothing is silent.
+    A far side that is slow to read closes its window: then nothing is under way, and nothing is silent. Where nobody
+    looked for `LATE_NS` nobody knows since when something waits: it counts from then on.
     """
 
     def __init__(self) -> None:
         self._since_ns: int | None = None
+        self._looked_ns = 0
 
     def age_ns(self, info: TcpInfo, now_ns: int) -> int:
         """To be asked regularly, with a monotonic time."""
+        late, self._looked_ns = now_ns - self._looked_ns > LATE_NS, now_ns
         if not (info.unacked_segments or (info.notsent_bytes and info.window_bytes)):
             self._since_ns = None
             return 0
-        if self._since_ns is None:
+        if self._since_ns is None or late:
             self._since_ns = now_ns
         return min(now_ns - self._since_ns, info.last_ack_ms * 1_000_000)

@@ -1,5 +1,5 @@
-"""The command line: run, check, plan, schema, demo, browse, write, call, audit, modbus, buffer, gaps, trust, profile,
-version.
+"""The command line: run, check, plan, schema, demo, browse, latency, write, call, audit, modbus, buffer, gaps, trust,
+profile, version.
 
 Exit codes: 0 done or stopped, 1 a command that could not do its work, 2 bad configuration or wrong use, 3 storage
 failed. What a command needs is imported inside it, so that `gateway version` answers at once.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway import cli_browse, cli_modbus
+from gateway import cli_browse, cli_latency, cli_modbus
 from gateway.cli_command import commands
 from gateway.cli_profile import profiles
 from gateway.cli_trust import trust
@@ -119,6 +119,7 @@ def demo(
 
 
 app.add_typer(cli_browse.app)
+app.add_typer(cli_latency.app)
 
 app.add_typer(commands)
 buffers = typer.Typer(help="Look into the buffers on disk, also while the gateway runs.", no_args_is_help=True)

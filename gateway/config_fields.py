@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, SecretStr, Tag
+from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from gateway.settings import GatewayFile
@@ -55,7 +56,8 @@ def format_size(size_bytes: int) -> str:
 
 
 def _keys(kind: Any) -> dict[str, FieldInfo]:
-    return {field.alias or name: field for name, field in kind.model_fields.items()} if _is_model(kind) else {}
+    fields = kind.__pydantic_fields__ if _is_model(kind) else {}
+    return {field.alias or name: field for name, field in fields.items()}
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -87,7 +89,7 @@ def _walk(location: Location) -> tuple[Any, FieldInfo | None]:
 
 
 def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+    return isinstance(kind, type) and (issubclass(kind, BaseModel) or is_pydantic_dataclass(kind))
 
 
 def _is_a(kind: Any, base: type) -> bool:

@@ -16,6 +16,8 @@ from gateway.settings import DEVICES, TARGETS
 from pipelines.quantities import duration_ns, format_duration
 
 _SHOWN_MAX = 60
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+"""Of a model, of a dataclass."""
 
 _EXPECTED: Mapping[str, str] = {
     "string": "text",
@@ -26,6 +28,7 @@ _EXPECTED: Mapping[str, str] = {
     "bool": "true or false",
     "dict": "a mapping of `key: value` lines",
     "model": "a mapping of `key: value` lines",
+    "dataclass": "a mapping of `key: value` lines",
     "list": "a list",
     "tuple": "a list",
     "set": "a list",
@@ -64,7 +67,7 @@ class Finding:
 def messages(errors: Sequence[ErrorDetails], root: Item) -> Iterator[tuple[Location, Place, str]]:
     """Path, place and text of every mistake."""
     findings = [_finding(error, root) for error in errors]
-    unknown = {finding.path for finding in findings if finding.kind == "extra_forbidden"}
+    unknown = {finding.path for finding in findings if finding.kind in _UNKNOWN_KEY}
     for finding in _one_each(findings):
         if finding.item.broken or (finding.kind == "missing" and _misspelt(finding, unknown)):
             continue
@@ -115,7 +118,7 @@ def _message(finding: Finding, root: Item) -> tuple[Place, str]:
         return finding.item.key_place, f"{finding.key!r} is not a name: {_NAME}"
     if finding.kind == "missing":
         return _missing(finding)
-    if finding.kind == "extra_forbidden":
+    if finding.kind in _UNKNOWN_KEY:
         keys = keys_at(finding.location[:-1])
         known = ", ".join(keys)
         text = hint(finding.key, keys) or f": what this place takes is {known}"

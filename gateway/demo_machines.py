@@ -192,7 +192,7 @@ def become_mosquitto(port: int, folder: Path) -> None:
     program, file = mosquitto() or "mosquitto", folder / "mosquitto.conf"
     # It stays the user that it is: a process that changes its user is no longer killed with its parent.
     user = "user root\n" if os.geteuid() == 0 else ""
-    file.write_text(f"listener {port} {HOST}\nallow_anonymous true\n{user}")
+    file.write_text(f"listener {port} {HOST}\nallow_anonymous true\nset_tcp_nodelay true\n{user}")
     os.execv(program, [program, "-c", str(file)])
 
 

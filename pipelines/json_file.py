@@ -1,6 +1,8 @@
 """A JSON object on disk behind its CRC-32, written anew as a whole: what a component knows from one run to the next.
 
 checksum (CRC-32 of what follows the line end, 8 hex digits) | line end | {"format": 1, ...}
+
+The object alone is understood as well: so `modbus/<device>.json` was written once.
 """
 
 from __future__ import annotations
@@ -32,10 +34,13 @@ class JsonFile:
     def load(self, understand: Callable[[Mapping[str, Any]], Content]) -> Content | None:
         """What `understand` makes of what was saved last; None where nothing was. Raises Corrupt, OSError."""
         try:
-            checksum, _, body = self._files.read(self.path).partition(b"\n")
+            written = self._files.read(self.path)
         except FileNotFoundError:
             return None
-        if checksum != _checksum(body):
+        checksum, _, body = written.partition(b"\n")
+        if written.startswith(b"{"):
+            body = written
+        elif checksum != _checksum(body):
             raise Corrupt(f"{self.path} is damaged")
         try:
             content = orjson.loads(body)

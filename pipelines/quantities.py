@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
@@ -63,7 +63,11 @@ Size = Annotated[
 """A setting such as `64MiB`; in code an integer, bytes."""
 
 
+STRICT: Final = ConfigDict(extra="forbid", hide_input_in_errors=True)
+"""Unknown keys are refused."""
+
+
 class Settings(BaseModel):
     """Base of every settings model: unknown keys are refused, nothing changes after the file was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(**STRICT, frozen=True)

@@ -89,7 +89,7 @@ def test_every_packet_has_the_mark_and_comes_the_chosen_way(paths: Paths, at_far
                 lambda: all(len(session(*place)) >= PACKETS_MIN for place in sessions.values()), "packets of all"
             )
             gateway.wait_for(lambda: len(session(plain.port, 4)) >= PACKETS_MIN, "packets of the plain one")
-            assert gateway.health()["status"] == "ok"
+            gateway.wait_for(lambda: gateway.health()["status"] == "ok", "all well")
             assert gateway.end() == 0
         seen = {name: session(*place) for name, place in sessions.items()}
     for name, packets in seen.items():

@@ -30,11 +30,13 @@ from pipelines.tags import TagTable
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.milo import Group, Milo
 from tests.services.node_opcua import NodeOpcua
+from tests.services.open62541 import Open62541
 from tests.services.ports import HOST
 
 CHANNEL_MS: Final = 4_000
 """Asked for; a channel is renewed after three quarters of what the server makes of it."""
-SESSION_MS: Final = 6_000
+SESSION_OUTLIVES_MS: Final = 12_000
+"""Longer than what servers make of the subscriptions' lifetime."""
 KEEP_ALIVE_NS: Final = 300_000_000
 LIFETIME_S: Final = 3.0
 COUNT_EVERY_S: Final = 0.03
@@ -112,6 +114,10 @@ class Machine(Protocol):
     name: str
     node: str
     server: Any
+    lifetime_min_s: float
+    """It lets no subscription live shorter than that."""
+    queue: int
+    """Asked for; 1,000 are half a minute."""
 
     async def begin(self) -> None:
         """Counts from now on."""
@@ -127,10 +133,12 @@ class Machine(Protocol):
 
 
 class Written:
-    """asyncua's server and node-opcua: each value is written by a command, which is answered when the server has it."""
+    """asyncua's server, node-opcua, open62541: each value is written by a command, answered when the server has it."""
 
-    def __init__(self, name: str, server: AsyncuaServer | NodeOpcua, node: str) -> None:
+    def __init__(self, name: str, server: AsyncuaServer | NodeOpcua | Open62541, node: str) -> None:
         self.name, self.server, self.node = name, server, node
+        self.queue = 10_000 if isinstance(server, AsyncuaServer) else 1_000  # its overflows are not flagged
+        self.lifetime_min_s = 0.0
         self._counted = 0
         self._times: list[int] = []
         self._enough = asyncio.Event()
@@ -167,10 +175,10 @@ class Written:
                 pass
 
     def _write(self, value: float, now_ms: int) -> None:
-        if isinstance(self.server, NodeOpcua):
-            self.server.set_value("Double", value, source_ms=now_ms)
-        else:
+        if isinstance(self.server, AsyncuaServer):
             self.server.set_value("Double", value, source_ns=now_ms * 1_000_000)
+        else:
+            self.server.set_value("Double", value, source_ms=now_ms)
 
 
 class Ticking:
@@ -181,6 +189,8 @@ class Ticking:
 
     name = "milo"
     node = "ns=2;s=v0"
+    lifetime_min_s = 10.0
+    queue = 1_000
 
     def __init__(self, server: Milo) -> None:
         self.server = server
@@ -206,8 +216,9 @@ class Ticking:
 class Plant:
     """One machine, the proxy before it, and the gateway's source with its supervisor. `endured` runs one."""
 
-    def __init__(self, machine: Machine, folder: Path) -> None:
+    def __init__(self, machine: Machine, folder: Path, lifetime_s: float) -> None:
         self.machine = machine
+        self.lifetime_s = max(lifetime_s, machine.lifetime_min_s)
         self.proxy = Proxy(machine.server.port)
         self.gaps: list[Gap] = []
         self._folder = folder
@@ -219,7 +230,8 @@ class Plant:
     async def start(self) -> None:
         """Returns when it collects."""
         port = await self.proxy.start()
-        options = {"every": "50ms", "sampling": 0, "queue": 1000, "timeout": "1s", "lifetime": f"{LIFETIME_S:g}s"}
+        options = {"every": "50ms", "sampling": 0, "queue": self.machine.queue, "timeout": "1s"}
+        options |= {"lifetime": f"{self.lifetime_s:g}s"}
         tags = {"counter": self.machine.node}
         device = {"opcua": f"opc.tcp://{HOST}:{port}/", "security": "none", "tags": tags, **options}
         settings = OpcUaDevice.model_validate(device)
@@ -298,7 +310,7 @@ class Plant:
 
     async def check_server(self) -> None:
         """AssertionError where the server has sessions, subscriptions or connections long after `stop`."""
-        deadline_s = time.monotonic() + SESSIONS_GONE_S
+        deadline_s = time.monotonic() + SESSIONS_GONE_S + self.lifetime_s
         while (left := (*await self.machine.left(), connections(self.machine.server.port))) != (0, 0, 0):
             if time.monotonic() > deadline_s:
                 raise AssertionError(f"{self.machine.name}: sessions, subscriptions, connections left: {left}")
@@ -333,8 +345,15 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "connection reset": lambda plant: _at_once(plant.proxy.reset),
     "network cut for 1 s": lambda plant: plant.cut(1.0),
     "network cut for longer than the keep-alive": lambda plant: plant.cut(4.0),
-    "network cut for longer than the subscription lives": lambda plant: plant.cut(LIFETIME_S + 5.0),
+    "network cut for longer than the subscription lives": lambda plant: plant.cut(plant.lifetime_s + 5.0),
 }
+REAL_CUTS: Final[Mapping[str, Fault]] = {
+    "network cut for 1 s": lambda plant: plant.cut(1.0),
+    "network cut for 1 min": lambda plant: plant.cut(60.0),
+    "network cut for longer than the subscription lives": lambda plant: plant.cut(plant.lifetime_s + 35.0),
+}
+"""With the lifetimes that a gateway has; the server's session ends in the last one, too."""
+REAL_LIFETIME_S: Final = 90.0
 
 
 def connections(port: int) -> int:
@@ -375,7 +394,8 @@ def short_lives() -> Iterator[None]:
     """Whatever expires does so within seconds."""
     with (
         patch.object(opcua_link, "ResumingClient", _ShortLived),
-        patch.object(opcua_link, "SESSION_TIMEOUT_MIN_MS", SESSION_MS),
+        patch.object(opcua_link, "SESSION_TIMEOUT_MIN_MS", SESSION_OUTLIVES_MS),
+        patch.object(opcua_link, "SESSION_OUTLIVES_MS", SESSION_OUTLIVES_MS),
         patch.object(opcua_plan, "KEEP_ALIVE_NS", KEEP_ALIVE_NS),
     ):
         yield
@@ -387,17 +407,25 @@ def machines() -> dict[str, Callable[[], Machine]]:
         "asyncua": lambda: Written("asyncua", AsyncuaServer().start(), "ns=2;s=Double"),
         "node-opcua": lambda: Written("node-opcua", NodeOpcua().start(), "ns=1;s=Double"),
         "milo": lambda: Ticking(Milo([Group("v", "double", 1, 30)]).start()),
+        "open62541": lambda: Written("open62541", Open62541().start(), "ns=2;s=Double"),
     }
 
 
-async def endured(machine: Machine, faults: Iterable[str], folder: Path, done: Callable[[str], None]) -> None:
+async def endured(
+    machine: Machine,
+    faults: Iterable[str],
+    folder: Path,
+    done: Callable[[str], None],
+    kinds: Mapping[str, Fault] = FAULTS,
+    lifetime_s: float = LIFETIME_S,
+) -> None:
     """All these faults in a row; `done` after each. AssertionError says which one was too much."""
-    plant = Plant(machine, folder)
+    plant = Plant(machine, folder, lifetime_s)
     try:
         await plant.start()
         for fault in faults:
             try:
-                await plant.endure(FAULTS[fault])
+                await plant.endure(kinds[fault])
             except Exception as error:
                 raise AssertionError(f"{machine.name}, {fault}: {error}") from error
             done(fault)

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serial import serialposix
 
 from connectors.modbus import ModbusSource
+from connectors.modbus_serial import open_port
 from connectors.modbus_settings import ModbusDevice
+from connectors.modbus_url import SerialFormat
 from pipelines.batch import GOOD
 from pipelines.clock import SystemClock
 from pipelines.errors import NotConnected, Permanent
@@ -21,12 +24,14 @@ from pipelines.tags import TagTable
 from tests.services import libmodbus
 from tests.services.libmodbus import LibmodbusRtuServer
 from tests.services.serial_bus import MANNERS, SerialBus, register
+from tests.services.serial_line import SerialLine
 
 UNITS = (1, 2, 9)
 ADDRESSES = (0, 100, 200)
 """Far apart: three requests of one shape, so that each reply looks like the others'."""
 TAGS = {f"r{address}": f"holding {address} uint16" for address in ADDRESSES}
 TIMEOUT_S = 0.2
+RS485 = (serialposix.TIOCGRS485, serialposix.TIOCSRS485)
 
 
 def source(port: Path, unit: int, tags: dict[str, str], **keys: Any) -> tuple[ModbusSource, TagTable]:
@@ -167,3 +172,28 @@ async def test_a_unit_that_is_not_there_is_not_connected(libmodbus_rtu_server: L
     with pytest.raises(NotConnected, match=r"/5: no reply within 0.3 s"):
         await machine.connect([])
     await machine.close()
+
+
+async def test_an_rs485_line_is_switched_by_the_ports_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One clear line where it cannot, as a pseudo terminal's; where it can, RTS is on while it sends, off after it."""
+    line = SerialLine(tmp_path)
+    line.plug()
+    try:
+        held = line.held_open()
+        machine, _ = source(line.gateway_port, 1, {"a": "holding 1 uint16"}, options="parity=N&rs485=1")
+        with pytest.raises(Permanent, match="the port's driver has no RS-485 mode: write it without `rs485=1`"):
+            await machine.connect([])
+        await machine.close()
+        assert line.held_open() == held
+        told, ioctl = [], fcntl.ioctl
+
+        def of_a_uart(fd: int, request: int, argument: Any = 0, *more: Any) -> Any:
+            if request == serialposix.TIOCSRS485:
+                told.append(argument[0])
+            return 0 if request in RS485 else ioctl(fd, request, argument, *more)
+
+        monkeypatch.setattr(fcntl, "ioctl", of_a_uart)
+        open_port(str(line.gateway_port), SerialFormat(parity="N", rs485=True)).close()
+        assert told[-1] == serialposix.SER_RS485_ENABLED | serialposix.SER_RS485_RTS_ON_SEND
+    finally:
+        line.pull()

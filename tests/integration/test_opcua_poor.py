@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from connectors import opcua_plan
+from connectors.opcua_response import parse_response
+from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.errors import NotConnected
 from pipelines.gaps import Reason
@@ -48,5 +50,36 @@ async def test_a_poor_server_works_and_health_says_what_it_lacks(
                     await asyncio.sleep(0.02)
             assert [gap.reason for gap in rig.notes] == [Reason.DISCONNECTED]
             assert "no history" in rig.source.info
+        finally:
+            await rig.stop()
+
+
+async def test_what_it_cannot_send_again_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notification goes astray: health says that there is no Republish, the ledger that something is missing."""
+    strays: list[None] = []
+    response = PublishSession.response
+
+    async def all_but_strays(session: PublishSession) -> bytes | None:
+        while (body := await response(session)) is not None and strays and parse_response(body).numbered:
+            strays.pop()
+            session.arm(())
+        return body
+
+    monkeypatch.setattr(PublishSession, "response", all_but_strays)
+    with made(Gopcua) as server:
+        device = {"opcua": server.url, "security": "none", "every": "50ms", "tags": {TAG: server.node}}
+        rig = Rig(tmp_path / "press", OpcUaDevice.model_validate({**device, "sampling": 0}))
+        try:
+            await rig.start()
+            await rig.has(0.25, TAG)
+            strays.append(None)
+            await asyncio.to_thread(server.set_value, 1.5)
+            async with asyncio.timeout(30):
+                while strays:  # noqa: ASYNC110  a list has no event
+                    await asyncio.sleep(0.02)
+            await asyncio.to_thread(server.set_value, 2.5)
+            assert 1.5 not in await rig.has(2.5, TAG)
+            assert "no Republish" in rig.source.info
+            assert Reason.MISSED in [gap.reason for gap in rig.notes]
         finally:
             await rig.stop()

@@ -256,7 +256,7 @@ async def test_by_the_nameplate_of_its_devices(collected: Make, tmp_path: Path) 
         assert not failed and not any("manufacturer" in line.split() for line in lines)
 
 
-async def test_by_name_and_firmware_of_the_file(collected: Make) -> None:
+async def test_by_name_and_firmware_of_the_file(collected: Make, tmp_path: Path) -> None:
     """The configuration is believed, and what fits nothing is refused where there is nothing else to collect."""
     port = free_port()
     url = f"opc.tcp://{HOST}:{port}/"
@@ -267,6 +267,11 @@ async def test_by_name_and_firmware_of_the_file(collected: Make) -> None:
         await one.until_tags("P1.temperature")
         assert one.values["P1.temperature"] == [21.5] and one.status["P1.temperature"] == GOOD
         assert "because the configuration says so, although what it says does not fit; firmware 2.0" in one.source.info
+        await one.source.close()
+        (tmp_path / "profiles" / "acme-press.yaml").write_text(PROFILE.replace("unit: Cel", "unit: K"))
+        await one.connect()
+        await one.until_tags("P1.temperature_2")
+        assert (one.tag("P1.temperature").unit, one.tag("P1.temperature_2").unit) == ("Cel", "K")
         await one.source.close()
         for profile, reason in (("auto", "no profile fits this server"), ("siemens-s7-1500", "has no tags")):
             with pytest.raises(Permanent, match=reason):

@@ -16,7 +16,7 @@ from connectors import opcua_link, opcua_plan
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.errors import NotConnected
-from pipelines.gaps import Reason
+from pipelines.gaps import Gap, Reason
 from tests.conftest import made
 from tests.integration.opcua_rig import Counter, Rig
 from tests.services.asyncua_server import AsyncuaServer
@@ -252,6 +252,52 @@ async def test_a_cut_connection_is_taken_up_again(plant: Plant, rig: Make) -> No
     assert first.counted["reactivated"] == 2 and not first.notes
 
 
+async def test_an_attempt_that_fails_forgets_nothing(plant: Plant, rig: Make, tmp_path: Path) -> None:
+    """The server does not answer the first attempt, of this process and of the next one: nothing is lost for that."""
+    first = rig(plant.settings())
+    counter = await begun(first, plant)
+    for number in ("first", "second"):
+        await counter.reaches(10)
+        if number == "first":
+            first.drop_connection()
+            await first.ended()
+        else:
+            await first.kill(tmp_path / "second")
+            first = rig(plant.settings(), "second")
+        await counter.reaches(5)
+        plant.server.process.pause()
+        with pytest.raises(NotConnected):
+            await first.start()
+        plant.server.process.resume()
+        await first.start()
+        assert "taken up again" in first.source.info or "taken over" in first.source.info
+    await counter.reaches(5)
+    last = await counter.stopped()
+    assert once_each(list(dict.fromkeys(await first.has(float(last), TAG))), last)
+    assert not first.notes
+
+
+async def test_a_silent_connection_is_given_up_and_its_session_is_not(
+    plant: Plant, rig: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer for some keep-alives: no CloseSession goes out, which would arrive later; nothing is lost, even where
+    no lane is durable."""
+    monkeypatch.setattr(opcua_plan, "KEEP_ALIVE_NS", 200_000_000)
+    first = rig(plant.settings(), lanes=0, fast=True)
+    counter = await begun(first, plant)
+    await counter.reaches(10)
+    plant.server.process.pause()
+    error = await first.ended()
+    assert isinstance(error, BaseExceptionGroup) and "no publish response" in str(error.exceptions[0])
+    plant.server.process.resume()
+    await counter.reaches(5)
+    await first.start()
+    assert "taken up again" in first.source.info
+    last = await counter.stopped()
+    assert once_each(list(dict.fromkeys(await first.has(float(last), TAG))), last)
+    assert not first.notes
+
+
 async def test_a_server_that_forgets_is_subscribed_to_anew_and_the_gap_is_in_the_ledger(
     plant: Plant, rig: Make
 ) -> None:
@@ -356,6 +402,21 @@ async def test_a_changed_configuration_or_a_damaged_file_means_new_subscriptions
     await third.start()
     await third.until(lambda values: len(values) >= 3, TAG)
     assert "is damaged" in caplog.text and third.counted["recreated"] == 1
+
+
+async def test_what_fell_out_of_the_servers_queue_is_in_the_ledger_by_its_own_times(
+    asyncua_plant: Plant, rig: Make
+) -> None:
+    """From the newest value before to the first one that says so, however late it is heard of."""
+    first = rig(asyncua_plant.settings())
+    begin_ns = 1_700_000_000_000_000_000
+    asyncua_plant.server.set_value("Double", 1.0, source_ns=begin_ns)
+    await first.start()
+    await first.has(1.0, TAG)
+    asyncua_plant.server.set_value("Double", 9.0, source_ns=begin_ns + 60_000_000_000, status=0x0480)
+    await first.has(9.0, TAG)
+    [gap] = first.notes
+    assert gap == Gap(Reason.QUEUE_OVERFLOW, "press", "", (TAG,), begin_ns, begin_ns + 60_000_000_000, None)
 
 
 async def test_a_fast_only_gateway_leaves_nothing_behind(node_opcua_plant: Plant, rig: Make) -> None:

@@ -9,13 +9,14 @@ from typing import Final
 
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import decode_changes, decode_few
+from connectors.opcua_event_decode import decode_events
 from connectors.opcua_response import parse_response
 from connectors.opcua_structures import Structures
 from connectors.payload import FORMATS, Format, Identity, make_format
 from pipelines.batch import BatchBuilder
 from pipelines.frame import encode_batch
 from pipelines.tags import Tag, TagTable
-from tests.unit.connectors.opcua_messages import ARRIVAL_NS, Row, is_well_typed, rows, rows_of
+from tests.unit.connectors.opcua_messages import ARRIVAL_NS, Row, is_well_typed, recorded, rows, rows_of
 
 _LENGTHS: Final = [0, 1, -1, -(2**31), 2**31 - 1, 2**16, 255, 256, 2**24]
 _PARTS_OF_THE_PLAIN_WAY: Final = 5
@@ -58,7 +59,8 @@ class Oracle:
 
     def __init__(self, structures: Structures) -> None:
         self.structures = structures
-        self.refused = self.read = self.rows = 0
+        self.refused = self.read = self.rows = self.events = 0
+        self._fields = {handle: names for line in recorded() for handle, names in line["fields"].items()}
         tags = TagTable()
         self._tag = tags.add(Tag("press", "t", labels=((1, "ON"), (2, "OFF"))))
         self._formats: list[Format] = [make_format(name, Identity("gw"), tags) for name in FORMATS]
@@ -80,12 +82,24 @@ class Oracle:
             return
         self.read += 1
         self.rows += len(found)
+        self._judge_events(body, thoroughly)
         for _, ts_ns, value, _, kind, _ in found:
             assert is_well_typed(kind, value), f"kind {kind} has the value {value!r}"
             assert -(2**63) <= ts_ns < 2**63
         if thoroughly:
             self._deliver(found)
             assert repr(_with_junk_behind(body)) == repr(found), "a value is made of bytes from beyond its field"
+
+    def _judge_events(self, body: bytes, thoroughly: bool) -> None:
+        try:
+            parts = [part for part, _ in decode_events(body, parse_response(body), self._fields, ARRIVAL_NS)]
+        except DecodeError:
+            return
+        found = [row for part in parts for row in rows_of(part)]
+        self.events += len(found)
+        assert all(isinstance(fields, dict) for _, _, fields, *_ in found)
+        if thoroughly:
+            self._deliver(found)
 
     def _deliver(self, found: list[Row]) -> None:
         builder = BatchBuilder()

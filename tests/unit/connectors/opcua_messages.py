@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import struct
+from base64 import b64decode
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,6 +21,7 @@ from pipelines.batch import ARRAY, Kind
 
 ARRIVAL_NS: Final = 1_700_000_000_000_000_000
 SOURCE: Final = datetime(2026, 11, 23, 10, 0, 0, 123456, tzinfo=UTC)
+RECORDED: Final = Path(__file__).parents[2] / "data" / "opcua_responses.jsonl"
 GUID: Final = UUID("72962b91-fa75-4ae6-8d28-b404dc7daf63")
 _KIND: Final = ua.VariantType
 STATE: Final = DataType(Kind.INT32, labels=((0, "IDLE"), (1, "RUNNING")))
@@ -162,6 +166,21 @@ def messages() -> list[bytes]:
         message([]),
         *runs,
     ]
+
+
+def recorded() -> list[dict[str, Any]]:
+    """What foreign servers really send (tests/integration/opcua_recorder.py): `server`, `what`, `body`, and `fields`,
+    those of events, by client handle."""
+    lines = [json.loads(line) for line in RECORDED.read_text().splitlines()]
+    for line in lines:
+        line["body"] = b64decode(line["body"])
+        line["fields"] = {int(handle): names for handle, names in line.get("fields", {}).items()}
+    return lines
+
+
+def seeds() -> list[bytes]:
+    """`messages` and `recorded`."""
+    return messages() + [line["body"] for line in recorded()]
 
 
 Row = tuple[int, int, Any, int, int, int]

@@ -297,7 +297,9 @@ async def test_the_file_s_tags_and_firmware_come_first(tmp_path: Path) -> None:
         await setup.source.close()
 
 
-async def test_a_gateway_that_starts_while_the_device_is_away_knows_its_tags(tmp_path: Path) -> None:
+async def test_a_gateway_that_starts_while_the_device_is_away_knows_its_tags(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with Device(Meter(KEBA_OLD)) as device:
         setup = Setup(device, tmp_path, profile="auto")
         await setup.source.connect([])
@@ -306,6 +308,12 @@ async def test_a_gateway_that_starts_while_the_device_is_away_knows_its_tags(tmp
         again = Setup(device, tmp_path, profile="auto")
         assert list(again.tags) == before
         assert list(Setup(device, tmp_path, profile="keba-p40").tags) == []  # other settings: learnt anew
+        kept = tmp_path / "modbus" / "m.json"
+        kept.write_bytes(kept.read_bytes().partition(b"\n")[2])  # as it was written before it had a checksum
+        assert list(Setup(device, tmp_path, profile="auto").tags) == before
+        kept.write_bytes(kept.read_bytes()[:-5])
+        assert list(Setup(device, tmp_path, profile="auto").tags) == []
+        assert "what the device was is lost" in caplog.text
 
 
 async def test_unknown_firmware_is_flagged(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from connectors.modbus import ModbusSource
 from connectors.modbus_decode import BAD_NO_DATA
 from connectors.modbus_plan import WordOrder
 from connectors.modbus_profile import ModbusProfile, resolve
+from connectors.modbus_reads import describe_plan
 from connectors.modbus_settings import ModbusDevice
 from connectors.profile import ProfileError, fits, load_profiles, parsed
 from pipelines.batch import GOOD, SEVERITY_UNCERTAIN, Flag
@@ -116,3 +117,40 @@ def test_a_scale_that_cannot_be_one(tag: dict[str, Any], reason: str) -> None:
 def test_strings_have_the_byte_order_of_the_device_but_not_its_word_order() -> None:
     tags = resolve(_profile({"register": "holding 5 string 4"}), {}).tags
     assert tags["a"].point.order is WordOrder.BIG
+
+
+OWN = """
+profile: acme-m1
+protocol: modbus
+vendor: Acme
+models: [M1]
+grade: C
+sources: [this test]
+identify:
+  - {gives: model, read: holding 0 uint16, values: {4711: M1}}
+  - {gives: firmware, read: holding 1 uint16, grammar: hundredths}
+match: [{model: M1}]
+tags: {voltage: holding 10 uint16, energy: holding 12 uint16}
+overrides:
+  - {when: {firmware: '>=2.0'}, tags: {voltage: holding 30 uint16, energy: holding 32 uint16}}
+"""
+
+
+async def test_the_plan_is_that_of_the_device_as_it_was(tmp_path: Path) -> None:
+    """`gateway plan` without the device: the map of its firmware, the holes that it has shown."""
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "acme-m1.yaml").write_text(OWN)
+    meter = Meter({"holding 0": [4711, 210], "holding 30": [2305]})
+    async with Device(meter) as device:
+        settings = ModbusDevice.model_validate({"modbus": device.url, "timeout": "60s", "profile": "auto"})
+        assert describe_plan(settings, tmp_path, "m") == ["profile auto: known when the device was asked"]
+        source = ModbusSource("m", 0, settings, TagTable(), Hurried(), tmp_path)
+        await source.connect([])
+        for _ in range(3):
+            await source.read()
+        await source.close()
+    lines = describe_plan(settings, tmp_path, "m")
+    assert lines[:2] == ["every 1s: holding 30 (1 register, 1 tag)", "hole: holding 32, no value for energy"]
+    assert lines[-1].startswith("M1 firmware 2.10, as it was when it was asked last: profile acme-m1, because model is")
+    named = settings.model_copy(update={"profile": "acme-m1", "firmware": "1.0"})
+    assert describe_plan(named, tmp_path, "m") == ["every 1s: holding 10-12 (3 registers, 2 tags, 1 gap bridged)"]

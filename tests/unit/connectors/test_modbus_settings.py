@@ -84,6 +84,7 @@ def test_serial_urls_name_the_port_its_format_and_the_unit() -> None:
     assert (url.host, url.unit, url.serial) == ("/dev/ttyUSB0", 17, SerialFormat(9600, "N", 2))
     assert (str(url), str(url.serial)) == ("rtu:///dev/ttyUSB0/17", "9600 8N2")
     assert parse_url("rtu:///dev/ttyUSB0").serial == SerialFormat(19_200, "E", 1)
+    assert str(parse_url("rtu:///dev/ttyS1?rs485=1/3").serial) == "19200 8E1 RS-485"
     assert [parse_url(f"rtu:///dev/pts/3{unit}").unit for unit in ("/5", "?baud=9600/5", "?/5")] == [5, 5, 5]
 
 

@@ -3,9 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from connectors.mqtt_paths import STEADY_NS, PathState, Patience
-from connectors.mqtt_settings import FAST_SUSPECT_NS, MqttTarget
+from connectors.mqtt_settings import MqttTarget
 from connectors.network import Network
+from connectors.network_paths import STEADY_NS, PathState, Patience
+from connectors.network_settings import FAST_SUSPECT_NS
 from connectors.tcp_path import Silence, TcpInfo
 
 MS = 10**6
@@ -64,17 +65,20 @@ def test_silence() -> None:
     silence, busy = Silence(), IDLE._replace(unacked_segments=3)
     assert silence.age_ns(IDLE, 0) == 0
     assert silence.age_ns(busy, 50 * MS) == 0, "an idle connection's last acknowledgement is old"
-    assert silence.age_ns(busy, 250 * MS) == 200 * MS
+    assert [silence.age_ns(busy, at * MS) for at in (150, 250)] == [100 * MS, 200 * MS]
     assert silence.age_ns(busy._replace(last_ack_ms=10), 300 * MS) == 10 * MS
     assert silence.age_ns(IDLE, 350 * MS) == 0
+    silence.age_ns(busy, 360 * MS)
+    assert silence.age_ns(busy, 800 * MS) == 0, "nobody looked meanwhile"
+    silence.age_ns(IDLE, 850 * MS)
     unsent = IDLE._replace(notsent_bytes=100)
-    assert [silence.age_ns(unsent, at * MS) for at in (400, 700)] == [0, 300 * MS], "the interface is down"
-    assert silence.age_ns(unsent._replace(window_bytes=0), 800 * MS) == 0, "slow to read"
+    assert [silence.age_ns(unsent, at * MS) for at in (900, 1000)] == [0, 100 * MS], "the interface is down"
+    assert silence.age_ns(unsent._replace(window_bytes=0), 1100 * MS) == 0, "slow to read"
 
 
 def test_patience_grows_with_mistakes() -> None:
     """A session that is given up early doubles the bound, up to ack_timeout; one that lasted makes it short again."""
-    patience = Patience(_target(suspect="200ms", ack_timeout="1s"))
+    patience = Patience(200 * MS, 10**9)
     bounds = []
     for _ in range(4):
         bounds.append(patience.bound_ns // MS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,10 +26,17 @@ SOURCE_NS = 1_795_428_000_123_456_000
 VT = ua.VariantType
 
 
-def response(items: list[tuple[int, ua.DataValue]], *, sequence: int = 7, more: bool = False) -> bytes:
+def response(
+    items: list[tuple[int, ua.DataValue]],
+    *,
+    sequence: int = 7,
+    more: bool = False,
+    diagnostics: Sequence[ua.DiagnosticInfo] = (),
+) -> bytes:
     """A PublishResponse with one DataChangeNotification, encoded by asyncua."""
     change = ua.DataChangeNotification(
-        MonitoredItems=[ua.MonitoredItemNotification(ClientHandle=handle, Value=value) for handle, value in items]
+        MonitoredItems=[ua.MonitoredItemNotification(ClientHandle=handle, Value=value) for handle, value in items],
+        DiagnosticInfos=list(diagnostics),
     )
     message = ua.PublishResponse()
     message.Parameters = ua.PublishResult(
@@ -122,6 +130,13 @@ def test_any_mixture_keeps_every_row_in_its_place(
     body = response([(i, data_value(sample[0], status)) for i, (sample, status) in enumerate(picked)])
     expected = [(i, SOURCE_NS, sample[2], status or 0, sample[1], 0) for i, (sample, status) in enumerate(picked)]
     assert rows(body, rows_max) == expected
+
+
+def test_diagnostics_behind_the_records_are_read_over() -> None:
+    """They are of no use here, but the bytes behind a record have to be theirs to the last one."""
+    items = [(1, data_value(ua.Variant(4.5, VT.Double)))]
+    told = [ua.DiagnosticInfo(AdditionalInfo="sampled late"), ua.DiagnosticInfo()]
+    assert rows(response(items, diagnostics=told)) == rows(response(items))
 
 
 def _length(value: bytes | None) -> bytes:

@@ -16,6 +16,7 @@ import pytest
 
 from connectors.opcua_binary import DEPTH_MAX, Cursor, DecodeError, UnreadObject
 from connectors.opcua_records import RECORDS
+from connectors.opcua_response import parse_response
 from connectors.opcua_structures import UNKNOWN_MAX
 from connectors.opcua_variable import READ
 from pipelines.batch import ARRAY, Kind
@@ -23,8 +24,9 @@ from tests.unit.connectors.hostile import Oracle, mutated
 from tests.unit.connectors.opcua_messages import (
     every_bytes,
     message,
-    messages,
+    recorded,
     rows,
+    seeds,
     structures,
     values,
 )
@@ -47,7 +49,7 @@ ROOT = Path(__file__).parents[3]
 def test_mutations() -> None:
     """Columns and single rows agree, and every value has its kind's type and is made of its own bytes."""
     seed = random.randrange(2**32)
-    chance, originals, oracle = random.Random(seed), messages(), Oracle(structures())
+    chance, originals, oracle = random.Random(seed), seeds(), Oracle(structures())
     for number in range(MUTATIONS):
         body = mutated(chance.choice(originals), chance, originals)
         began_s = time.process_time()
@@ -63,7 +65,7 @@ def test_mutations() -> None:
 
 def test_memory_is_flat() -> None:
     """What thousands of mutations leave behind are caches of a bounded size."""
-    chance, originals, oracle = random.Random(1), messages(), Oracle(structures())
+    chance, originals, oracle = random.Random(1), seeds(), Oracle(structures())
     held = []
     for _ in range(2):
         tracemalloc.start()
@@ -77,10 +79,26 @@ def test_memory_is_flat() -> None:
 def test_what_is_sent_is_read() -> None:
     """The mutations begin with messages that are in order."""
     oracle = Oracle(structures())
-    for body in messages():
+    for body in seeds():
         oracle.judge(body, thoroughly=True)
         assert repr(rows(body, 8)) == repr(rows(body)), "the size of parts makes a difference"
     assert oracle.refused == 0 and oracle.rows > len(values())
+
+
+def test_what_real_servers_send_is_read() -> None:
+    """Every type, keep-alives, events, the end of a subscription: as often as it was recorded."""
+    found: dict[str, set[str]] = {}
+    oracle = Oracle(structures())
+    for line in recorded():
+        oracle.judge(line["body"], thoroughly=True)
+        response = parse_response(line["body"])
+        what = line["what"]
+        assert bool(response.changes) == (what not in ("keep-alive", "event", "expired")), line
+        assert bool(response.events) == bool(line["fields"]) == (what == "event"), line
+        assert (response.status_change is not None or response.result != 0) == (what == "expired"), line
+        found.setdefault(line["server"], set()).add(what)
+    assert set(found) == {"node-opcua", "milo", "gopcua", "open62541"}
+    assert all("keep-alive" in each for each in found.values()) and oracle.events == 2
 
 
 def test_a_message_cut_anywhere_is_refused() -> None:

@@ -39,17 +39,19 @@ def test_the_example_is_what_is_sent(name: FormatName) -> None:
     assert json.loads(example[1]) == json.loads(message)
 
 
-def test_status_and_gap_are_what_is_sent() -> None:
+def test_status_and_notices_are_what_is_sent() -> None:
     """The examples of the status topic, made from what the runtime announces for them."""
     section = PAGE.read_text(encoding="utf-8").split("## The status topic\n")[1]
-    online, gap = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.DOTALL))
+    online, *notices = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.DOTALL))
     status = Status("gateway/{gateway}/status", Identity("line1-gw"), Counters("sink", "plant-mqtt"))
     status.announce("status", {"destinations": online["destinations"]})
-    status.announce("gap", {key: value for key, value in gap.items() if key != "gateway"})
+    for kind, told in zip(("gap", "latency"), notices, strict=True):
+        status.announce(kind, {key: value for key, value in told.items() if key != "gateway"})
     assert json.loads(status.payload(True, AT_NS)) == online
     assert json.loads(status.payload(False, AT_NS)) == {"gateway": "line1-gw", "online": False, "t": AT_NS // 1000}
-    notice = status.next_notice()
-    assert notice and notice.topic == "gateway/line1-gw/status/gap" and json.loads(notice.payload) == gap
+    for kind, told in zip(("gap", "latency"), notices, strict=True):
+        notice = status.next_notice()
+        assert notice and notice.topic == f"gateway/line1-gw/status/{kind}" and json.loads(notice.payload) == told
     assert status.next_notice() is None
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from pydantic import BaseModel
 
 from gateway.config import load
 from gateway.config_yaml import read_items
@@ -103,9 +102,9 @@ def test_every_field_has_its_row() -> None:
     for model in _models(GatewayFile, set()):
         table = text.partition(f"<!-- keys: {model.__name__} -->")[2].partition("<!-- end -->")[0]
         rows = [line for line in table.splitlines() if line.startswith("| `")]
-        names = [field.alias or name for name, field in model.model_fields.items()]
+        names = [field.alias or name for name, field in model.__pydantic_fields__.items()]
         assert [row.split("`")[1] for row in rows] == names
-        required = [field.is_required() for field in model.model_fields.values()]
+        required = [field.is_required() for field in model.__pydantic_fields__.values()]
         assert ["**required**" in row for row in rows] == required
 
 
@@ -122,11 +121,11 @@ def _fields(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from model["properties"].values()
 
 
-def _models(kind: Any, seen: set[Any]) -> set[type[BaseModel]]:
+def _models(kind: Any, seen: set[Any]) -> set[Any]:
     """The settings models reachable from `kind`."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in seen:
+    if isinstance(kind, type) and hasattr(kind, "__pydantic_fields__") and kind not in seen:
         seen.add(kind)
-        for field in kind.model_fields.values():
+        for field in kind.__pydantic_fields__.values():
             _models(field.annotation, seen)
     for part in getattr(kind, "__args__", ()):
         _models(part, seen)
