@@ -74,7 +74,8 @@ class GatewayProcess:
         self._file = self.folder / "gateway.yaml"
         self._file.write_text(self._settings(devices, targets))
         argv = [sys.executable, "-m", "gateway", "run", str(self._file)]
-        self.process = ServerProcess("gateway", argv, self.folder / "log")
+        root = str(Path(__file__).resolve().parents[1])
+        self.process = ServerProcess("gateway", argv, self.folder / "log", {"PYTHONPATH": root})
         self.spawned_ns = 0
 
     def __enter__(self) -> Self:

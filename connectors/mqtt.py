@@ -34,8 +34,10 @@ from connectors.mqtt_wire import PINGREQ, PublishEncoder, content_type_property
 from connectors.payload import Identity, make_format
 from pipelines.batch import Batch, rows_of
 from pipelines.clock import Clock
+from pipelines.contracts import Acknowledged
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Rejected, Transient
+from pipelines.few import first_tag
 from pipelines.route import BATCH_IN_ROWS
 from pipelines.tags import TagTable
 
@@ -43,6 +45,11 @@ IN_FLIGHT_MAX = 2
 """Writes outstanding: the second is encoded while the first is on its way; what arrives meanwhile is one write more."""
 ROWS_PER_STEP = 1000
 """After so many rows the event loop gets its turn."""
+MESSAGES_AT_ONCE = 16
+BYTES_AT_ONCE = 64 * 1024
+"""Of one message. More takes longer than a step may."""
+SENT_MAX = 64
+"""Batches of fast routes on their way: 500 a second over a link with a round trip of 128 ms."""
 QUOTA_RETRY_S = 1.0
 DRAIN_LOOK_S = 0.01
 """How often going back to a better broker looks whether everything is acknowledged."""
@@ -52,7 +59,7 @@ Turn = AbstractAsyncContextManager[None]
 
 
 class MqttSink:
-    """A `pipelines.contracts.Sink`, `Announcer` and `OverPaths` to one MQTT broker at a time."""
+    """A `pipelines.contracts.Sink`, `Announcer`, `OverPaths` and `CutThroughSink` to one MQTT broker at a time."""
 
     def __init__(
         self,
@@ -65,6 +72,7 @@ class MqttSink:
     ) -> None:
         self.name = name
         self.in_flight_max = IN_FLIGHT_MAX
+        self.sent_max = SENT_MAX
         self.keeps_positions = False
         self.counters = Counters("sink", name)
         self._clock = clock
@@ -110,12 +118,18 @@ class MqttSink:
             session = self._connected()
             messages = await self._writer.send(session, delivery, lane, batches, historical, sliced)
             self.counters.set("in_flight", session.in_flight)
-        try:
-            await delivery.settled()
-        finally:
-            self.counters.set("in_flight", session.in_flight)
-        self.counters.add("messages", messages - len(delivery.refused))
-        self._settle(delivery, batches)
+        await self._acknowledged(session, delivery, batches, messages)
+
+    def send(self, lane: str, batch: Batch) -> Acknowledged | None:
+        """As `contracts.CutThroughSink` says: not while a write has its turn, nor what does not fit at once."""
+        session = self._session
+        if session is None or self._turn.locked() or not session.ready:
+            return None
+        delivery = Delivery()
+        messages = self._writer.send_now(session, delivery, lane, batch)
+        if not messages:
+            return None
+        return partial(self._acknowledged, session, delivery, [batch], messages)
 
     async def wait_closed(self) -> None:
         """Raises NotConnected when the session ends, and at once where there is none.
@@ -165,6 +179,17 @@ class MqttSink:
             raise NotConnected(f"{place(self._servers.used)}: not connected")
         self._session.check()
         return self._session
+
+    async def _acknowledged(
+        self, session: Session, delivery: Delivery, batches: Sequence[Batch], messages: int
+    ) -> None:
+        """So many messages were sent; what `write` says then."""
+        try:
+            await delivery.settled()
+        finally:
+            self.counters.set("in_flight", session.in_flight)
+        self.counters.add("messages", messages - len(delivery.refused))
+        self._settle(delivery, batches)
 
     def _settle(self, delivery: Delivery, batches: Sequence[Batch]) -> None:
         """Counts, and raises what the broker's refusals amount to."""
@@ -238,6 +263,23 @@ class _Writer:
             session.send(last + PINGREQ if session.barrier.join(delivery) else last)
         return first
 
+    def send_now(self, session: Session, delivery: Delivery, lane: str, batch: Batch) -> int:
+        """How many messages are on their way: all; or 0, they are too many or too large for the moment."""
+        encoder, window = self._encoder, session.window
+        if (len(batch) if self._per_tag else 1) > (min(window.free, MESSAGES_AT_ONCE) if encoder.qos else 1):
+            return 0
+        topics, payloads = self._messages(lane, batch, False)
+        bytes_max = max(map(len, topics)) + max(map(len, payloads)) + encoder.beside_bytes_max
+        if bytes_max > min(BYTES_AT_ONCE, session.packet_bytes_max):
+            return 0
+        if encoder.qos:
+            ids = [window.take_one(delivery, number) for number in range(len(payloads))]
+            session.send(b"".join(map(encoder.one, topics, payloads, ids)))
+        else:
+            ping = PINGREQ if session.barrier.join(delivery) else b""
+            session.send(encoder.one(topics[0], payloads[0], 0) + ping)
+        return len(payloads)
+
     def rows_of(self, batches: Sequence[Batch], message: int) -> Iterable[tuple[int, int]]:
         """(batch, row) of each row that was in that message of a write."""
         for index, batch in enumerate(batches):
@@ -255,7 +297,7 @@ class _Writer:
             topics = self._topics[lane] = self._new_topics(lane)
         if self._per_tag:
             return _Messages([topics[tag] for tag in batch.tag.tolist()], self._format.rows(lane, batch, historical))
-        return _Messages([topics[int(batch.tag[0])]], [self._format.message(lane, batch, historical)])
+        return _Messages([topics[first_tag(batch)]], [self._format.message(lane, batch, historical)])
 
     def _encode(self, messages: _Messages, start: int, end: int, packet_ids: range) -> bytes:
         return self._encoder.encode(messages.topics[start:end], messages.payloads[start:end], packet_ids)

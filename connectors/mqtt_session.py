@@ -143,8 +143,13 @@ class Session:
         await self._link.writable.wait()
         self.check()
 
+    @property
+    def ready(self) -> bool:
+        """It works, and `writable` would not wait."""
+        return self.error is None and self._link.writable.is_set()
+
     def send(self, packets: bytes) -> None:
-        """Whole packets, behind everything sent before; call `writable` first."""
+        """Whole packets, behind everything sent before; call `writable` first, or see that it is `ready`."""
         self._link.write(packets)
         self._counters.add("bytes_sent", len(packets))
 

@@ -23,7 +23,7 @@ class Delivery:
     __slots__ = ("_done", "_open", "_sealed", "error", "refused")
 
     def __init__(self) -> None:
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[None] | None = None  # while somebody waits
         self._open = 0
         self._sealed = False
         self.refused: list[tuple[int, int]] = []
@@ -48,13 +48,14 @@ class Delivery:
     async def settled(self) -> None:
         """No message will follow; returns when every one is confirmed. Raises what `lost` was given."""
         self._sealed = True
-        if self._open:
+        if self._open and not self.error:
+            self._done = asyncio.get_running_loop().create_future()
             await self._done
         if self.error:
             raise self.error
 
     def _wake(self) -> None:
-        if not self._done.done():
+        if self._done and not self._done.done():
             self._done.set_result(None)
 
 
@@ -83,6 +84,11 @@ class Window:
         """The message that waits longest (compare with ==); None when nothing is in flight."""
         return next(iter(self._slices.items()), None)
 
+    @property
+    def free(self) -> int:
+        """How many messages there is room for; 0 while somebody waits for room."""
+        return 0 if self._room else self.size - len(self._slices)
+
     async def room(self, messages: int) -> None:
         """Waits until so many fit, or half the window does. One waiter at a time; ended by `fail` too."""
         wanted = min(messages, max(1, self.size // 2))
@@ -102,6 +108,16 @@ class Window:
         self._slices.update(dict.fromkeys(packet_ids, part))
         delivery.sent(len(packet_ids))
         return packet_ids
+
+    def take_one(self, delivery: Delivery, message: int) -> int:
+        """As `take`: a packet id; something must be `free`."""
+        packet_id = self._next_id
+        while packet_id in self._slices:
+            packet_id = packet_id % PACKET_ID_MAX + 1
+        self._next_id = packet_id % PACKET_ID_MAX + 1
+        self._slices[packet_id] = _Slice(delivery, packet_id, message)
+        delivery.sent(1)
+        return packet_id
 
     def acknowledge(self, packet_ids: Iterable[int]) -> None:
         """The broker has these messages; an id that is not in flight is ignored."""

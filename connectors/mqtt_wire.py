@@ -49,6 +49,8 @@ class PublishEncoder:
         self._properties = b"" if properties is None else variable_byte_integer(len(properties)) + properties
         self._headers = _FixedHeaders(0x30 | qos << 1 | retain, len(self._properties) + 2 * qos)
         self.qos = qos
+        self.beside_bytes_max = _FIXED_HEADER_BYTES_MAX + self._headers.constant_bytes
+        """Of a packet: all but topic and payload."""
 
     def size(self, topic: bytes, payload: bytes) -> int:
         """Bytes of the packet; `topic` with its length before it."""
@@ -59,8 +61,6 @@ class PublishEncoder:
 
         `topics` have their length before them. No packet may be larger than REMAINING_LENGTH_MAX.
         """
-        if len(self._headers) > _HEADERS_MAX:
-            self._headers.clear()
         sizes = map(add, map(len, topics), map(len, payloads))
         parts = [self._properties] * (5 * len(payloads))
         parts[0::5] = map(self._headers.__getitem__, sizes)
@@ -68,6 +68,12 @@ class PublishEncoder:
         parts[2::5] = map(_TWO_BYTE_INTEGER.pack, packet_ids) if self.qos else [b""] * len(payloads)
         parts[4::5] = payloads
         return b"".join(parts)
+
+    def one(self, topic: bytes, payload: bytes, packet_id: int) -> bytes:
+        """`encode` of a single packet."""
+        header = self._headers[len(topic) + len(payload)]
+        between = _TWO_BYTE_INTEGER.pack(packet_id) + self._properties if self.qos else self._properties
+        return b"%b%b%b%b" % (header, topic, between, payload)
 
 
 class _FixedHeaders(dict[int, bytes]):
@@ -80,6 +86,8 @@ class _FixedHeaders(dict[int, bytes]):
         """What every packet has between and besides topic and payload."""
 
     def __missing__(self, size: int) -> bytes:
+        if len(self) >= _HEADERS_MAX:
+            self.clear()
         header = self[size] = self._first + variable_byte_integer(size + self.constant_bytes)
         return header
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,6 @@ from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_batches import Batches
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_decode import PublishResponse, parse_response
 from connectors.opcua_describe import Describer
 from connectors.opcua_directory import Directory
 from connectors.opcua_events import EventReader
@@ -34,6 +33,7 @@ from connectors.opcua_notifications import PAUSE, Notifications
 from connectors.opcua_plan import plan_events
 from connectors.opcua_refresh import Refresh
 from connectors.opcua_requests import ServiceError, status_name
+from connectors.opcua_response import PublishResponse, parse_response
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_streams import Step, Streams
@@ -44,7 +44,7 @@ from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Transient
 from pipelines.gaps import Gap, Ledger, NoLedger, Reason
 from pipelines.origin import newest
-from pipelines.tags import Tag, TagTable
+from pipelines.tags import Tag, TagTable, device_of
 
 LEARNT_PER_TURN: Final = 500
 """Tags that become known: about a millisecond."""
@@ -111,7 +111,7 @@ class OpcUaSource:
         self._link = self._new_link(self._settings)
         self._events = EventReader(name, plan_events(settings), tags)
         self._streams = Streams()
-        self._backfill = Backfill(name, settings, clock, self._ledger, self.counters, self._log)
+        self._backfill = Backfill(device_of(name), settings, clock, self._ledger, self.counters, self._log)
         self._describer = Describer(name, tags, clock, self.counters, self._log)
         self._notifications = Notifications(
             self._names,
@@ -130,6 +130,7 @@ class OpcUaSource:
         self._how = ""
         self._heard_ns = 0  # monotonic: the last PublishResponse
         self._batches: Iterator[Batch] = iter(())
+        self._ahead: Callable[[Batch], None] | None = None
         self._due: deque[_Ask | bytes] = deque()  # before anything that is published now
         self._to_arm = 0
         self._unproven: set[int] = set()  # subscription ids that were taken over and not heard of yet
@@ -166,6 +167,7 @@ class OpcUaSource:
             self._make.forget_bands()
             self._make.set_bands(await self._link.unfiltered_bands())
             assert self._link.session is not None
+            self._link.session.on_response = self._arrived
             await self._upkeep.begin(self._link.session, self._link.limits)
             self._refresh.start(self._link)
         except BaseException as error:
@@ -192,6 +194,27 @@ class OpcUaSource:
                 self._batches = await self._next_batches()
             except (OSError, ServiceError, DecodeError, ua.UaError) as error:
                 raise mapped(error, self._settings) from error
+
+    def show(self, ahead: Callable[[Batch], None] | None) -> None:
+        """As `contracts.CutThroughSource` says."""
+        self._ahead = ahead
+
+    def _arrived(self, body: bytes) -> bool:
+        """A response, while `read` waits for one: what it gives next, it has from here."""
+        if self._ahead is None:
+            return False
+        self._to_arm += 1
+        try:
+            self._batches = self._open_response(body)
+            first = self._next_batch()
+        except NotConnected as error:
+            self._batches = map(_raised, [error])
+            return True
+        if first is not None:
+            self._batches = chain([first], self._batches)
+            if first is not PAUSE and not self._describer.has_objects(first):
+                self._ahead(first)
+        return True
 
     def _next_batch(self) -> Batch | None:
         """Of the notification that is being read."""
@@ -225,7 +248,7 @@ class OpcUaSource:
         """
         known = len(self._names)
         resolved = self._directory.resolved
-        tags = [*_tags(self.name, resolved.device, known, known + LEARNT_PER_TURN, self._directory.labels)]
+        tags = [*_tags(device_of(self.name), resolved.device, known, known + LEARNT_PER_TURN, self._directory.labels)]
         learns = self._settings.learns_tags
         added = [
             found if learns and (found := self._tags.id_of(tag.path)) is not None else self._tags.add(tag)
@@ -245,7 +268,7 @@ class OpcUaSource:
         for change in self._directory.take_changes():
             self._log.warning("the device is another than before, its tags follow: %s", change.text)
             now_ns = self._clock.wall_ns()
-            self._ledger.note(change.gap(self.name, self._notifications.arrival_ns or now_ns, now_ns))
+            self._ledger.note(change.gap(device_of(self.name), self._notifications.arrival_ns or now_ns, now_ns))
 
     def _doubt(self) -> None:
         doubtful = self._directory.doubtful
@@ -294,7 +317,7 @@ class OpcUaSource:
             if self._settings.learns_tags and len(self._names) == len(self._settings.tags):
                 # Tags that a former process had learnt by other rules: which they were is not known any more.
                 now = self._clock.wall_ns()
-                self._ledger.note(Gap(Reason.DISCONNECTED, self.name, "", (), before_ns, now, None))
+                self._ledger.note(Gap(Reason.DISCONNECTED, device_of(self.name), "", (), before_ns, now, None))
             if any(one.events for one in opened.created):
                 self._note(Reason.DISCONNECTED, self._events.names, before_ns)
         self._events.begin(self._link.items.events.unfiltered)
@@ -352,9 +375,9 @@ class OpcUaSource:
             if retry_s is None or retry_s > wait_s:
                 self._silent(SILENCE_KEEP_ALIVES * link.items.keep_alive_s)
             await self._created(await link.retry())
-            return iter(self._bad_rows())
+            body = None
         if body is None:
-            return iter(self._bad_rows())
+            return chain(self._batches, self._bad_rows())  # what has arrived meanwhile comes first
         self._to_arm += 1
         return self._open_response(body)
 
@@ -425,7 +448,8 @@ class OpcUaSource:
         return self._parts(body, response)
 
     def _parts(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
-        self.counters.add("unread_notifications", response.skipped)
+        if response.skipped:
+            self.counters.add("unread_notifications", response.skipped)
         if response.events and self._refresh.changed(response.subscription_id):
             response.events, response.skipped = [], 1  # there is nothing more in them
         return self._notifications.batches(body, response)
@@ -513,8 +537,12 @@ class OpcUaSource:
 
     def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0, to_ns: int = 0) -> None:
         now = self._clock.wall_ns()
-        gap = Gap(reason, self.name, "", tags, from_ns or self._notifications.arrival_ns or now, to_ns or now, None)
-        self._ledger.note(gap)
+        since_ns = from_ns or self._notifications.arrival_ns or now
+        self._ledger.note(Gap(reason, device_of(self.name), "", tags, since_ns, to_ns or now, None))
+
+
+def _raised(error: NotConnected) -> Batch:
+    raise error
 
 
 def _tags(device: str, settings: OpcUaDevice, start: int, stop: int, labels: Mapping[str, Labels]) -> Iterator[Tag]:

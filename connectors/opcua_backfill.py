@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from connectors import opcua_history
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_gaps import GAPS_MAX, NO_HISTORY, WAITING_MAX, Gap, History, Int64s, named
-from connectors.opcua_history import Row
 from connectors.opcua_link import Link
 from connectors.opcua_requests import ServiceError
 from connectors.opcua_resume import Log
@@ -21,6 +21,7 @@ from pipelines import gaps
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected
+from pipelines.few import Row
 from pipelines.gaps import Ledger, Reason
 
 MARGIN_NS: Final = 2 * 10**9
@@ -44,10 +45,11 @@ class Backfill:
         self._counters = counters
         self._log = log
         self._newest_ns: Int64s = np.zeros(0, dtype=np.int64)  # per client handle, by this process
-        self._gaps: deque[Gap] = deque()
+        self.open: deque[Gap] = deque()
+        """What is missing, or being filled."""
         self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None
-        self._waiting: deque[tuple[int, Sequence[Row]]] = deque()
+        self._waiting: deque[tuple[int, Sequence[opcua_history.Row]]] = deque()
         self._room = asyncio.Event()
 
     def grow(self, names: Sequence[str], nodes: list[bytes]) -> None:
@@ -56,14 +58,19 @@ class Backfill:
         self._names += names
         self._nodes = nodes
         self._newest_ns = np.pad(self._newest_ns, (0, more))
-        for gap in self._gaps:
+        for gap in self.open:
             gap.grow(more)
 
     def live(self, handle: npt.NDArray[np.uint32], ts_ns: Int64s) -> None:
         """Values that were just collected, in order."""
         self._newest_ns[handle] = ts_ns
-        for gap in self._gaps:
+        for gap in self.open:
             gap.live(handle, ts_ns)
+
+    def live_few(self, rows: Iterable[Row]) -> None:
+        """As `live`; there must not be a gap."""
+        for handle, ts_ns, *_ in rows:
+            self._newest_ns[handle] = ts_ns
 
     def newest_ns(self, items: npt.NDArray[np.uint32]) -> int:
         """Since when something may be missing of these: the oldest of their newest source times; 0 if one has none."""
@@ -72,11 +79,11 @@ class Backfill:
     def missed(self, items: Sequence[int], before_ns: int) -> None:
         """Nothing was collected of these items from about `before_ns` until now."""
         after_ns = np.maximum(self._newest_ns, before_ns - MARGIN_NS)
-        self._gaps.append(Gap(items, after_ns, self._clock.wall_ns()))
-        while len(self._gaps) > GAPS_MAX:
-            self._done(self._gaps.popleft())
+        self.open.append(Gap(items, after_ns, self._clock.wall_ns()))
+        while len(self.open) > GAPS_MAX:
+            self._done(self.open.popleft())
 
-    def take(self) -> tuple[int, Sequence[Row]] | None:
+    def take(self) -> tuple[int, Sequence[opcua_history.Row]] | None:
         """The next rows of an item from history; None where there are none now. Raises what a bug of ours raised."""
         if self._task is not None and self._task.done():
             self._task.result()
@@ -88,12 +95,12 @@ class Backfill:
     async def start(self, link: Link) -> bool:
         """Begins with what was missed, now or by a former process. False: there is nothing to do."""
         self._link = link
-        if not self._gaps:
+        if not self.open:
             everything = range(len(self._names))
             for start, end in link.state.gaps[:GAPS_MAX]:
                 after_ns = np.full(len(self._names), start, dtype=np.int64)
-                self._gaps.append(Gap(everything, after_ns, end, end))
-        if not self._gaps:
+                self.open.append(Gap(everything, after_ns, end, end))
+        if not self.open:
             return False
         await self._save(link)
         self._task = asyncio.create_task(self._run(link), name=f"history {self._name}")
@@ -111,8 +118,8 @@ class Backfill:
     async def _run(self, link: Link) -> None:
         assert link.session is not None
         history = History(link.session, self._nodes, link.limits, self._deliver)
-        while self._gaps:
-            gap = self._gaps[0]
+        while self.open:
+            gap = self.open[0]
             self.info = "what was missed is read from the server's history"
             try:
                 async with asyncio.timeout(self._budget_s):
@@ -124,14 +131,14 @@ class Backfill:
                 history.why = str(error)
             except NotConnected:
                 return  # the next session goes on
-            self._gaps.popleft()
+            self.open.popleft()
             if history.why == NO_HISTORY:
                 link.lacks["history"] = None
             self._done(gap, history.why)
             await self._save(link)
         self.info = ""
 
-    async def _deliver(self, item: int, rows: Sequence[Row]) -> None:
+    async def _deliver(self, item: int, rows: Sequence[opcua_history.Row]) -> None:
         while len(self._waiting) >= WAITING_MAX:
             self._room.clear()
             await self._room.wait()
@@ -141,7 +148,7 @@ class Backfill:
             self._link.session.nudge()
 
     async def _save(self, link: Link) -> None:
-        link.state.gaps = [gap.span(gap.items) for gap in self._gaps]
+        link.state.gaps = [gap.span(gap.items) for gap in self.open]
         await link.save()
 
     def _done(self, gap: Gap, why: str = "") -> None:

@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from connectors import opcua_history
 from connectors.opcua_decode import Columns
 from connectors.opcua_heartbeat import Late
-from connectors.opcua_history import Row
 from connectors.opcua_skew import Skew
 from connectors.profile_doubt import doubted
-from pipelines.batch import Batch, BatchBuilder, Flag, Kind
+from pipelines.batch import Batch, BatchBuilder, Extra, Flag, Kind
 from pipelines.clock import Clock, ClockState
+from pipelines.few import FewRows, Row
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.tags import TagTable
 
@@ -84,7 +85,26 @@ class Batches:
             self.number -= 1
         return kept
 
-    def of_history(self, item: int, rows: Sequence[Row]) -> Batch:
+    @property
+    def plain(self) -> bool:
+        """Rows go on as the server has sent them."""
+        return self._unfiltered is None and self._doubtful is None and not self._skew.acts
+
+    def few(self, rows: Sequence[Row], extra: Extra, origin: bytes, arrival_ns: int, clock: ClockState) -> Batch:
+        """What the server has sent, while it goes on as it is; rows with client handles."""
+        tag_of = self.tag_ids.item
+        self.number += 1
+        return FewRows.of(
+            [(tag_of(row[0]), *row[1:]) for row in rows],
+            self._source_id,
+            self.number,
+            origin,
+            arrival_ns,
+            extra or None,
+            clock,
+        )
+
+    def of_history(self, item: int, rows: Sequence[opcua_history.Row]) -> Batch:
         """What was missed of an item."""
         builder = BatchBuilder()
         tag, flags = int(self.tag_ids[item]), self._suspect

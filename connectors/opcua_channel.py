@@ -8,6 +8,7 @@ chunk under another token or key, one that is not as it should be) is left to as
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 from asyncua import ua
@@ -26,6 +27,11 @@ SEQUENCE_MAX: Final = 2**32 - 1024
 
 class Channel(UASocketProtocol):
     """A `UASocketProtocol`; see the module."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.takers: dict[int, Callable[[bytes], None]] = {}
+        """Request id -> who takes the response in the step of its arrival; its future then only hears of failures."""
 
     def message(self, body: bytes, request_id: int) -> bytes:
         """A request as it goes over the wire."""
@@ -70,8 +76,21 @@ class Channel(UASocketProtocol):
         if number != before + 1 or request_id not in self._callbackmap:
             return 0
         connection._peer_sequence_number = number
-        self._call_callback(request_id, Buffer(opened[_SEQUENCE.size :]))
+        if request_id in self.takers:
+            self._give(request_id, opened[_SEQUENCE.size :])
+        else:
+            self._call_callback(request_id, Buffer(opened[_SEQUENCE.size :]))
         return end
+
+    def _call_callback(self, request_id: int, body: Buffer | ua.Acknowledge) -> None:
+        if request_id in self.takers:
+            self._give(request_id, bytes(cast(Buffer, body)))
+        else:
+            super()._call_callback(request_id, body)
+
+    def _give(self, request_id: int, body: bytes) -> None:
+        del self._callbackmap[request_id]
+        self.takers.pop(request_id)(body)
 
     def _opened(self, chunk: bytes) -> bytes:
         """Sequence header and body, verified and decrypted (Part 6, 6.7.2.4); empty where it has to be looked into."""

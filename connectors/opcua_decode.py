@@ -1,9 +1,8 @@
-"""PublishResponse bytes -> columns. Pure: no I/O, no clock, no state but caches of record layouts.
+"""Data changes of a PublishResponse -> columns. Pure: no I/O, no clock, no state but caches of record layouts.
 
-Layout (OPC UA Part 4, 5.13.5 and Part 6, 5.2): type id, ResponseHeader, SubscriptionId, AvailableSequenceNumbers,
-MoreNotifications, NotificationMessage (SequenceNumber, PublishTime, NotificationData[]), Results[], DiagnosticInfos[].
 A DataChangeNotification holds MonitoredItemNotifications: client handle 4, DataValue mask 1, Variant type 1, value, and
-the parts that the mask names. Records of one shape (mask, type) have one size when the value is a number, so
+the parts that the mask names (OPC UA Part 6, 5.2). Records of one shape (mask, type) have one size when the value is a
+number, so
 
 - a *run* of equally shaped records (arrays: of equal length) is one `np.frombuffer`; how many they are is found at C
   speed by comparing every size-th byte,
@@ -21,6 +20,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -28,69 +28,20 @@ import numpy.typing as npt
 
 from connectors.opcua_binary import EPOCH_TICKS, FIXED, VARIABLE, Cursor, DecodeError, guid_texts
 from connectors.opcua_records import HANDLE, PARTS, RECORDS, SIZED, VALUE_AT, Shape, array_record, learn
+from connectors.opcua_response import PublishResponse
 from pipelines.batch import ARRAY, EXACT_INTEGER_MAX, GOOD, Extra, Flag, Kind
-
-PUBLISH_RESPONSE: Final = 829
-REPUBLISH_RESPONSE: Final = 835
-SERVICE_FAULT: Final = 397
-DATA_CHANGE: Final = 811
-EVENT_LIST: Final = 916
-STATUS_CHANGE: Final = 820
-"""Numeric identifiers of the binary encodings (Part 6, annex A: NodeIds.csv), namespace 0."""
+from pipelines.few import Row
 
 OVERFLOW_BITS: Final = 0x0480
 """InfoType DataValue plus Overflow (Part 4, 7.39.1): values before this one fell out of the server's queue."""
 TICKS_MIN: Final = EPOCH_TICKS - 2**63 // 100 + 1
 TICKS_MAX: Final = EPOCH_TICKS + 2**63 // 100 - 1
+_NO_DIAGNOSTICS: Final = (b"\0\0\0\0", b"\xff\xff\xff\xff")
 RUN_MIN: Final = 6
 """Below this many records a run costs less when it is gathered with others of its shape."""
 
-_Header: Final = struct.Struct("<qIIBi3s")
 _Head: Final = struct.Struct("<IB")
-_Message: Final = struct.Struct("<Iqi")
-NO_OBJECT: Final = b"\0\0\0"
-"""A null ExtensionObject."""
 _ONE_BYTE: Final = [bytes((byte,)) for byte in range(256)]
-
-
-@dataclass(slots=True)
-class DataChange:
-    """Where one DataChangeNotification's records lie in the body."""
-
-    start: int
-    end: int
-    count: int
-
-
-@dataclass(slots=True)
-class PublishResponse:
-    """The frame around the data. `result` is the service result; the other fields hold only when it is not bad."""
-
-    result: int
-    subscription_id: int = 0
-    sequence_number: int = 0
-    available: tuple[int, ...] = ()
-    """Sequence numbers that the server still keeps for Republish."""
-    more: bool = False
-    status_change: int | None = None
-    """Status of a StatusChangeNotification, such as BadTimeout when the subscription has expired."""
-    ack_results: tuple[int, ...] = ()
-    changes: list[DataChange] = field(default_factory=list)
-    events: list[DataChange] = field(default_factory=list)
-    """Where the EventFieldLists of an EventNotificationList lie: `opcua_event_decode`."""
-    skipped: int = 0
-    """Notifications of kinds that nobody reads."""
-
-    @property
-    def rows(self) -> int:
-        """Data changes and events in all parts; 0 for a keep-alive."""
-        changes = sum(change.count for change in self.changes)
-        return changes + sum(events.count for events in self.events) if self.events else changes
-
-    @property
-    def numbered(self) -> bool:
-        """It has taken a sequence number: a keep-alive has not."""
-        return bool(self.changes or self.events or self.skipped)
 
 
 @dataclass(slots=True)
@@ -118,72 +69,6 @@ class Columns:
         )
 
 
-def parse_response(body: bytes) -> PublishResponse:
-    """The frame of a PublishResponse, RepublishResponse (it names no subscription) or ServiceFault.
-
-    Raises DecodeError where the bytes are anything else.
-    """
-    cursor = Cursor(body)
-    encoding = cursor.node_id()
-    result = response_header(cursor)
-    if encoding == f"i={SERVICE_FAULT}":
-        return PublishResponse(result or 0x8000_0000)
-    if encoding == f"i={REPUBLISH_RESPONSE}":
-        republished = PublishResponse(result)
-        if not result & 0x8000_0000:
-            _notification_message(cursor, republished)
-        return republished
-    if encoding != f"i={PUBLISH_RESPONSE}":
-        raise DecodeError(f"expected a PublishResponse, received type {encoding}")
-    if result & 0x8000_0000:
-        return PublishResponse(result)
-    response = PublishResponse(result, subscription_id=cursor.uint32())
-    response.available = tuple(cursor.uint32() for _ in range(cursor.count(4)))
-    response.more = cursor.byte() != 0
-    _notification_message(cursor, response)
-    response.ack_results = tuple(cursor.uint32() for _ in range(cursor.count(4)))
-    for _ in range(cursor.count(1)):
-        cursor.diagnostic_info()
-    return response
-
-
-def response_header(cursor: Cursor) -> int:
-    """Part 4, 7.33; returns the service result."""
-    plain = _Header.unpack_from(cursor.body, cursor.at) if cursor.at + _Header.size <= cursor.end else None
-    if plain and plain[3] == 0 and plain[4] <= 0 and plain[5] == NO_OBJECT:
-        cursor.skip(_Header.size)
-        return int(plain[2])
-    cursor.skip(12)
-    result = cursor.uint32()
-    cursor.diagnostic_info()
-    for _ in range(cursor.count(4)):
-        cursor.text()
-    cursor.extension_object()
-    return result
-
-
-def _notification_message(cursor: Cursor, response: PublishResponse) -> None:
-    """Part 4, 7.26."""
-    response.sequence_number, _published, parts = cursor.unpack(_Message)
-    for _ in range(parts):
-        type_id = cursor.node_id()
-        if cursor.byte() != 1:
-            raise DecodeError(f"notification data without a binary body at offset {cursor.at}")
-        size = cursor.int32()
-        start = cursor.skip(size)
-        part = Cursor(cursor.body, start, cursor.at)
-        if type_id == f"i={DATA_CHANGE}":
-            count = part.count(5)
-            response.changes.append(DataChange(part.at, part.end, count))
-        elif type_id == f"i={EVENT_LIST}":
-            count = part.count(8)
-            response.events.append(DataChange(part.at, part.end, count))
-        elif type_id == f"i={STATUS_CHANGE}":
-            response.status_change = part.uint32()
-        else:
-            response.skipped += 1
-
-
 def decode_changes(body: bytes, response: PublishResponse, arrival_ns: int, rows_max: int) -> Iterator[Columns]:
     """The rows in order, in parts of at most `rows_max`, so that the caller can let others run in between.
 
@@ -199,6 +84,41 @@ def decode_changes(body: bytes, response: PublishResponse, arrival_ns: int, rows
             if not left:
                 _check_tail(Cursor(body, at, change.end))
             yield columns
+
+
+def decode_few(body: bytes, response: PublishResponse, arrival_ns: int) -> tuple[list[Row], Extra]:
+    """All rows, one by one, with client handles in place of tags, and their `extra`: for less than RUN_MIN of them."""
+    rows: list[Row] = []
+    extra: Extra = {}
+    for change in response.changes:
+        at = change.start
+        for _ in range(change.count):
+            row, behind = _number_row(body, at, change.end)
+            if row is None:
+                singles = _Rows(body, change.end, arrival_ns)
+                behind = singles.read(len(rows), at)
+                (row,) = singles.fields
+                extra |= singles.extra
+            rows.append(row)
+            at = behind
+        if body[at : change.end] not in _NO_DIAGNOSTICS:
+            _check_tail(Cursor(body, at, change.end))
+    return rows, extra
+
+
+def _number_row(body: bytes, at: int, end: int) -> tuple[Row | None, int]:
+    """A record with a number and a usable source time in it, and the offset behind it; None where it is another."""
+    layout, status_at, source_at = _scalar(body[at + 4 : at + VALUE_AT])
+    behind = at + layout.size
+    if not source_at or behind > end:
+        return None, at
+    fields = layout.unpack_from(body, at)
+    value, ticks = fields[3], fields[source_at]
+    exact = -EXACT_INTEGER_MAX <= value <= EXACT_INTEGER_MAX or isinstance(value, float)
+    if not exact or not TICKS_MIN <= ticks <= TICKS_MAX:
+        return None, at
+    status = fields[status_at] if status_at else GOOD
+    return (fields[0], (ticks - EPOCH_TICKS) * 100, value, status, fields[2], 0), behind
 
 
 def _check_tail(cursor: Cursor) -> None:
@@ -218,6 +138,19 @@ def _tail(mask: int) -> tuple[struct.Struct, int, int]:
 
 
 _TAILS: Final = [_tail(half << 1) for half in range(0x20)]
+
+
+@lru_cache(maxsize=1024)
+def _scalar(shape: Shape) -> tuple[struct.Struct, int, int]:
+    """Layout of a record whose value is a number, and the places of status and source time in it, 0 where absent."""
+    mask, encoding = shape.ljust(2, b"\0")
+    if mask & 0xC0 or not mask & 0x01 or encoding not in FIXED:
+        return _Head, 0, 0
+    parts = [(name, code) for bit, name, code in PARTS if mask & bit]
+    names = ["handle", "mask", "encoding", "value", *(name for name, _ in parts)]
+    layout = struct.Struct("<IBB" + FIXED[encoding].char + "".join(code for _, code in parts))
+    status, source = (names.index(name) if name in names else 0 for name in ("status", "source"))
+    return layout, status, source
 
 
 class _Found:
@@ -402,8 +335,9 @@ class _Rows:
         self._cursor = Cursor(body, 0, end)
         self._arrival_ns = arrival_ns
         self._row: list[int] = []
-        self._fields: list[tuple[int, int, int, int, float, int]] = []  # handle, kind, status, ts_ns, value, flags
-        self._extra: Extra = {}
+        self.fields: list[Row] = []
+        """With client handles."""
+        self.extra: Extra = {}
 
     def read(self, row: int, at: int) -> int:
         """The record at `at` becomes row `row`; returns the offset behind it."""
@@ -421,7 +355,7 @@ class _Rows:
         if source_at >= 0 and TICKS_MIN <= parts[source_at] <= TICKS_MAX:
             ts_ns, flags = (parts[source_at] - EPOCH_TICKS) * 100, 0
         self._row.append(row)
-        self._fields.append((handle, kind, status, ts_ns, number, flags))
+        self.fields.append((handle, ts_ns, number, status, kind, flags))
         return cursor.at
 
     def read_all(self, rows: list[int], offsets: list[int]) -> None:
@@ -435,14 +369,14 @@ class _Rows:
         kind = cursor.byte()
         read = VARIABLE.get(kind)
         if read is not None:
-            self._extra[row] = read(cursor)
+            self.extra[row] = read(cursor)
             return kind, math.nan
         cursor.at -= 1
         kind, value = cursor.variant()
         if isinstance(value, float) or (kind in FIXED and -EXACT_INTEGER_MAX <= value <= EXACT_INTEGER_MAX):
             return kind, value
         if kind != Kind.NULL:
-            self._extra[row] = value
+            self.extra[row] = value
         return kind, math.nan
 
     def store(self, columns: Columns) -> None:
@@ -450,11 +384,11 @@ class _Rows:
         if not self._row:
             return
         rows = np.array(self._row)
-        handle, kind, status, ts_ns, value, flags = zip(*self._fields, strict=True)
+        handle, ts_ns, value, status, kind, flags = zip(*self.fields, strict=True)
         columns.handle[rows] = handle
         columns.kind[rows] = kind
         columns.status[rows] = status
         columns.ts_ns[rows] = ts_ns
         columns.value[rows] = value
         columns.flags[rows] = flags
-        columns.extra.update(self._extra)
+        columns.extra.update(self.extra)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from connectors.opcua_binary import EPOCH_TICKS, Cursor, DecodeError
-from connectors.opcua_decode import TICKS_MAX, TICKS_MIN, Columns, PublishResponse
+from connectors.opcua_decode import TICKS_MAX, TICKS_MIN, Columns
+from connectors.opcua_response import PublishResponse
 from pipelines.batch import ARRAY, Flag, Kind
 from pipelines.rfc3339 import rfc3339
 

@@ -12,10 +12,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from connectors.opcua_decode import Columns, PublishResponse
+from connectors.opcua_decode import Columns
 from connectors.opcua_event_decode import Event, decode_events
 from connectors.opcua_event_filter import QUEUE_OVERFLOW, REFRESH_END, REFRESH_REQUIRED, REFRESH_START
 from connectors.opcua_plan import PlannedEvents
+from connectors.opcua_response import PublishResponse
 from pipelines.tags import Tag, TagTable
 
 REFRESH_MAX_NS: Final = 60 * 10**9

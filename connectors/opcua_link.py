@@ -41,6 +41,7 @@ from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import Corrupt, NotConnected, Permanent
+from pipelines.tags import device_of
 
 CLOSE_S: Final = 1.0
 SESSION_OUTLIVES_MS: Final = 30_000
@@ -84,7 +85,7 @@ class Link:
         self._saving = asyncio.Lock()
         self._loaded = False
         self._durable = False
-        self._access = Access.of(settings, name)
+        self._access = Access.of(settings, device_of(name))
         self._watch = CertificateWatch(data_dir, counters, log)
         self._is_anonymous = settings.security == "none" and settings.auth is None
         self._stale: list[Subscription] = []  # of another plan

@@ -17,12 +17,13 @@ import numpy.typing as npt
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_batches import Batches
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_decode import OVERFLOW_BITS, Columns, PublishResponse, decode_changes
+from connectors.opcua_decode import OVERFLOW_BITS, RUN_MIN, Columns, decode_changes, decode_few
 from connectors.opcua_events import EventReader
+from connectors.opcua_response import PublishResponse
 from connectors.opcua_streams import Streams
 from connectors.opcua_upkeep import Upkeep
 from pipelines.batch import Batch, BatchBuilder
-from pipelines.clock import Clock
+from pipelines.clock import Clock, ClockState
 from pipelines.origin import LAST_PART
 
 ROWS_MAX: Final = 1000
@@ -66,6 +67,10 @@ class Notifications:
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         arrival_ns, clock = self.clock.wall_ns(), self.clock.state  # in this order: see Clock.state
+        if response.rows < RUN_MIN and not response.events and self._plain():
+            yield self._few(body, response, arrival_ns, clock)
+            self.arrival_ns = arrival_ns
+            return
         parts: deque[Rows] = deque()
         for rows in self._rows_of(body, response, arrival_ns):
             if parts:
@@ -87,6 +92,25 @@ class Notifications:
         if left:  # events that nobody wants
             self._settle(response, some)
         self.arrival_ns = arrival_ns
+
+    def _plain(self) -> bool:
+        """Nobody but the route wants to see each row."""
+        return self.make.plain and self.upkeep.heartbeat is None and not self.backfill.open
+
+    def _few(self, body: bytes, response: PublishResponse, arrival_ns: int, clock: ClockState) -> Batch:
+        """A whole message, without numpy."""
+        rows, extra = decode_few(body, response, arrival_ns)
+        if (largest := max([row[0] for row in rows])) >= len(self.names):
+            raise DecodeError(f"client handle {largest} was never given to the server")
+        if overflown := [row for row in rows if row[3] & OVERFLOW_BITS == OVERFLOW_BITS]:
+            handles, times, *_ = zip(*overflown, strict=True)
+            self._values_overflown(np.array(handles, np.uint32), np.array(times, np.int64))
+        self.backfill.live_few(rows)
+        newest_ns = min(max(rows[0][1], rows[-1][1]), arrival_ns)
+        origin = self.streams.origin(response.subscription_id, response.sequence_number, LAST_PART, newest_ns)
+        batch = self.make.few(rows, extra, origin, arrival_ns, clock)
+        self.streams.delivered(batch.number, response.subscription_id, response.sequence_number)
+        return batch
 
     def _settle(self, response: PublishResponse, some: bool) -> None:
         """All parts are out: acknowledged when the last batch is safe, or at once where there was none."""

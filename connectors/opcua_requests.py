@@ -15,7 +15,7 @@ from asyncua import ua
 from asyncua.ua.ua_binary import nodeid_to_binary
 
 from connectors.opcua_binary import EPOCH_TICKS, Cursor, DecodeError
-from connectors.opcua_decode import SERVICE_FAULT, response_header
+from connectors.opcua_response import SERVICE_FAULT, response_header
 
 PUBLISH: Final = 826
 REPUBLISH: Final = 832

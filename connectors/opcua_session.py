@@ -36,6 +36,9 @@ class PublishSession(UaSession):
         self._lost: str | None = None
         self._wake = asyncio.Event()
         self._nudged = False
+        self._idle = False
+        self.on_response: Callable[[bytes], bool] | None = None
+        """Is shown a response in the step of its arrival, while `response` waits: True, it is taken."""
         self.outstanding = 0
         self.request_bytes_max = 0
         """The server takes no larger requests; 0: any."""
@@ -60,12 +63,13 @@ class PublishSession(UaSession):
 
     def arm(self, acks: Sequence[tuple[int, int]]) -> None:
         """Sends one PublishRequest that acknowledges `acks`. Raises NotConnected."""
-        future = self._send(lambda header: opcua_requests.publish(header, acks), timeout_ms=0)
+        future = self._send(lambda header: opcua_requests.publish(header, acks), timeout_ms=0, taker=self._arrived)
         self.outstanding += 1
-        future.add_done_callback(self._responded)
+        future.add_done_callback(self._failed)
 
     async def response(self) -> bytes | None:
-        """The next PublishResponse or ServiceFault, in order of arrival; None after a `nudge`.
+        """The next PublishResponse or ServiceFault, in order of arrival; None after a `nudge`, or where
+        `on_response` has taken it.
 
         Raises NotConnected: the session is gone.
         """
@@ -76,7 +80,11 @@ class PublishSession(UaSession):
             if self._lost is not None:
                 raise NotConnected(self._lost)
             self._wake.clear()
-            await self._wake.wait()
+            self._idle = True
+            try:
+                await self._wake.wait()
+            finally:
+                self._idle = False
         return self._responses.popleft()
 
     @property
@@ -105,7 +113,9 @@ class PublishSession(UaSession):
             except (ConnectionError, OSError) as error:
                 raise NotConnected(f"the connection was lost: {error}") from error
 
-    def _send(self, encode: Callable[[RequestHeader], bytes], timeout_ms: int) -> asyncio.Future[Any]:
+    def _send(
+        self, encode: Callable[[RequestHeader], bytes], timeout_ms: int, taker: Callable[[bytes], None] | None = None
+    ) -> asyncio.Future[Any]:
         protocol = self._client.protocol
         if not isinstance(protocol, Channel) or protocol.transport is None:
             raise NotConnected(self._lost or "the connection is closed")
@@ -121,16 +131,21 @@ class PublishSession(UaSession):
         message = protocol.message(request, protocol._request_id)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         protocol._callbackmap[protocol._request_id] = future
+        if taker:
+            protocol.takers[protocol._request_id] = taker
         protocol.transport.write(message)
         return future
 
-    def _responded(self, future: asyncio.Future[Any]) -> None:
+    def _arrived(self, body: bytes) -> None:
         self.outstanding -= 1
-        if future.cancelled():
-            return
-        error = future.exception()
-        if error is not None:
-            self.lose(str(error) or "the connection was lost")
-            return
-        self._responses.append(bytes(future.result()))
+        idle, self._idle = self._idle, False
+        if idle and self.on_response and self.on_response(body):
+            self._nudged = True
+        else:
+            self._responses.append(body)
         self._wake.set()
+
+    def _failed(self, future: asyncio.Future[Any]) -> None:
+        self.outstanding -= 1
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self.lose(str(error) or "the connection was lost")

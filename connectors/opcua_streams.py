@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from connectors.opcua_decode import PublishResponse
+from connectors.opcua_response import PublishResponse
 from connectors.opcua_state import Subscription
 from pipelines.origin import LAST_PART, SEQUENCES, Entry, Vector, covers, distance, following, newest
 

@@ -39,16 +39,25 @@ class TagTexts:
         self._encode = encode
         self._texts: npt.NDArray[np.object_] = np.empty(0, dtype=np.object_)
 
+    def one(self, tag_id: int) -> bytes:
+        """The text of one tag."""
+        self._grow()
+        text: bytes = self._texts[tag_id]
+        return text
+
     def of(self, tag: npt.NDArray[np.uint32]) -> list[bytes]:
         """The text of each row of a tag column: 12 ns a row by numpy, where a dictionary takes 60."""
-        known = len(self._texts)
-        if known < len(self._tags):
-            added = [self._encode(self._tags[tag_id]) for tag_id in range(known, len(self._tags))]
-            self._texts = np.array([*self._texts, *added], dtype=np.object_)
+        self._grow()
         if len(tag) < SMALL_ROWS:
             return [self._texts[tag_id] for tag_id in tag.tolist()]
         texts: list[bytes] = self._texts[tag].tolist()
         return texts
+
+    def _grow(self) -> None:
+        known = len(self._texts)
+        if known < len(self._tags):
+            added = [self._encode(self._tags[tag_id]) for tag_id in range(known, len(self._tags))]
+            self._texts = np.array([*self._texts, *added], dtype=np.object_)
 
 
 class Names:
@@ -60,11 +69,16 @@ class Names:
         self._labels: dict[int, tuple[dict[int, str], bool]] = {}  # of the tags that have any
         self._mask = np.zeros(0, dtype=np.bool_)
 
-    def of(self, batch: Batch) -> dict[int, Any]:
-        """Row -> a name, or a list of names, for the rows that have one. Nothing is done where no tag has labels."""
+    @property
+    def known(self) -> bool:
+        """Some tag has labels."""
         if self._version != self._tags.version:
             self._look()
-        if not self._labels:
+        return bool(self._labels)
+
+    def of(self, batch: Batch) -> dict[int, Any]:
+        """Row -> a name, or a list of names, for the rows that have one. Nothing is done where no tag has labels."""
+        if not self.known:
             return {}
         if len(batch) < SMALL_ROWS:
             rows = [row for row, tag in enumerate(batch.tag.tolist()) if tag in self._labels]
@@ -143,6 +157,12 @@ def is_clean(batch: Batch) -> bool:
     return not np.count_nonzero(batch.status) and not np.count_nonzero(batch.flags)
 
 
+def one_fragment(batch: Batch, row: int, value: float, kind: int) -> bytes:
+    """That row's value as JSON; `value` and `kind` are what its columns say."""
+    extra = batch.extra
+    return encode(extra[row], kind) if extra and row in extra else number_fragment(value, kind)
+
+
 def value_fragments(batch: Batch) -> list[bytes]:
     """Each row's value as JSON, in order."""
     if len(batch) < SMALL_ROWS:
@@ -217,11 +237,13 @@ def _few(batch: Batch) -> list[bytes]:
     extra = batch.extra or {}
     rows = zip(batch.value.tolist(), batch.kind.tolist(), strict=True)
     return [
-        encode(extra[row], kind) if row in extra else _number(value, kind) for row, (value, kind) in enumerate(rows)
+        encode(extra[row], kind) if row in extra else number_fragment(value, kind)
+        for row, (value, kind) in enumerate(rows)
     ]
 
 
-def _number(value: float, kind: int) -> bytes:
+def number_fragment(value: float, kind: int) -> bytes:
+    """A value that is in the column."""
     if kind in _REAL_KINDS:
         return orjson.dumps(value) if math.isfinite(value) else b'"%b"' % _infinity(value).encode()
     if not math.isfinite(value):
@@ -234,7 +256,7 @@ def _number(value: float, kind: int) -> bytes:
 
 
 def _numbers(batch: Batch) -> list[bytes]:
-    """The value column alone, as `_number` would put each row."""
+    """The value column alone, as `number_fragment` would put each row."""
     value, kind = batch.value, batch.kind
     finite = np.isfinite(value)
     real = (kind == Kind.DOUBLE) | (kind == Kind.FLOAT)

@@ -19,7 +19,7 @@ orjson on a list of dicts takes 0.6 us (1000 Doubles).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from operator import add
 
@@ -33,15 +33,23 @@ from connectors.payload_fragments import (
     clock_word,
     encode,
     microseconds,
+    number_fragment,
+    one_fragment,
     quality,
     value_fragments,
 )
 from pipelines.batch import Batch, Flag, Kind
 from pipelines.clock import UNDISCIPLINED, ClockState
 from pipelines.columns import uniform
+from pipelines.few import Row, few_rows, first_tag
 from pipelines.tags import Tag, TagTable
 
 _VALUE = b',"v":'
+_TEMPLATES_MAX = 10_000
+_Key = tuple[str, int, int, int, bool]
+"""stream, tag, status, flags, historical"""
+_Template = tuple[ClockState | None, bytes, bytes, bytes]
+_NO_TEMPLATE: _Template = (None, b"", b"", b"")
 _AROUND_MAX = 128
 """Batches whose texts are kept; 130 bytes a row."""
 
@@ -56,9 +64,12 @@ class JsonFormat:
         self._opens = TagTexts(tags, _opening)
         self._around = _Around(self._opens)
         self._names = Names(tags)
+        self._templates: dict[_Key, _Template] = {}
 
     def message(self, stream: str, batch: Batch, historical: bool) -> bytes:
         """One message with all rows of the batch (at least one)."""
+        if few := few_rows(batch):
+            return self._message_of(few, stream, batch, historical)
         rows = len(batch)
         around = self._around.of(batch)
         if around:
@@ -86,6 +97,43 @@ class JsonFormat:
             strict=True,
         )
         return [head + tag + time + value + tail for tag, time, value, tail in columns]
+
+    def _message_of(self, few: Sequence[Row], stream: str, batch: Batch, historical: bool) -> bytes:
+        if batch.extra or len(few) > 1 or self._names.known:
+            return self._pieced(few, stream, batch, historical)
+        tag, ts_ns, value, status, kind, flags = few[0]
+        key = stream, tag, status, flags, historical
+        clock, before, between, after = self._templates.get(key) or _NO_TEMPLATE
+        if clock is not batch.clock:
+            clock, before, between, after = self._template(key, batch)
+        return b"%b%d%b%d%b%b%b" % (
+            before,
+            batch.seq,
+            between,
+            ts_ns // 1000,
+            _VALUE,
+            number_fragment(value, kind),
+            after,
+        )
+
+    def _template(self, key: _Key, batch: Batch) -> _Template:
+        """What stands before seq, between it and the time, behind the value, as long as the clock is as it is."""
+        stream, tag, status, flags, historical = key
+        before, between = self._heads.around_seq(stream, batch, historical)
+        if len(self._templates) >= _TEMPLATES_MAX:
+            self._templates.clear()
+        between += b',"samples":[' + self._opens.one(tag)
+        made = self._templates[key] = batch.clock, before, between, _tail(status, flags) + b"}]}"
+        return made
+
+    def _pieced(self, few: Sequence[Row], stream: str, batch: Batch, historical: bool) -> bytes:
+        names, samples = self._names.of(batch), []
+        for row, (tag, ts_ns, value, status, kind, flags) in enumerate(few):
+            shown = one_fragment(batch, row, value, kind)
+            if row in names:
+                shown += b',"name":' + encode(names[row], Kind.NULL)
+            samples.append(b"%b%d%b%b%b}" % (self._opens.one(tag), ts_ns // 1000, _VALUE, shown, _tail(status, flags)))
+        return b'%b,"samples":[%b]}' % (self._heads.head(stream, batch, historical), b",".join(samples))
 
     def _values(self, batch: Batch) -> list[bytes]:
         """Each row's value and, where it has one, its name."""
@@ -135,13 +183,18 @@ class JsonHeads:
 
     def head(self, stream: str, batch: Batch, historical: bool) -> bytes:
         """The header of a batch, without its closing brace."""
-        device = self._tags[int(batch.tag[0])].device
+        before, behind = self.around_seq(stream, batch, historical)
+        return b"%b%d%b" % (before, batch.seq, behind)
+
+    def around_seq(self, stream: str, batch: Batch, historical: bool) -> tuple[bytes, bytes]:
+        """The header, before and behind the batch's seq."""
+        device = self._tags[first_tag(batch)].device
         known = self._cache.get((stream, device, historical))
         if known is None:
             known = self._cache[(stream, device, historical)] = self._encode(stream, device, historical)
         if batch.clock is not self._clock:
             self._clock, self._sync = batch.clock, _sync(batch.clock)
-        return b"%b%d%b%b" % (known[0], batch.seq, known[1], self._sync)
+        return known[0], known[1] + self._sync
 
     def _encode(self, stream: str, device: str, historical: bool) -> tuple[bytes, bytes]:
         before: Mapping[str, object] = {"gateway": self._gateway, "stream": stream}

@@ -19,6 +19,7 @@ from gateway.clock_ptp import Ptp4l
 from gateway.clock_readings import Reader, read_chrony, read_kernel
 from gateway.dead_letter import DeadLetter
 from gateway.embedded_broker import EmbeddedBroker
+from gateway.fast_sessions import with_fast_sessions
 from gateway.http import HttpService
 from gateway.instance import next_instance
 from gateway.ledger import GapLedger
@@ -44,7 +45,7 @@ from pipelines.stage_clock import ClockStepStage
 from pipelines.stage_deadband import DeadbandStage
 from pipelines.stage_scale import TagScaleStage
 from pipelines.stage_select import SelectStage
-from pipelines.tags import TagTable
+from pipelines.tags import TagTable, device_of
 
 ROWS_PER_WRITE_MAX: Final = 10_000
 """A busy route takes this much at a time: one write, one transaction."""
@@ -88,7 +89,7 @@ def build(file: GatewayFile, clock: SystemClock | None = None) -> Built:
 
 def build_share(share: Share, process: Process, clock: SystemClock | None = None) -> Built:
     """What one process runs."""
-    file, instance, clock = share.file, process.instance, clock or SystemClock()
+    file, instance, clock = with_fast_sessions(share.file), process.instance, clock or SystemClock()
     identity, tags = Identity(file.gateway.id, file.gateway.site, share.worker), TagTable()
     ledger = GapLedger(file.gateway.data_dir, clock)
     sources = [_source(file, name, number, tags, clock, ledger) for number, name in enumerate(file.devices)]
@@ -190,10 +191,12 @@ def _source_session(
     connected: Callable[[int], None],
 ) -> SourceSession:
     settings = file.devices[source.name]
-    own = [tag for tag in tags if tag.device == source.name]
+    device = device_of(source.name)
+    names = {*settings.tags, *getattr(settings, "events", ())}
+    own = [tag for tag in tags if tag.device == device and tag.name in names]
 
     def takes(pattern: str) -> bool:
-        return may_match(pattern, source.name) if settings.learns_tags else any(matches(pattern, tag) for tag in own)
+        return may_match(pattern, device) if settings.learns_tags else any(matches(pattern, tag) for tag in own)
 
     wanted = [route for route in routes if any(map(takes, file.send[route.name].from_))]
     return SourceSession(source, _address(settings), wanted, _tag_stages(settings, tags), clock, ledger, connected)

@@ -27,7 +27,7 @@ from connectors import opcua_requests
 from connectors.mqtt_wire import PublishEncoder, variable_byte_integer
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_channel import HEADERS, Channel, ChannelClient
-from connectors.opcua_decode import parse_response
+from connectors.opcua_response import parse_response
 from connectors.opcua_session import PublishSession
 from gateway.command import on_loop
 from pipelines.clock import SystemClock

@@ -31,7 +31,8 @@ import numpy as np
 from connectors.mqtt_wire import variable_byte_integer
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_channel import HEADERS
-from connectors.opcua_decode import decode_changes, parse_response
+from connectors.opcua_decode import decode_changes
+from connectors.opcua_response import parse_response
 from gateway.demo import free_ports
 from gateway.demo_machines import mosquitto
 from gateway.latency_machine import HOST, NODE

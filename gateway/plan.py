@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from connectors import load
+from gateway.fast_sessions import with_fast_sessions
 from gateway.settings import GatewayFile, kind_of
 from gateway.workers_split import shares
 
@@ -27,7 +28,7 @@ def lines(file: GatewayFile) -> Iterator[str]:
 
 
 def _lines(file: GatewayFile) -> Iterator[str]:
-    for name, device in file.devices.items():
+    for name, device in with_fast_sessions(file).devices.items():
         yield f"{name}:"
         learnt = (file.gateway.data_dir, name) if kind_of(device) in LEARNS else ()
         for line in load(PLANS[kind_of(device)])(device, *learnt):

@@ -291,7 +291,8 @@ class Route(Settings):
     steps: tuple[Step, ...] = Field((), description="What is done to the samples, in this order.")
     fast: bool = Field(
         False,
-        description="true: for low latency; what waits is in memory only, and is written in small pieces.",
+        description="true: for low latency; what waits is in memory only, and is written in small pieces. "
+        "[Fast routes](fast.md).",
     )
     latency_budget: Duration | None = Field(
         None,

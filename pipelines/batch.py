@@ -113,7 +113,7 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """Memory held, roughly: what lanes count against their cap."""
-        columns = 200 + 26 * len(self.tag)
+        columns = 200 + 26 * len(self)
         return columns + 100 * len(self.extra) + sum(map(_size, self.extra.values())) if self.extra else columns
 
     def take(self, rows: npt.NDArray[Any] | slice) -> Self:

@@ -10,7 +10,7 @@ acts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
@@ -217,3 +217,54 @@ class OverPaths(Protocol):
     @property
     def path_counters(self) -> Sequence[Counters]:
         """Of each of them."""
+
+
+# --- Cut-through ----------------------------------------------------------------------------------------------------
+# What a connector or a lane may have besides, so that a batch that finds its route idle gets all the way in the step in
+# which its bytes arrive. What these do not take goes the way of every batch, and in order.
+
+
+@runtime_checkable
+class CutThroughSource(Protocol):
+    """A source that shows a batch before `read` returns it."""
+
+    def show(self, ahead: Callable[[Batch], None] | None) -> None:
+        """From now on `ahead` may be given, in the step of its arrival, what the waiting `read` returns next; None:
+        nobody is shown anything. Nothing is missing for whom `read` alone is enough."""
+
+
+@runtime_checkable
+class CutThroughLane(Lane, Protocol):
+    """A lane whose `append` never waits."""
+
+    def put(self, batch: Batch) -> None:
+        """`append`, and whoever is asked (`CutThroughReader.hand_over`) has been when this returns."""
+
+
+@runtime_checkable
+class CutThroughReader(Reader, Protocol):
+    """A reader that can hand over a batch in the step of its append."""
+
+    def hand_over(self, take: Callable[[int, Batch], bool] | None) -> None:
+        """From now on `take` is asked about each batch that is appended while nothing else is unread, with its offset.
+
+        True: it is in the caller's hand, as after `read`. None: nobody is asked. One of all readers of the lane.
+        """
+
+
+Acknowledged = Callable[[], Awaitable[None]]
+"""To be called once; returns or raises what `Sink.write` would have."""
+
+
+@runtime_checkable
+class CutThroughSink(Protocol):
+    """A sink that can send without waiting."""
+
+    sent_max: int
+    """What was sent in this way and is not acknowledged: so many at a time."""
+
+    def send(self, lane: str, batch: Batch) -> Acknowledged | None:
+        """Sent, behind everything that was sent before; or None, and nothing was: `write` is the way now.
+
+        Nothing of the same lane may be in a `write` meanwhile.
+        """

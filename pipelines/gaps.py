@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from pipelines.batch import Batch
+from pipelines.tags import device_of
 
 
 class Reason(StrEnum):
@@ -69,5 +70,5 @@ def of_batches(reason: Reason, route: str, batches: Iterable[Batch], devices: Se
         from_ns, _, rows = found.get(batch.source_id, (batch.received_ns, 0, 0))
         found[batch.source_id] = from_ns, batch.received_ns, rows + len(batch)
     for source, (from_ns, to_ns, rows) in found.items():
-        device = devices[source] if source < len(devices) else ""
+        device = device_of(devices[source]) if source < len(devices) else ""
         yield Gap(reason, device, route, (), from_ns, to_ns, rows)

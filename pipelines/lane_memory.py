@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 from uuid import uuid4
@@ -12,7 +12,7 @@ import msgpack
 
 from pipelines.batch import Batch
 from pipelines.clock import Clock, SystemClock
-from pipelines.contracts import Part, Reader, Span
+from pipelines.contracts import CutThroughReader, Part, Span
 from pipelines.counters import Counters
 from pipelines.errors import Corrupt
 from pipelines.gaps import Ledger, NoLedger, Reason, of_batches
@@ -66,6 +66,7 @@ class MemoryLane:
         self._unread = Intervals()
         self._live_from = self._end
         self._readable = asyncio.Event()
+        self._take: Callable[[int, Batch], bool] | None = None
 
     @property
     def pending_rows(self) -> int:
@@ -85,24 +86,34 @@ class MemoryLane:
         return None  # it starts empty
 
     async def append(self, batch: Batch) -> None:
+        self.put(batch)
+
+    def put(self, batch: Batch) -> None:
+        """`append`, which never waits here."""
         size, rows = batch.nbytes, len(batch)
         offset = self._end
         self._end += 1
         if self._bytes + size > self._bytes_max and not self._make_room(size):
             self._count_drop(batch)
             return
-        self._held[offset] = (batch.numbered(offset, self._wall_ns()), size)
+        numbered = batch.numbered(offset, self._wall_ns())
+        self._held[offset] = numbered, size
         self._pending.add(offset, offset + 1)
-        self._unread.add(offset, offset + 1)
         self._bytes += size
         self._rows += rows
-        self.counters.add("rows", rows)
-        self._readable.set()
+        self.counters.totals["rows"] += rows
+        taken = False
+        try:
+            taken = self._take is not None and not self._unread and self._take(offset, numbered)
+        finally:
+            if not taken:
+                self._unread.add(offset, offset + 1)
+                self._readable.set()
 
     async def sync(self) -> None:
         return
 
-    def reader(self, part: Part, synced: bool = False) -> Reader:
+    def reader(self, part: Part, synced: bool = False) -> CutThroughReader:
         reader = _MemoryReader(self, part)
         reader.rewind()
         return reader
@@ -171,7 +182,7 @@ class MemoryLane:
         low = self._live_from if part is Part.LIVE else 0
         return low, self._live_from if part is Part.BACKLOG else self._end
 
-    def _take(self, part: Part, rows_max: int) -> tuple[Span, list[Batch]] | None:
+    def _next(self, part: Part, rows_max: int) -> tuple[Span, list[Batch]] | None:
         found = self._unread.first_in(*self._bounds(part))
         if found is None:
             return None
@@ -213,9 +224,12 @@ class _MemoryReader:
             await self._lane._readable.wait()
 
     async def read(self, rows_max: int) -> tuple[Span, Sequence[Batch]]:
-        while (taken := self._lane._take(self._part, rows_max)) is None:
+        while (taken := self._lane._next(self._part, rows_max)) is None:
             await self.wait()
         return taken
+
+    def hand_over(self, take: Callable[[int, Batch], bool] | None) -> None:
+        self._lane._take = take
 
     def commit(self, span: Span) -> None:
         self._lane._forget(span.start, span.end)

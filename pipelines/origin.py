@@ -52,7 +52,8 @@ class Mark:
 
     def __init__(self) -> None:
         self._held: bytes | None = None
-        self._behind = False
+        self.behind = False
+        """Something of what the lane has may be offered once more."""
 
     def rewind(self, held: bytes | None) -> None:
         """The source begins a session and may repeat what the lane has; `held` is what the lane itself says."""
@@ -60,19 +61,19 @@ class Mark:
             self._held = held
         elif held is not None:
             self._held = merged(held, self._held)
-        self._behind = self._held is not None
+        self.behind = self._held is not None
 
     def has(self, origin: bytes | None) -> bool:
         """The lane has the batch with this origin."""
-        return self._behind and covers(self._held, origin)
+        return self.behind and covers(self._held, origin)
 
     def ahead(self, origin: bytes | None) -> bytes | None:
         """The origin to store with a batch that is offered: it never falls behind what the lane has."""
-        if not self._behind or origin is None:
+        if not self.behind or origin is None:
             return origin
         ahead = merged(self._held, origin)
-        self._behind = ahead != origin
-        return ahead if self._behind else origin
+        self.behind = ahead != origin
+        return ahead if self.behind else origin
 
     def took(self, origin: bytes | None) -> None:
         """The lane has the batch with this origin, or the route has filtered it out."""

@@ -13,13 +13,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pipelines.batch import Batch, rows_of
 from pipelines.clock import Clock
-from pipelines.contracts import Lane, Reader, Sink, Source, Span, Stage
+from pipelines.contracts import (
+    Acknowledged,
+    CutThroughLane,
+    CutThroughReader,
+    CutThroughSink,
+    CutThroughSource,
+    Lane,
+    Reader,
+    Sink,
+    Source,
+    Span,
+    Stage,
+)
 from pipelines.counters import Counters
+from pipelines.cut_through import CutThrough
 from pipelines.errors import NotConnected, Rejected
 from pipelines.latency import Latency, Sessions
 from pipelines.origin import Mark
@@ -61,16 +75,39 @@ class Route:
 
     async def offer(self, batch: Batch, to: Sequence[Marked] | None = None) -> None:
         """Returned: every lane (or those in `to`) has every row that the stages let through."""
-        kept = _through(self.stages, batch)
-        self.counters.add("rows", len(batch))
-        self.counters.add("filtered_rows", len(batch) - (len(kept) if kept is not None else 0))
-        parts = list(kept.split(ROWS_PER_BATCH_MAX)) if kept is not None else []
+        parts = self._left_of(batch)
         for lane, mark in [(lane, Mark()) for lane in self.lanes] if to is None else to:
-            origin = mark.ahead(batch.origin)
-            for part in parts:
-                as_it_is = part.origin is None or part.origin == origin
-                await lane.append(part if as_it_is else replace(part, origin=origin))
-            mark.took(origin)
+            for part in _marked(parts, batch.origin, mark):
+                await lane.append(part)
+
+    def put(self, batch: Batch, to: Sequence[tuple[CutThroughLane, Mark]]) -> None:
+        """`offer`, where no lane waits."""
+        parts = self._left_of(batch)
+        for lane, mark in to:
+            for part in _marked(parts, batch.origin, mark) if mark.behind else parts:
+                lane.put(part)
+            if not mark.behind:
+                mark.took(batch.origin)
+
+    def _left_of(self, batch: Batch) -> Sequence[Batch]:
+        """What the stages let through, in parts; counted."""
+        kept = _through(self.stages, batch)
+        rows, left = len(batch), len(kept) if kept is not None else 0
+        totals = self.counters.totals
+        totals["rows"] += rows
+        totals["filtered_rows"] += rows - left
+        if kept is None:
+            return []
+        return [kept] if left <= ROWS_PER_BATCH_MAX else list(kept.split(ROWS_PER_BATCH_MAX))
+
+
+def _marked(parts: Sequence[Batch], origin: bytes | None, mark: Mark) -> Iterator[Batch]:
+    """The parts of a batch as one lane takes them; it has them when the last one is taken."""
+    ahead = mark.ahead(origin)
+    for part in parts:
+        as_it_is = part.origin is None or part.origin == ahead
+        yield part if as_it_is else replace(part, origin=ahead)
+    mark.took(ahead)
 
 
 def _through(stages: Sequence[Stage], batch: Batch) -> Batch | None:
@@ -116,28 +153,84 @@ async def collect(source: Source, routes: Sequence[Route], stages: Sequence[Stag
 
     What a machine sends again goes only to the lanes that do not have it. Ends only by the source's error or a lane's.
     """
-    marked = [(route, route.marked(source.name)) for route in routes]
     settler = Settler(source, [lane for route in routes for lane in route.lanes])
-    async with asyncio.TaskGroup() as group:
-        group.create_task(settler.run())
-        work = 0
-        while True:
-            batch = await source.read()
-            source.counters.add("rows", len(batch))
-            source.counters.add("batches")
-            source.counters.set(LAST_BATCH, batch.received_ns / 1e9)
-            wanting = [(route, [one for one in lanes if not _has(one, batch)]) for route, lanes in marked]
-            for index, part in enumerate(batch.split(ROWS_PER_BATCH_MAX)):
-                if index:
+    with _intake(source, routes, stages) as intake:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(settler.run())
+            work = 0
+            while True:
+                batch = await source.read()
+                source.counters.add("rows", len(batch))
+                source.counters.add("batches")
+                source.counters.set(LAST_BATCH, batch.received_ns / 1e9)
+                await intake.take(batch)
+                settler.offered(batch.number)
+                # A source that always has something never suspends; neither does a memory lane. Acknowledged first: a
+                # stop finds us here.
+                work += BATCH_IN_ROWS + len(batch)
+                if work >= ROWS_PER_BATCH_MAX:
+                    work = 0
                     await asyncio.sleep(0)
-                await _spread(_through(stages, part), wanting)
-            settler.offered(batch.number)
-            # A source that always has something never suspends; neither does a memory lane. Acknowledged first: a
-            # stop finds us here.
-            work += BATCH_IN_ROWS + len(batch)
-            if work >= ROWS_PER_BATCH_MAX:
-                work = 0
+
+
+class _Intake:
+    """What a source gives, to every route: lanes that never wait may have it ahead of `read`."""
+
+    def __init__(self, source: str, routes: Sequence[Route], stages: Sequence[Stage]) -> None:
+        self._stages = stages
+        self._promptly: list[tuple[Route, Sequence[tuple[CutThroughLane, Mark]]]] = []
+        self._later: list[tuple[Route, Sequence[Marked]]] = []
+        self._seen: tuple[int, list[Batch]] = -1, []
+        for route in routes:
+            marked = route.marked(source)
+            never_wait = [(lane, mark) for lane, mark in marked if isinstance(lane, CutThroughLane)]
+            if len(never_wait) == len(marked):
+                self._promptly.append((route, never_wait))
+            else:
+                self._later.append((route, marked))
+
+    def ahead(self, batch: Batch) -> None:
+        """See `contracts.CutThroughSource`."""
+        left = _through(self._stages, batch)
+        if left is not None:
+            for route, lanes in self._promptly:
+                if to := [one for one in lanes if not one[1].behind or not _has(one, batch)]:
+                    route.put(left, to)
+        self._seen = batch.number, [] if left is None else [left]
+
+    async def take(self, batch: Batch) -> None:
+        """Returned: every lane has it."""
+        number, parts = self._seen
+        if number == batch.number:
+            wanting = _wanting(self._later, batch)
+            for part in parts:
+                await _spread(part, wanting)
+            return
+        wanting = [*_wanting(self._promptly, batch), *_wanting(self._later, batch)]
+        for index, part in enumerate(batch.split(ROWS_PER_BATCH_MAX)):
+            if index:
                 await asyncio.sleep(0)
+            await _spread(_through(self._stages, part), wanting)
+
+
+@contextmanager
+def _intake(source: Source, routes: Sequence[Route], stages: Sequence[Stage]) -> Iterator[_Intake]:
+    """For one session of the source, which shows it what it can."""
+    intake = _Intake(source.name, routes, stages)
+    if not isinstance(source, CutThroughSource):
+        yield intake
+        return
+    source.show(intake.ahead)
+    try:
+        yield intake
+    finally:
+        source.show(None)
+
+
+def _wanting(marked: Sequence[tuple[Route, Sequence[Marked]]], batch: Batch) -> list[tuple[Route, Sequence[Marked]]]:
+    """Of each route, the lanes that do not have it."""
+    wanting = [(route, [one for one in lanes if not _has(one, batch)]) for route, lanes in marked]
+    return [(route, lanes) for route, lanes in wanting if lanes]
 
 
 def _has(marked: Marked, batch: Batch) -> bool:
@@ -152,8 +245,7 @@ def _has(marked: Marked, batch: Batch) -> bool:
 async def _spread(batch: Batch | None, wanting: Sequence[tuple[Route, Sequence[Marked]]]) -> None:
     if batch is not None:
         for route, lanes in wanting:
-            if lanes:
-                await route.offer(batch, lanes)
+            await route.offer(batch, lanes)
 
 
 @dataclass(frozen=True)
@@ -200,6 +292,9 @@ class Pump:
         self._rows_max = self._rows_now = rows_max
         self._in_flight_max = min(in_flight_max or sink.in_flight_max, sink.in_flight_max)
         self._replay = replay
+        self._cut_through: CutThrough | None = None
+        if isinstance(reader, CutThroughReader) and isinstance(sink, CutThroughSink) and self._in_flight_max > 1:
+            self._cut_through = CutThrough(lane.name, reader, sink)
         self.counters = Counters("pump", lane.name)
         self.latency = Latency(self.counters, sessions)
 
@@ -215,10 +310,34 @@ class Pump:
         async with asyncio.TaskGroup() as writes:
             if self._replay:
                 writes.create_task(self._catch_up(self._replay, slots))
-            while True:
-                await self._slot(slots)
-                span, batches = await self._reader.read(self._rows_now)
-                writes.create_task(self._deliver(span, batches, slots))
+            with self._cutting_through(writes):
+                while True:
+                    await self._slot(slots)
+                    span, batches = await self._reader.read(self._rows_now)
+                    writes.create_task(self._deliver(span, batches, self._begin(slots)))
+
+    @contextmanager
+    def _cutting_through(self, writes: asyncio.TaskGroup) -> Iterator[None]:
+        """Where lane and sink can: meanwhile batches may be sent without the loop in `run`."""
+        short = self._cut_through
+        if short is None:
+            yield
+            return
+
+        def deliver(span: Span, batches: Sequence[Batch], sent: Acknowledged) -> None:
+            writes.create_task(self._deliver(span, batches, short.ended, sent=sent))
+
+        short.start(deliver)
+        try:
+            yield
+        finally:
+            short.stop()
+
+    def _begin(self, slots: asyncio.Semaphore) -> Callable[[], None]:
+        """A write of `run` in its slot; to be called when it has ended well."""
+        if self._cut_through is None:
+            return slots.release
+        return self._cut_through.hold(slots.release)
 
     async def _slot(self, slots: asyncio.Semaphore) -> None:
         """Takes one as soon as there is something to write as well: who waits for data holds none."""
@@ -238,7 +357,7 @@ class Pump:
             span, batches = await replay.reader.read(min(rows, self._rows_now))
             await slots.acquire()
             began_ns = self._clock.mono_ns()
-            await self._deliver(span, batches, slots, replay)
+            await self._deliver(span, batches, slots.release, replay)
             now = self._clock.mono_ns()
             quickest_ns = min(quickest_ns or now - began_ns, now - began_ns)
             cost = rows_of(batches) + BATCH_IN_ROWS * len(batches)
@@ -247,16 +366,43 @@ class Pump:
             await self._clock.sleep(max(due_ns - now, 0) / 1e9)
 
     async def _deliver(
-        self, span: Span, batches: Sequence[Batch], slots: asyncio.Semaphore, replay: Replay | None = None
+        self,
+        span: Span,
+        batches: Sequence[Batch],
+        release: Callable[[], None],
+        replay: Replay | None = None,
+        sent: Acknowledged | None = None,
     ) -> None:
-        """`slots` has one less until the sink has it all; only then the position of the next write is known."""
-        rejected = 0
+        """Written, or only awaited where it is `sent` already; then committed, and its slot released."""
         try:
-            position = self._lane.position(span) if self._sink.keeps_positions else b""
-            await self._sink.write(self._lane.name, batches, position, historical=replay is not None)
+            rejected = await self._acknowledged(span, batches, replay, sent)
+        except BaseException:
+            if self._cut_through:
+                self._cut_through.stop()
+            raise
+        (replay.reader if replay else self._reader).commit(span)
+        release()
+        self._rows_now = min(self._rows_now + ROWS_PER_BATCH_MAX, self._rows_max)
+        self._count(batches, rejected)
+        if replay:
+            self.counters.add("historical_rows", rows_of(batches) - rejected)
+        else:
+            # How old a backlog is says nothing of the latency now.
+            self.latency.observe(batches, self._clock.wall_ns())
+
+    async def _acknowledged(
+        self, span: Span, batches: Sequence[Batch], replay: Replay | None, sent: Acknowledged | None
+    ) -> int:
+        """The sink has it all, but for so many rows that were set aside: only then the next position is known."""
+        try:
+            if sent:
+                await sent()
+            else:
+                position = self._lane.position(span) if self._sink.keeps_positions else b""
+                await self._sink.write(self._lane.name, batches, position, historical=replay is not None)
         except Rejected as refusal:
             await self._set_aside(batches, refusal)
-            rejected = len(refusal.rows)
+            return len(refusal.rows)
         except NotConnected:
             least = min(ROWS_PER_BATCH_MAX, self._rows_max)
             self._rows_now = max(min(rows_of(batches), self._rows_now) // 2, least)
@@ -268,15 +414,7 @@ class Pump:
             # A client library cancelled its own future. A TaskGroup takes a cancelled child for finished: the span
             # would stay in hand and its slot be gone, unnoticed.
             raise NotConnected("a write was given up by the client library") from error
-        (replay.reader if replay else self._reader).commit(span)
-        slots.release()
-        self._rows_now = min(self._rows_now + ROWS_PER_BATCH_MAX, self._rows_max)
-        self._count(batches, rejected)
-        if replay:
-            self.counters.add("historical_rows", rows_of(batches) - rejected)
-        else:
-            # How old a backlog is says nothing of the latency now.
-            self.latency.observe(batches, self._clock.wall_ns())
+        return 0
 
     async def _set_aside(self, batches: Sequence[Batch], refusal: Rejected) -> None:
         rows: defaultdict[int, list[int]] = defaultdict(list)

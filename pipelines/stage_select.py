@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from pipelines.batch import Batch
+from pipelines.few import few_rows
 from pipelines.selector import Selector
 from pipelines.tags import TagTable
 
@@ -23,7 +24,10 @@ class SelectStage:
         return cls(Selector(tags, patterns))
 
     def process(self, batch: Batch) -> Batch | None:
-        chosen = self._selector.mask()[batch.tag]
+        mask, few = self._selector.mask(), few_rows(batch)
+        if few is not None and all(mask.item(row[0]) for row in few):
+            return batch
+        chosen = mask[batch.tag]
         if chosen.all():
             return batch
         return batch.take(chosen) if chosen.any() else None

@@ -36,6 +36,11 @@ class Tag:
         return f"{self.device}/{self.name}"
 
 
+def device_of(source: str) -> str:
+    """The device behind a source's name: one may have several sessions, `press4` and `press4@fast`."""
+    return source.partition("@")[0]
+
+
 class TagTable:
     """Append-only: an id, once given, means the same tag for ever. Ids are 0, 1, 2, ... in order of `add`.
 

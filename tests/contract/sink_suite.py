@@ -15,7 +15,7 @@ from connectors import SINKS, load
 from connectors.payload import Identity
 from pipelines.batch import Batch, BatchBuilder, Kind
 from pipelines.clock import SystemClock
-from pipelines.contracts import Sink
+from pipelines.contracts import CutThroughSink, Sink
 from pipelines.errors import GatewayError, NotConnected
 from pipelines.quantities import Settings
 from pipelines.tags import Tag, TagTable
@@ -124,6 +124,27 @@ class SinkSuite:
             ]
             await asyncio.gather(*writes)
         assert await fixture.received_all() == list(range(fixture.made))
+
+    async def test_what_is_sent_at_once_keeps_its_order_among_writes(self, fixture: Fixture) -> None:
+        """Of a sink that can: sent without a turn of the event loop, acknowledged as a write is; not without a session.
+
+        Behind a write that is under way it is refused, and goes by `write` as everything does.
+        """
+        sink = fixture.sink
+        if not isinstance(sink, CutThroughSink):
+            return
+        assert sink.send("history", fixture.batch(0)) is None
+        await fixture.connect()
+        for _ in range(5):
+            sent = [sink.send("history", fixture.batch(1)) for _ in range(sink.sent_max)]
+            waits = [acknowledged() for acknowledged in sent if acknowledged]
+            assert len(waits) == sink.sent_max
+            await within(asyncio.gather(*waits))
+            await fixture.write(fixture.batch(), fixture.batch(1))
+        assert await fixture.received_all() == list(range(fixture.made))
+        assert sink.counters.totals["rows"] == fixture.made
+        await within(sink.close())
+        assert sink.send("history", fixture.batch(1)) is None
 
     async def test_an_absent_broker_is_a_normal_state(self, fixture: Fixture) -> None:
         """No broker: NotConnected that names its address; once it is there, the same object connects and writes."""

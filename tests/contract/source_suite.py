@@ -17,7 +17,7 @@ import pytest
 from connectors import SOURCES, load
 from pipelines.batch import SEVERITY_MASK, Batch
 from pipelines.clock import SystemClock
-from pipelines.contracts import Source
+from pipelines.contracts import CutThroughSource, Source
 from pipelines.errors import NotConnected
 from pipelines.quantities import Settings
 from pipelines.tags import TagTable
@@ -122,6 +122,25 @@ class SourceSuite:
         fixture.source.commit(first.number)
         fixture.machine.change()
         assert (await fixture.read()).number == second.number + 1
+
+    async def test_what_is_shown_is_what_read_returns(self, fixture: Fixture) -> None:
+        """Of a source that shows: the very batch that the waiting `read` returns, each once; to nobody any more after
+        `show(None)`."""
+        machine, source, shown, read = fixture.machine, fixture.source, list[Batch](), list[Batch]()
+        if not isinstance(source, CutThroughSource):
+            return
+        await fixture.connect()
+        await fixture.read_until(lambda seen: set(machine.settings.tags) <= set(seen))  # then nothing comes by itself
+        source.show(shown.append)
+        while not shown:
+            waiting = asyncio.create_task(fixture.read())
+            await asyncio.to_thread(machine.change)
+            read.append(await waiting)
+        assert shown[0] is read[-1]
+        source.show(None)
+        machine.change()
+        assert (await fixture.read()).number == read[-1].number + 1
+        assert len(shown) == 1
 
     async def test_a_bad_tag_leaves_the_others_running(self, fixture: Fixture) -> None:
         """An address that does not exist gives a row with a bad status and a line in `faults`, and nothing else."""

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from asyncua import ua
 
-from connectors.opcua_decode import parse_response
+from connectors.opcua_response import parse_response
 from connectors.opcua_resume import ResumingClient
 from connectors.opcua_session import PublishSession
 from pipelines.clock import SystemClock

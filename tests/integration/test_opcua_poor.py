@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from connectors import opcua_plan
-from connectors.opcua_decode import parse_response
+from connectors.opcua_response import parse_response
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.errors import NotConnected

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Final
 
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_decode import decode_changes, parse_response
+from connectors.opcua_decode import decode_changes, decode_few
 from connectors.opcua_event_decode import decode_events
+from connectors.opcua_response import parse_response
 from connectors.opcua_structures import Structures
 from connectors.payload import FORMATS, Format, Identity, make_format
 from pipelines.batch import BatchBuilder
@@ -75,6 +76,7 @@ class Oracle:
             found = None
         if thoroughly:
             assert repr(_plainly(body)) == repr(found), "columns and single rows differ"
+            assert repr(_without_columns(body)) == repr(found), "columns and rows without columns differ"
         if found is None:
             self.refused += 1
             return
@@ -116,6 +118,17 @@ def _plainly(body: bytes) -> list[Row] | None:
         return rows(body, _PARTS_OF_THE_PLAIN_WAY)
     except DecodeError:
         return None
+
+
+def _without_columns(body: bytes) -> list[Row] | None:
+    try:
+        found, extra = decode_few(body, parse_response(body), ARRIVAL_NS)
+    except DecodeError:
+        return None
+    return [
+        (handle, ts_ns, extra[row] if row in extra else repr(float(value)), status, kind, flags)
+        for row, (handle, ts_ns, value, status, kind, flags) in enumerate(found)
+    ]
 
 
 def _with_junk_behind(body: bytes) -> list[Row]:

@@ -13,8 +13,9 @@ from uuid import UUID
 from asyncua import ua
 from asyncua.ua.ua_binary import struct_to_binary
 
-from connectors.opcua_decode import Columns, decode_changes, parse_response
+from connectors.opcua_decode import Columns, decode_changes
 from connectors.opcua_definitions import standard_structures
+from connectors.opcua_response import parse_response
 from connectors.opcua_structures import DataType, Field, Form, Structure, Structures
 from pipelines.batch import ARRAY, Kind
 

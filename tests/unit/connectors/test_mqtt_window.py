@@ -145,3 +145,31 @@ def test_an_upload_that_moves_is_not_counted() -> None:
     assert not silent.stalled("same", 0, 100, 100) and not silent.stalled("same", 9, 150, 50)
     assert not silent.stalled("same", 18, 150, 50)
     assert silent.stalled("same", 19, 150, 50)
+
+
+async def test_one_by_one() -> None:
+    """`take_one` gives what `take` does, steps over what is in flight, and comes round."""
+    window, delivery = Window(PACKET_ID_MAX), Delivery()
+    straggler = window.take_one(delivery, 0)
+    while window.take_one(delivery, 1) != PACKET_ID_MAX:
+        window.acknowledge(range(straggler + 1, PACKET_ID_MAX))
+    window.acknowledge([PACKET_ID_MAX])
+    assert [window.take_one(delivery, 2), straggler] == [2, 1]
+    assert (len(window), window.free) == (2, PACKET_ID_MAX - 2)
+    window.refuse(2, 0x87)
+    window.acknowledge([straggler])
+    await delivery.settled()
+    assert delivery.refused == [(2, 0x87)]
+
+
+async def test_nothing_is_free_while_somebody_waits() -> None:
+    """Who waits for half a window is not kept waiting by single messages."""
+    window, delivery = Window(4), Delivery()
+    ids = window.take(delivery, 0, 4)
+    room = asyncio.ensure_future(window.room(4))
+    await asyncio.sleep(0)
+    window.acknowledge(ids[:1])
+    assert window.free == 0
+    window.acknowledge(ids[1:])
+    await room
+    assert window.free == 4

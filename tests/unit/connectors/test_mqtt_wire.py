@@ -136,3 +136,14 @@ def test_malformed(data: bytes) -> None:
     """A remaining length of five bytes, a PUBACK without id, and a packet of 256 MiB end the session."""
     with pytest.raises(MalformedPacket):
         Splitter(65_000).feed(data)
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize("properties", [None, b"", content_type_property("application/json")])
+@given(payload=st.binary(max_size=300))
+def test_one_packet_is_as_of_many(qos: int, properties: bytes | None, payload: bytes) -> None:
+    """`one` makes what `encode` does."""
+    encoder, topic = PublishEncoder(qos, False, properties), b"\0\3a/b"
+    packet = encoder.encode([topic], [payload], range(7, 8))
+    assert encoder.one(topic, payload, 7) == packet
+    assert len(packet) <= len(topic) + len(payload) + encoder.beside_bytes_max

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.opcua_binary import Cursor, DecodeError
-from connectors.opcua_decode import DataChange, PublishResponse, decode_changes, parse_response
+from connectors.opcua_decode import decode_changes
+from connectors.opcua_response import DataChange, PublishResponse, _any, parse_response
 from connectors.opcua_variable import READ
 from pipelines.batch import ARRAY, Flag, Kind
 
@@ -424,3 +425,26 @@ def test_a_text_without_its_length_at_the_end_of_the_message() -> None:
     whole = PublishResponse(0, changes=[DataChange(0, len(body), 7)])
     with pytest.raises(DecodeError, match="beyond the end of the message"):
         list(decode_changes(body, whole, ARRIVAL_NS, 1000))
+
+
+@pytest.mark.parametrize("listed", [[], [7], [*range(1, 65)], [*range(1, 70)], None])
+@pytest.mark.parametrize("results", [0, 1, 64, 65])
+def test_the_plain_frame_is_read_as_any_other(listed: list[int] | None, results: int) -> None:
+    """By the places of its fields, or one by one: the same."""
+    message = ua.PublishResponse()
+    change = ua.DataChangeNotification(MonitoredItems=[ua.MonitoredItemNotification(1, data_value(ua.Variant(1.5)))])
+    message.Parameters = ua.PublishResult(
+        SubscriptionId=3,
+        AvailableSequenceNumbers=listed or [],
+        MoreNotifications=True,
+        NotificationMessage=ua.NotificationMessage(SequenceNumber=9, PublishTime=SOURCE, NotificationData=[change]),
+        Results=[ua.StatusCode(0)] * results,
+    )
+    body = bytes(struct_to_binary(message))
+    if listed is None:  # a null array
+        at = body.index(struct.pack("<Ii", 3, 0)) + 4
+        body = body[:at] + struct.pack("<i", -1) + body[at + 4 :]
+    read = parse_response(body)
+    assert read == _any(body)
+    assert (read.subscription_id, read.sequence_number, read.rows, read.more) == (3, 9, 1, True)
+    assert list(read.available) == (listed or []) and len(read.ack_results) == results

@@ -17,12 +17,12 @@ from pydantic import ValidationError
 
 from connectors.opcua import OpcUaSource
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_decode import parse_response
 from connectors.opcua_event_decode import EVENTS_MAX, Event, decode_events
 from connectors.opcua_event_filter import event_filter
 from connectors.opcua_event_settings import FIELDS
 from connectors.opcua_events import REFRESH_MAX_NS, EventReader
 from connectors.opcua_plan import describe_plan, plan_events, plan_subscriptions
+from connectors.opcua_response import parse_response
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_state import Subscription
 from pipelines.batch import BatchBuilder, Flag, Kind

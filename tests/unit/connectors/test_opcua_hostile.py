@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from connectors.opcua_binary import DEPTH_MAX, Cursor, DecodeError, UnreadObject
-from connectors.opcua_decode import parse_response
 from connectors.opcua_records import RECORDS
+from connectors.opcua_response import parse_response
 from connectors.opcua_structures import UNKNOWN_MAX
 from connectors.opcua_variable import READ
 from pipelines.batch import ARRAY, Kind

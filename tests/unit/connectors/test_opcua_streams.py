@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from connectors.opcua_decode import DataChange, PublishResponse
+from connectors.opcua_response import DataChange, PublishResponse
 from connectors.opcua_state import Subscription
 from connectors.opcua_streams import LATE_MAX, Step, Streams
 from pipelines.origin import LAST_PART, SEQUENCES, Entry, entries

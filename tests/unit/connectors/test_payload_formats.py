@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.payload import FORMATS, Identity, make_format
+from connectors.payload import FORMATS, FormatName, Identity, make_format
 from connectors.payload_fragments import SMALL_ROWS, TagTexts, dumps_column, encode, jsonable, rfc3339
 from pipelines.batch import ARRAY, Batch, BatchBuilder, Flag, Kind
 from pipelines.clock import UNDISCIPLINED, ClockState
+from pipelines.few import FewRows, Row
 from pipelines.tags import Tag, TagTable
 
 TS_NS = 1_795_343_713_695_123_400
@@ -397,3 +398,31 @@ def test_an_event_says_that_it_is_one(name: Any) -> None:
     assert [kinds(row) for row in made.rows("h", batch, False)] == [["event"], [None]]
     without = made.message("h", batch.take(slice(1, None)), False)
     assert kinds(without) == [None] and b"kind" not in without
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("labels", [(), ((7, "RUNNING"), (21, "IDLE"))])
+@pytest.mark.parametrize("clock", [UNDISCIPLINED, ClockState("ptp", 500, "locked")])
+@pytest.mark.parametrize("historical", [True, False])
+def test_few_rows_look_as_columns(
+    name: FormatName, labels: tuple[tuple[int, str], ...], clock: ClockState, historical: bool
+) -> None:
+    """One row or some, of every type, with every quality: the same bytes, now and in the next message."""
+    table = TagTable()
+    for number in range(len(VALUES)):
+        table.add(Tag("press4", f"tag{number}", labels=labels))
+    made = make_format(name, IDENTITY, table)
+    singles = [[(value, kind)] for value, kind, _ in VALUES] + [[(7, Kind.INT32)]]
+    for rows in [*singles, *singles, [(value, kind) for value, kind, _ in VALUES[:12]]]:
+        for status, flags in ((0, 0), (BAD, Flag.ARRIVAL_TIME), (UNCERTAIN, Flag.GATEWAY_CLOCK_STEPPED)):
+            batch = replace(batch_of(rows, status, flags), clock=clock)
+            few = FewRows.of(rows_without_columns(batch), 0, 1, None, batch.received_ns, batch.extra, clock, batch.seq)
+            if name != "value":
+                assert made.message("s", few, historical) == made.message("s", batch, historical)
+            assert made.rows("s", few, historical) == made.rows("s", batch, historical)
+
+
+def rows_without_columns(batch: Batch) -> list[Row]:
+    """As a source makes them."""
+    columns = (batch.tag, batch.ts_ns, batch.value, batch.status, batch.kind, batch.flags)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
