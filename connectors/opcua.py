@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -27,12 +27,14 @@ from connectors.opcua_binary import DecodeError
 from connectors.opcua_describe import Describer
 from connectors.opcua_directory import Directory
 from connectors.opcua_events import EventReader
+from connectors.opcua_hot import HotStandbys
 from connectors.opcua_learnt import Labels
 from connectors.opcua_link import Link, Opened, mapped
 from connectors.opcua_notifications import PAUSE, Notifications
+from connectors.opcua_overlap import Overlap
 from connectors.opcua_plan import plan_events
 from connectors.opcua_refresh import Refresh
-from connectors.opcua_requests import ServiceError, status_name
+from connectors.opcua_requests import TOO_MANY_PUBLISH_REQUESTS, ServiceError, status_name
 from connectors.opcua_response import PublishResponse, parse_response
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
@@ -62,7 +64,6 @@ DISPROVED_MAX: Final = 3
 """Sessions in a row that ended before what they had taken over said anything."""
 
 SERVICE_UNSUPPORTED: Final = 0x800B_0000
-TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +103,20 @@ class OpcUaSource:
         self._new_link = partial(
             Link,
             name,
-            directory=self._directory,
             clock=clock,
             data_dir=data_dir,
             counters=self.counters,
             log=self._log,
         )
-        self._link = self._new_link(self._settings)
+        self._link = self._new_link(self._settings, self._directory)
+        self._hot = HotStandbys(
+            self._upkeep.servers,
+            settings,
+            lambda standby: self._new_link(standby, self._directory.twin()),
+            clock,
+            self._log,
+        )
+        self._resume: Sequence[bytes] = ()
         self._events = EventReader(name, plan_events(settings), tags)
         self._streams = Streams()
         self._backfill = Backfill(device_of(name), settings, clock, self._ledger, self.counters, self._log)
@@ -152,17 +160,23 @@ class OpcUaSource:
         unfiltered = link.items.unfiltered.info if link.items else ""
         tags = (self._directory.info, self._backfill.info, unfiltered, self._describer.info)
         lacks = f"the server has no {', no '.join(link.lacks)}" if link.lacks else ""
-        return "; ".join(filter(None, (self._how, *tags, upkeep.info, link.server.info, lacks, *link.alarms)))
+        return "; ".join(
+            filter(None, (self._how, *tags, upkeep.info, self._hot.info, link.server.info, lacks, *link.alarms))
+        )
 
     async def connect(self, resume: Sequence[bytes]) -> None:
+        self._resume = resume
+        await self._open(self._choose_server())
+
+    async def _open(self, first: Awaitable[None]) -> None:
         try:
-            await self._choose_server()
-            opened = await self._link.open(durable=bool(resume))
+            await first
+            opened = await self._link.open(durable=bool(self._resume))
             while self._learn():  # noqa: ASYNC110  other tasks get a turn, nothing is waited for
                 await asyncio.sleep(0)
             self._heed_profiles()
             await self._describe(waits=not opened.available)
-            self._begin(opened, resume)
+            self._begin(opened, self._resume)
             await self._begin_backfill()
             self._make.forget_bands()
             self._make.set_bands(await self._link.unfiltered_bands())
@@ -170,6 +184,7 @@ class OpcUaSource:
             self._link.session.on_response = self._arrived
             await self._upkeep.begin(self._link.session, self._link.limits)
             self._refresh.start(self._link)
+            self._hot.start()
         except BaseException as error:
             await self.close()
             as_contracted = mapped(error, self._settings)
@@ -179,21 +194,25 @@ class OpcUaSource:
 
     async def read(self) -> Batch:
         while True:
-            batch = self._held or self._next_batch()
-            if batch is PAUSE:
-                await asyncio.sleep(0)
-                continue
-            batch = batch or self._from_history() or self._from_heartbeat()
-            if batch is not None:
-                if self._describer.has_objects(batch):
-                    self._held = batch  # a cancelled read loses nothing
-                    await self._describer.read(batch)
-                self._held = None
-                return batch
             try:
-                self._batches = await self._next_batches()
-            except (OSError, ServiceError, DecodeError, ua.UaError) as error:
-                raise mapped(error, self._settings) from error
+                batch = self._held or self._next_batch()
+                if batch is PAUSE:
+                    await asyncio.sleep(0)
+                    continue
+                batch = batch or self._from_history() or self._from_heartbeat()
+                if batch is not None:
+                    if self._describer.has_objects(batch):
+                        self._held = batch  # a cancelled read loses nothing
+                        await self._describer.read(batch)
+                    self._held = None
+                    return batch
+                try:
+                    self._batches = await self._next_batches()
+                except (OSError, ServiceError, DecodeError, ua.UaError) as error:
+                    raise mapped(error, self._settings) from error
+            except (NotConnected, Transient):
+                if not await self._failed_over():
+                    raise
 
     def show(self, ahead: Callable[[Batch], None] | None) -> None:
         """As `contracts.CutThroughSource` says."""
@@ -228,18 +247,22 @@ class OpcUaSource:
         self._streams.commit(number)
 
     async def close(self) -> None:
+        await self._end(self._link)
+        await self._hot.stop()
+
+    async def _end(self, link: Link) -> None:
         self._disproved = self._disproved + 1 if self._unproven else 0
         if self._disproved >= DISPROVED_MAX:
-            self._link.forget()
+            link.forget()
         self._unproven = set()
-        self._batches, self._held = iter(()), None
+        self._batches, self._held, self._notifications.overlap = iter(()), None, None
         self._due.clear()
         self._how = ""
         await self._refresh.stop()
         await self._upkeep.stop()
         await self._backfill.stop()
         await self._describer.stop()
-        await self._link.close()
+        await link.close()
 
     def _learn(self) -> bool:
         """Some of the tags that have become known, behind those that were; True: there are more.
@@ -289,9 +312,26 @@ class OpcUaSource:
         """Another one than before begins from nothing."""
         url = await self._upkeep.servers.choose()
         if url != self._settings.opcua:
-            self._settings = self._settings.at(url)
-            before, self._link = self._link, self._new_link(self._settings)
-            self._link.follow(before)
+            self._use(self._new_link(self._settings.at(url), self._directory))
+
+    def _use(self, link: Link) -> None:
+        self._settings = self._settings.at(link.url)
+        before, self._link = self._link, link
+        self._directory = link.directory
+        link.follow(before)
+
+    async def _failed_over(self) -> bool:
+        """Whether the session is gone, or to be left, and a hot standby goes on instead. Raises like `connect`."""
+        before = self._link
+        standby = None if self._unproven else await self._hot.take(before.url)
+        if standby is None:
+            return False
+        self._use(standby)
+        held = self._held  # its structures can be read at the other server as well
+        await self._open(self._end(before))
+        self._held = held
+        self._notifications.overlap = Overlap(self._backfill.newest_of_all(), self._clock, self.counters)
+        return True
 
     def _begin(self, opened: Opened, resume: Sequence[bytes]) -> None:
         """The session is there: what the server still keeps of what was sent is asked for before anything else."""
@@ -322,7 +362,9 @@ class OpcUaSource:
                 self._note(Reason.DISCONNECTED, self._events.names, before_ns)
         self._events.begin(self._link.items.events.unfiltered)
         self._batches = iter(self._bad_rows())
-        self._to_arm = max(OUTSTANDING_MIN, 2 * len(subscriptions))
+        assert self._link.session is not None
+        has = self._link.session.outstanding + self._link.session.waiting
+        self._to_arm = max(OUTSTANDING_MIN, 2 * len(subscriptions)) - has
         if not self._due:
             self._arm()
 
@@ -340,6 +382,7 @@ class OpcUaSource:
     def _check_upkeep(self) -> None:
         try:
             self._upkeep.check()
+            self._hot.check()
         except Transient:  # to another server
             self._link.forget()
             raise

@@ -72,6 +72,10 @@ class Backfill:
         for handle, ts_ns, *_ in rows:
             self._newest_ns[handle] = ts_ns
 
+    def newest_of_all(self) -> Int64s:
+        """The newest source time of each item, by client handle; 0 where this process has none."""
+        return self._newest_ns.copy()
+
     def newest_ns(self, items: npt.NDArray[np.uint32]) -> int:
         """Since when something may be missing of these: the oldest of their newest source times; 0 if one has none."""
         return int(self._newest_ns[items].min())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -99,6 +100,10 @@ class Directory:
         """Once: where its profiles said something else than at the connection before, also of a former process."""
         changes, self._profile_changes = self._profile_changes, []
         return changes
+
+    def twin(self) -> Directory:
+        """For another server with the same nodes: from here on each resolves for itself. Nothing may be learnt."""
+        return copy(self)
 
     async def resolve(self, request: Request, limits: Limits, server: Server) -> None:
         """Sets `resolved` for the server that is connected, which takes so much. Raises what requests raise."""

@@ -17,9 +17,11 @@ from connectors.opcua_plan import PlannedItem, PlannedSubscription, Resolved
 from connectors.opcua_requests import (
     ATTRIBUTE_DATA_TYPE,
     ATTRIBUTE_VALUE_RANK,
+    MODE_REPORTING,
     NO_FILTER,
     Item,
     ItemResult,
+    ServiceError,
     status_name,
 )
 from connectors.opcua_session import PublishSession
@@ -56,6 +58,8 @@ class MonitoredItems:
         self._retry_at_ns = 0
         self._types: dict[int, int] = {}  # built-in, by index
         self.unfiltered = Unfiltered()
+        self.mode = MODE_REPORTING
+        """Of items that are created."""
         self.subscriptions: list[Subscription] = []
         self.subscribing = False
         """The server has been asked for one: its notifications may come before the answer is read."""
@@ -98,6 +102,24 @@ class MonitoredItems:
                 await self.events.create(made, planned.events)
         await self.create_missing()
         return created
+
+    async def report(self) -> None:
+        """Items that so far are sampled only report from now on, what their queues hold first (Part 4, 5.12.4).
+
+        Raises like `create`; ServiceError where one of them cannot be.
+        """
+        self.mode = MODE_REPORTING
+        for subscription in self.subscriptions:
+            ids = [item.id for item in subscription.items if item.id]
+            results = await self._limits.in_parts(Service.MONITORED_ITEMS, ids, partial(self._report, subscription.id))
+            for refused in (result.value for result in results if not result.is_good()):
+                raise ServiceError(refused)
+
+    async def _report(self, subscription_id: int, ids: Sequence[int]) -> list[ua.StatusCode]:
+        wanted = ua.SetMonitoringModeParameters(
+            SubscriptionId=subscription_id, MonitoringMode=ua.MonitoringMode.Reporting, MonitoredItemIds=list(ids)
+        )
+        return list(await self._session.set_monitoring_mode(wanted))
 
     def without_filters(self) -> None:
         """The server is known to refuse them: none is asked for."""
@@ -250,6 +272,7 @@ class MonitoredItems:
             item.queue,
             wanted,
             item.discard_oldest,
+            self.mode,
         )
 
     def _filter_refused(self, item: PlannedItem, status: int) -> bool:

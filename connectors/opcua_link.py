@@ -3,13 +3,15 @@
 Tried in this order, each with `timeout` as its budget: the session that the server still has of this process on the new
 connection; a new session that takes over the subscriptions; new subscriptions. Where a lane is durable the
 subscriptions live on when the gateway stops, and are kept in a file for the next process.
+
+A link may also be prepared while another one is in use (`opcua_hot`): `open` then only has its items report.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +24,7 @@ from connectors.opcua_directory import Directory
 from connectors.opcua_expiry import CertificateWatch
 from connectors.opcua_items import MonitoredItems
 from connectors.opcua_limits import Limits
-from connectors.opcua_requests import ServiceError, status_name
+from connectors.opcua_requests import MODE_SAMPLING, ServiceError, status_name
 from connectors.opcua_resume import (
     SESSION_TIMEOUT_MIN_MS,
     KeptSession,
@@ -32,7 +34,7 @@ from connectors.opcua_resume import (
     server_start,
     transfer,
 )
-from connectors.opcua_security import Access, refusal, secure
+from connectors.opcua_security import Access, Secured, refusal, secure
 from connectors.opcua_servers import Server, identify, profiled
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
@@ -54,7 +56,7 @@ class Opened:
     how: str
     """One line for people."""
     step: str
-    """The counter's name: reactivated, transferred or recreated."""
+    """The counter's name: reactivated, transferred, failed_over or recreated."""
     available: Mapping[int, Sequence[int] | None] = field(default_factory=dict)
     """Subscription id that goes on -> the sequence numbers that the server keeps; None where it was not asked."""
     created: Sequence[Subscription] = ()
@@ -87,10 +89,12 @@ class Link:
         self._durable = False
         self._access = Access.of(settings, device_of(name))
         self._watch = CertificateWatch(data_dir, counters, log)
+        self._secured: Secured | None = None
         self._is_anonymous = settings.security == "none" and settings.auth is None
         self._stale: list[Subscription] = []  # of another plan
         self._kept: KeptSession | None = None
         self._holds = False  # the session of this connection has the subscriptions of `state`
+        self._prepared = False  # it has them from `prepare`
         self._client: ResumingClient | None = None
         self._calls: opcua_reverse.Calls | None = None
         self.state = self._nothing()
@@ -106,41 +110,68 @@ class Link:
         self._durable = durable
         if durable and not self._loaded:
             await self._load()
-        client = await self._connected(self._kept if any(self.state.subscriptions) else None)
-        self._holds = client.resumed
-        assert self.session is not None
-        await self.limits.learn(self.session)
-        self.server = await identify(self.session, self.limits, self._data_dir, self._log)
-        if self._settings.profile:
-            request, settings = self.session.request, self._settings
-            self.server = await profiled(self.server, request, self.limits, settings, self._data_dir)
-        await self.directory.resolve(self.session.request, self.limits, self.server)
-        self._replan()
+        prepared, self._prepared = self._prepared, False
+        client = self._client if prepared else None
+        if client is None:
+            client = await self._connected(self._kept if any(self.state.subscriptions) else None)
+            self._holds = client.resumed
+            await self._meet()
+        session = self.session
+        assert session is not None and self._secured is not None
+        self._watch.begin(self._secured, lambda reason: session.lose(f"{self._settings.opcua}: {reason}"))
         live = [one for one in self.state.subscriptions if one is not None]
-        self.items = MonitoredItems(self.session, self.directory.resolved, self.limits, self._clock, self._log)
+        self.items = MonitoredItems(session, self.directory.resolved, self.limits, self._clock, self._log)
         self._heed(self.server)
         start = await server_start(client)
         available: dict[int, Sequence[int] | None]
-        if client.resumed:
+        if prepared:
+            available = {one.id: () for one in live}
+        elif client.resumed:
             await delete(client, self._stale, self._timeout_s, self._log)
             self._stale = []
             available = {one.id: None for one in live}
         else:
             available = {**await self._taken_over(client, start)} if live or self._stale else {}
             self._holds = bool(available)
-        self.session.keep_subscriptions = durable and bool(available)  # not those of an attempt that fails
+        session.keep_subscriptions = durable and bool(available)  # not those of an attempt that fails
         known = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
         created = await self.items.create(known)
+        if prepared:
+            await self.items.report()
         if self.items.short_queue:
             keeps, asked = self.items.short_queue
             self.lacks[f"queue of {asked} values (it keeps {keeps})"] = None
         self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
         self._holds = True
-        if self._remember_session(client) or created or not durable:
+        if self._remember_session(client) or created or prepared or not durable:
             await self.save()
-        self.session.keep_subscriptions = durable
-        self.session.keep_session = durable and self._is_anonymous
+        session.keep_subscriptions = durable
+        session.keep_session = durable and self._is_anonymous
+        if prepared:
+            return Opened("the standby's subscriptions go on", "failed_over", available, created)
         return self._opened(client.resumed, available, created, bool(live))
+
+    async def prepare(self) -> None:
+        """As far as `open` goes while another server is in use: items of all values, sampled and not reported.
+
+        Leaves the device's file alone. Raises what `mapped` maps; then `close` has to be called.
+        """
+        await self._connected(None)
+        await self._meet()
+        assert self.session is not None
+        resolved = self.directory.resolved
+        values = replace(resolved, plan=[one for one in resolved.plan if not one.events])
+        self.items = MonitoredItems(self.session, values, self.limits, self._clock, self._log)
+        self.items.mode = MODE_SAMPLING
+        self._heed(self.server)
+        await self.items.create([None] * len(values.plan))
+        self.state.subscriptions = aligned(self._plan, self.items.subscriptions)
+        self._prepared = True
+
+    @property
+    def url(self) -> str:
+        """Of its server."""
+        return self._settings.opcua
 
     @property
     def alarms(self) -> Sequence[str]:
@@ -203,6 +234,7 @@ class Link:
         """
         client, self._client = self._client, None
         session, self.session = self.session, None
+        self._prepared = False
         self._watch.stop()
         calls, self._calls = self._calls, None
         if calls is not None:
@@ -246,7 +278,7 @@ class Link:
         client.session_timeout = self._session_ms
         session = self.session = PublishSession(client.uaclient, self._clock, self._timeout_s)
         client.uaclient.session = session
-        secured = await secure(client, self._data_dir, self._access)
+        self._secured = await secure(client, self._data_dir, self._access)
         client.connection_lost_callback = self._connection_lost
         await client.connect()
         session.request_bytes_max = client.request_bytes_max
@@ -256,8 +288,18 @@ class Link:
             self.lacks["session time-out"] = None
         # A server may answer 0; asyncua's watchdog would then give its probe no time at all.
         client.session_timeout = max(client.session_timeout, SESSION_TIMEOUT_MIN_MS)
-        self._watch.begin(secured, lambda reason: session.lose(f"{settings.opcua}: {reason}"))
         return client
+
+    async def _meet(self) -> None:
+        """What the server takes, what it is, and what the tags mean there."""
+        assert self.session is not None
+        request, settings = self.session.request, self._settings
+        await self.limits.learn(self.session)
+        self.server = await identify(self.session, self.limits, self._data_dir, self._log)
+        if settings.profile:
+            self.server = await profiled(self.server, request, self.limits, settings, self._data_dir)
+        await self.directory.resolve(request, self.limits, self.server)
+        self._replan()
 
     def _remember_session(self, client: ResumingClient) -> bool:
         """For another process, where that one could do nothing else. Returns whether the state has changed."""

@@ -19,6 +19,7 @@ from connectors.opcua_batches import Batches
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_decode import OVERFLOW_BITS, RUN_MIN, Columns, decode_changes, decode_few
 from connectors.opcua_events import EventReader
+from connectors.opcua_overlap import Overlap
 from connectors.opcua_response import PublishResponse
 from connectors.opcua_streams import Streams
 from connectors.opcua_upkeep import Upkeep
@@ -53,6 +54,8 @@ class Notifications:
     overflown: Callable[[int, tuple[str, ...], int, int], None]
     arrival_ns: int = 0
     """Of what was delivered last."""
+    overlap: Overlap | None = None
+    """After a fail-over: what the server before has sent already."""
 
     def batches(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         """None of a message is given before all of it has turned out to be in order. Raises DecodeError.
@@ -67,6 +70,8 @@ class Notifications:
 
     def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
         arrival_ns, clock = self.clock.wall_ns(), self.clock.state  # in this order: see Clock.state
+        if self.overlap is not None and self.overlap.is_over:
+            self.overlap = None
         if response.rows < RUN_MIN and not response.events and self._plain():
             yield self._few(body, response, arrival_ns, clock)
             self.arrival_ns = arrival_ns
@@ -82,7 +87,7 @@ class Notifications:
             left -= read
             part = number if left else LAST_PART
             origin = self.streams.origin(response.subscription_id, response.sequence_number, part, newest_ns)
-            batch = self.make.notified(tag, columns, origin, arrival_ns, clock)
+            batch = self.make.notified(tag, columns, origin, arrival_ns, clock) if len(tag) else None
             number += 1
             some = some or batch is not None
             if not left:
@@ -95,7 +100,8 @@ class Notifications:
 
     def _plain(self) -> bool:
         """Nobody but the route wants to see each row."""
-        return self.make.plain and self.upkeep.heartbeat is None and not self.backfill.open
+        told = self.upkeep.heartbeat is not None or self.backfill.open or self.overlap is not None
+        return self.make.plain and not told
 
     def _few(self, body: bytes, response: PublishResponse, arrival_ns: int, clock: ClockState) -> Batch:
         """A whole message, without numpy."""
@@ -121,10 +127,17 @@ class Notifications:
 
     def _rows_of(self, body: bytes, response: PublishResponse, arrival_ns: int) -> Iterator[Rows]:
         """Values, then events, part by part."""
-        for columns in decode_changes(body, response, arrival_ns, ROWS_MAX):
+        for received in decode_changes(body, response, arrival_ns, ROWS_MAX):
+            columns, read = received, len(received.handle)
             handle, ts_ns = columns.handle, columns.ts_ns
             if int(handle.max()) >= len(self.make.tag_ids):
                 raise DecodeError(f"client handle {int(handle.max())} was never given to the server")
+            if self.overlap is not None:
+                columns = self.overlap.without(columns)
+                handle, ts_ns = columns.handle, columns.ts_ns
+                if not len(handle):
+                    yield handle, columns, 0, read
+                    continue
             overflown = (columns.status & OVERFLOW_BITS) == OVERFLOW_BITS
             if overflown.any():
                 self._values_overflown(handle[overflown], ts_ns[overflown])
@@ -132,7 +145,7 @@ class Notifications:
             if self.upkeep.heartbeat is not None:
                 self.upkeep.heartbeat.live(columns)
             # Not the largest, which costs more than the rest of an origin: rows come in order of time, item by item.
-            yield self.make.tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), len(handle)
+            yield self.make.tag_ids[handle], columns, min(max(int(ts_ns[0]), int(ts_ns[-1])), arrival_ns), read
         if response.events:
             for tag, columns, read in self.events.parts(body, response, arrival_ns):
                 yield tag, columns, 0, read  # their times say nothing of how far the values are

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -54,7 +54,7 @@ class Servers:
         self._clock = clock
         self._log = log
         self._levels: dict[str, int] = {}  # of those that answered last time
-        self._mode: str = settings.redundancy
+        self.mode: str = settings.redundancy
         self._standby: dict[str, tuple[AsyncExitStack, Client]] = {}
         self._fit_since_ns: int | None = None  # the first server, while it is not used
         self._asked_ns = 0
@@ -65,7 +65,7 @@ class Servers:
         if len(self.urls) == 1:
             return ""
         shown = (f"{url} {self._levels.get(url, 'does not answer')}" for url in self.urls)
-        return f"uses {self.current}, redundancy {self._mode}, service levels: {', '.join(shown)}"
+        return f"uses {self.current}, redundancy {self.mode}, service levels: {', '.join(shown)}"
 
     async def choose(self) -> str:
         """The server to connect to. Raises NotConnected: none answers, or all of them are in maintenance; Permanent."""
@@ -84,13 +84,26 @@ class Servers:
         self._fit_since_ns = None
         return self.current
 
+    def step_in(self, left: str, ready: Collection[str]) -> str | None:
+        """Which of these follows on `left`, and is used from now on; None: none of them is to be, or fit to."""
+        if self.current == left:  # not left for another one that is fitter
+            self._levels.pop(left, None)
+        wanted = ready if self.current == left else [url for url in ready if url == self.current]
+        fit = {url: self._levels[url] for url in wanted if self._levels.get(url)}
+        if not fit:
+            return None
+        self.current = self._fittest(fit)
+        self._fit_since_ns = None
+        self._log.warning("%s", self.info)
+        return self.current
+
     async def watch(self, session: PublishSession) -> None:
         """One look at the service levels. Raises Transient when another server is to be used now; what reads raise."""
         [level] = await read_standard(session, [SERVICE_LEVEL])
         self._note(self.current, level)
         own = self._levels[self.current]
         now = self._clock.mono_ns()
-        waits = self._mode == "cold" and own >= HEALTHY
+        waits = self.mode == "cold" and own >= HEALTHY
         if not waits or (self.current != self.urls[0] and now - self._asked_ns >= COLD_ASK_S * 1e9):
             self._asked_ns = now
             await asyncio.gather(*(self._look(url) for url in self.urls if url != self.current))
@@ -152,7 +165,7 @@ class Servers:
     async def _look(self, url: str) -> None:
         """At a standby; a session is held where the mode says so. One that does not answer has no level."""
         try:
-            if self._mode == "cold":
+            if self.mode == "cold":
                 await self._ask(url)
                 return
             if url not in self._standby:
@@ -176,7 +189,7 @@ class Servers:
             raise NotConnected(f"{url}: {error}") from error
         self._note(url, level)
         if self._settings.redundancy == "auto":
-            self._mode = MODES.get(support, "cold") if isinstance(support, int) else "cold"
+            self.mode = MODES.get(support, "cold") if isinstance(support, int) else "cold"
 
     def _note(self, url: str, level: object) -> None:
         """A server that does not say has the level that the standard gives to one without redundancy."""

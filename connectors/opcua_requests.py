@@ -28,6 +28,7 @@ READ_RESPONSE: Final = 634
 ATTRIBUTE_VALUE: Final = 13
 ATTRIBUTE_DATA_TYPE: Final = 14
 ATTRIBUTE_VALUE_RANK: Final = 15
+MODE_SAMPLING: Final = 1
 MODE_REPORTING: Final = 2
 TIMESTAMPS_SOURCE: Final = 0
 TIMESTAMPS_NEITHER: Final = 3
@@ -38,6 +39,7 @@ _Ack = struct.Struct("<II")
 _ReadValueIdTail = struct.Struct("<IiHi")  # attribute, index range (null), data encoding: namespace 0, null name
 _ItemHead = struct.Struct("<IId")  # mode, client handle, sampling interval ms; then the filter
 _ItemTail = struct.Struct("<I?")  # queue size, discard oldest
+TOO_MANY_PUBLISH_REQUESTS: Final = 0x8078_0000
 NO_FILTER: Final = b"\0\0\0"
 """A null ExtensionObject."""
 _ItemResult = struct.Struct("<IIdI")
@@ -95,10 +97,11 @@ class Item:
     filter: bytes = NO_FILTER
     """An encoded ExtensionObject."""
     discard_oldest: bool = True
+    mode: int = MODE_REPORTING
 
 
 def create_monitored_items(header: RequestHeader, subscription_id: int, items: Sequence[Item]) -> bytes:
-    """CreateMonitoredItemsRequest for values, reporting, source timestamps (Part 4, 5.12.2)."""
+    """CreateMonitoredItemsRequest for values, source timestamps (Part 4, 5.12.2)."""
     value = _ReadValueIdTail.pack(ATTRIBUTE_VALUE, -1, 0, -1)
     parts = [
         header.encode(CREATE_MONITORED_ITEMS),
@@ -108,7 +111,7 @@ def create_monitored_items(header: RequestHeader, subscription_id: int, items: S
         parts += (
             item.node,
             value,
-            _ItemHead.pack(MODE_REPORTING, item.client_handle, item.sampling_ms),
+            _ItemHead.pack(item.mode, item.client_handle, item.sampling_ms),
             item.filter,
             _ItemTail.pack(item.queue, item.discard_oldest),
         )
