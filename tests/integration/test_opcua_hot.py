@@ -1,27 +1,30 @@
-"""A hot set (Part 4, 6.6.2.4.5) of two real servers that show the same machine: who goes on, with what, and how often."""
+"""A hot set (Part 4, 6.6.2.4.5): two real servers that show the same machine; who goes on, with what, how often."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from asyncua import Server
+from asyncua import ua
 
 from connectors import opcua_hot, opcua_redundancy
 from connectors.opcua import OpcUaSource
+from connectors.opcua_link import Link
 from connectors.opcua_settings import OpcUaDevice
 from tests.conftest import made
 from tests.contract.source_suite import within
-from tests.integration.opcua_plant import Make, plant_server, rows, url
+from tests.integration.opcua_plant import Make, plant_server, rows, url, write_standard
 from tests.integration.opcua_rig import Counter, Rig
 from tests.integration.opcua_rig import Make as MakeRig
 from tests.services.node_opcua import NodeOpcua
 
 TAGS = {"x": "ns=1;s=Double", "still": "ns=1;s=Float"}
 LEVEL = "i=2267"
+Items = list[tuple[int, list[int]]]
+"""Ids of subscriptions, and of their items."""
 
 
 class Machine:
@@ -33,7 +36,12 @@ class Machine:
     def write(self, number: int) -> None:
         now_ms = time.time_ns() // 1_000_000
         for server in [*self.servers]:
+            if not number:
+                server.set_value("Float", 0.5, source_ms=now_ms)
             server.set_value("Double", float(number), source_ms=now_ms)
+
+    def source(self, make: Make) -> OpcUaSource:
+        return make(self.options["opcua"], TAGS, redundancy="hot")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -54,7 +62,8 @@ def machine(pair: tuple[NodeOpcua, NodeOpcua], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(opcua_redundancy, "HOLD_S", 0.2)
     monkeypatch.setattr(opcua_hot, "AGAIN_S", 0.1)
     for server in pair:
-        server.start()
+        if not server.process.running:
+            server.start()
         server.bind(LEVEL, "Byte", 255)
     yield Machine(*pair)
 
@@ -69,10 +78,17 @@ def ready(source: OpcUaSource, server: NodeOpcua) -> bool:
     return f"ready to take over: {server.url}" in source.info
 
 
-def subscriptions(rig: Rig) -> list[tuple[int, list[int]]]:
-    """Their ids at the server in use, and those of their items."""
-    assert rig.source._link.items is not None
-    return [(one.id, [item.id for item in one.items]) for one in rig.source._link.items.subscriptions]
+def prepared(source: OpcUaSource, server: NodeOpcua) -> Items:
+    return _ids(source._hot._ready[server.url])
+
+
+def in_use(source: OpcUaSource) -> Items:
+    return _ids(source._link)
+
+
+def _ids(link: Link) -> Items:
+    assert link.items is not None
+    return [(one.id, [item.id for item in one.items]) for one in link.items.subscriptions]
 
 
 async def begun(machine: Machine, rig: Rig) -> Counter:
@@ -95,15 +111,75 @@ async def test_a_killed_server_is_followed_by_one_that_has_everything_ready(mach
     first, second = machine.servers
     counter = await begun(machine, press)
     await counter.reaches(20)
-    standby = press.source._hot._ready[second.url].items
-    assert standby is not None
-    before = [(one.id, [item.id for item in one.items]) for one in standby.subscriptions]
+    before = prepared(press.source, second)
     machine.servers.remove(first)
     await asyncio.to_thread(first.kill)
     await until(lambda: press.counted.get("failed_over") == 1)
     await counter.reaches(20)
     await all_once(press, await counter.stopped())
-    assert subscriptions(press) == before and f"uses {second.url}" in press.source.info
+    assert in_use(press.source) == before and f"uses {second.url}" in press.source.info
     assert press.collecting is not None and not press.collecting.done()
     assert not press.notes and press.skipped() == 0 and press.counted["repeated_rows"] >= 20
-    assert second.sessions_and_subscriptions()[1] == 1
+
+
+async def test_a_server_that_is_not_fit_is_left_and_returned_to(machine: Machine, rig: MakeRig) -> None:
+    """Level 150, then 255 again: the reader notices neither, each value comes once, and each switch finds all ready."""
+    press = rig(OpcUaDevice.model_validate({"security": "none", "timeout": "4s", **machine.options}))
+    first, second = machine.servers
+    counter = await begun(machine, press)
+    await counter.reaches(5)
+    first.bind(LEVEL, "Byte", 150)
+    await until(lambda: press.counted.get("failed_over") == 1)
+    assert f"uses {second.url}" in press.source.info
+    await counter.reaches(5)
+    first.bind(LEVEL, "Byte", 255)
+    await until(lambda: press.counted.get("failed_over") == 2)
+    assert f"uses {first.url}" in press.source.info
+    await counter.reaches(5)
+    await all_once(press, await counter.stopped())
+    assert press.collecting is not None and not press.collecting.done() and not press.notes
+
+
+async def test_a_standby_that_dies_is_made_again_and_disturbs_nothing(machine: Machine, rig: MakeRig) -> None:
+    press = rig(OpcUaDevice.model_validate({"security": "none", "timeout": "4s", **machine.options}))
+    second = machine.servers[1]
+    counter = await begun(machine, press)
+    items = in_use(press.source)
+    machine.servers.remove(second)
+    await asyncio.to_thread(second.kill)
+    await until(lambda: not ready(press.source, second))
+    await counter.reaches(5)
+    await asyncio.to_thread(second.start)
+    await until(lambda: ready(press.source, second))
+    await all_once(press, await counter.stopped())
+    assert in_use(press.source) == items and "failed_over" not in press.counted and not press.notes
+
+
+async def test_close_leaves_nothing_at_either_server(machine: Machine, source: Make) -> None:
+    second = machine.servers[1]
+    machine.write(0)
+    before = [server.sessions_and_subscriptions() for server in machine.servers]
+    press = machine.source(source)
+    await within(press.connect([]))
+    await rows(press, 2)
+    await until(lambda: ready(press, second))
+    assert second.sessions_and_subscriptions()[1] == before[1][1] + 1
+    await within(press.close())
+    assert [server.sessions_and_subscriptions() for server in machine.servers] == before
+    assert not press._hot._tasks and not press._hot.info
+
+
+async def test_a_server_that_reports_what_it_shall_sample_is_a_warm_standby(
+    machine: Machine, source: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncua 2.1: it is said once, its session there ends, and the switch is that of a warm set."""
+    async with plant_server() as other:
+        await other.nodes.objects.add_variable(ua.NodeId("Double", 1), "1:Double", 2.0)
+        await write_standard(other, 2267, 255, ua.VariantType.Byte)
+        machine.write(1)
+        press = source([machine.servers[0].url, url(other)], {"x": TAGS["x"]}, redundancy="hot")
+        await within(press.connect([]))
+        await rows(press, 1)
+        await until(lambda: "so it is a warm one" in caplog.text)
+        await until(lambda: not other.iserver.subscription_service.subscriptions)
+        assert "ready to take over" not in press.info

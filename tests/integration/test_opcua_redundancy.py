@@ -57,7 +57,7 @@ async def ended(press: OpcUaSource, error: type[Exception]) -> str:
     return str(raised.value)
 
 
-@pytest.mark.parametrize("mode", ["cold", "warm", "hot"])
+@pytest.mark.parametrize("mode", ["cold", "warm"])
 async def test_a_degraded_server_is_left_and_returned_to_when_it_is_fit(
     node: NodeOpcua, second: Server, source: Make, mode: str
 ) -> None:
