@@ -247,13 +247,13 @@ class OpcUaSource:
         self._streams.commit(number)
 
     async def close(self) -> None:
-        await self._end(self._link)
+        await self._end()
         await self._hot.stop()
 
-    async def _end(self, link: Link) -> None:
+    async def _end(self) -> None:
         self._disproved = self._disproved + 1 if self._unproven else 0
         if self._disproved >= DISPROVED_MAX:
-            link.forget()
+            self._link.forget()
         self._unproven = set()
         self._batches, self._held, self._notifications.overlap = iter(()), None, None
         self._due.clear()
@@ -262,7 +262,7 @@ class OpcUaSource:
         await self._upkeep.stop()
         await self._backfill.stop()
         await self._describer.stop()
-        await link.close()
+        await self._link.close()
 
     def _learn(self) -> bool:
         """Some of the tags that have become known, behind those that were; True: there are more.
@@ -320,15 +320,18 @@ class OpcUaSource:
         self._directory = link.directory
         link.follow(before)
 
+    async def _follow(self, url: str) -> None:
+        """With the standby there."""
+        await self._end()
+        self._use(await self._hot.take(url))
+
     async def _failed_over(self) -> bool:
         """Whether the session is gone, or to be left, and a hot standby goes on instead. Raises like `connect`."""
-        before = self._link
-        standby = None if self._unproven else await self._hot.take(before.url)
-        if standby is None:
+        url = None if self._unproven else self._hot.next(self._settings.opcua)
+        if url is None:
             return False
-        self._use(standby)
         held = self._held  # its structures can be read at the other server as well
-        await self._open(self._end(before))
+        await self._open(self._follow(url))
         self._held = held
         self._notifications.overlap = Overlap(self._backfill.newest_of_all(), self._clock, self.counters)
         return True

@@ -69,12 +69,16 @@ class HotStandbys:
             if task.done():
                 task.result()
 
-    async def take(self, left: str) -> Link | None:
-        """The link that goes on instead of the one at `left`; its server is the one in use from now on."""
-        url = self._servers.step_in(left, self._ready) if self._ready else None
-        if url is None:
-            return None
-        await _ended(self._tasks.pop(url))
+    def next(self, left: str) -> str | None:
+        """The server to go on at after `left`, in use from now on; None: none is ready, or fit."""
+        return self._servers.step_in(left, self._ready) if self._ready else None
+
+    async def take(self, url: str) -> Link:
+        """Its link, which is the caller's from now on. Raises NotConnected: it was lost meanwhile."""
+        if (task := self._tasks.pop(url, None)) is not None:
+            await _ended(task)
+        if url not in self._ready:
+            raise NotConnected(f"{url}: the standby is gone as well")
         return self._ready.pop(url)
 
     async def stop(self) -> None:

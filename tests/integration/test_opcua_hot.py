@@ -14,6 +14,7 @@ from connectors import opcua_hot, opcua_redundancy
 from connectors.opcua import OpcUaSource
 from connectors.opcua_link import Link
 from connectors.opcua_settings import OpcUaDevice
+from pipelines.errors import NotConnected
 from tests.conftest import made
 from tests.contract.source_suite import within
 from tests.integration.opcua_plant import Make, plant_server, rows, url, write_standard
@@ -40,8 +41,8 @@ class Machine:
                 server.set_value("Float", 0.5, source_ms=now_ms)
             server.set_value("Double", float(number), source_ms=now_ms)
 
-    def source(self, make: Make) -> OpcUaSource:
-        return make(self.options["opcua"], TAGS, redundancy="hot")
+    def source(self, make: Make, **options: Any) -> OpcUaSource:
+        return make(self.options["opcua"], TAGS, redundancy="hot", **options)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -153,6 +154,28 @@ async def test_a_standby_that_dies_is_made_again_and_disturbs_nothing(machine: M
     await until(lambda: ready(press.source, second))
     await all_once(press, await counter.stopped())
     assert in_use(press.source) == items and "failed_over" not in press.counted and not press.notes
+
+
+async def test_a_standby_that_hangs_when_it_is_needed_is_an_error(machine: Machine, source: Make) -> None:
+    """NotConnected, and nothing is left open; once the standby answers again, the next connect finds it."""
+    first, second = machine.servers
+    machine.write(1)
+    press = machine.source(source, timeout="2s")
+    await within(press.connect([]))
+    await rows(press, 2)
+    await until(lambda: ready(press, second))
+    second.process.pause()
+    try:
+        await asyncio.to_thread(first.kill)
+        with pytest.raises(NotConnected):
+            await rows(press, 1000)
+        assert not press._hot._tasks and not press._hot._ready and press._link.session is None
+        await within(press.close())
+    finally:
+        second.process.resume()
+    await within(press.connect([]))
+    await rows(press, 2)
+    assert f"uses {second.url}" in press.info
 
 
 async def test_close_leaves_nothing_at_either_server(machine: Machine, source: Make) -> None:
