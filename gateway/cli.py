@@ -21,6 +21,7 @@ from gateway.cli_trust import trust
 from gateway.command import (
     BAD_CONFIGURATION,
     STOPPED,
+    STORAGE_FAILED,
     DataDir,
     File,
     complain,
@@ -178,12 +179,17 @@ def gaps(
 
     folder = load_file(file)[0].gateway.data_dir if file else data_dir
     try:
-        lines = listing(folder, since, as_json)
+        lines, damaged = listing(folder, since, as_json)
     except ValueError as error:
         complain(f"--since: {error}")
         raise typer.Exit(BAD_CONFIGURATION) from error
+    except OSError as error:
+        complain(f"the gap ledger cannot be read: {error}")
+        raise typer.Exit(STORAGE_FAILED) from error
     for line in lines:
         print(line)
+    if damaged:
+        complain(f"{damaged} damaged lines of the gap ledger are left out")
 
 
 app.add_typer(trust, name="trust")
