@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import orjson
 import pytest
@@ -13,7 +14,6 @@ from gateway.cli import main
 from pipelines.batch import Kind
 from pipelines.clock import SystemClock
 from pipelines.contracts import Part
-from pipelines.journal import SUFFIX
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.tags import Tag, TagTable
 from tests.unit.pipelines.fakes import make_batch
@@ -56,15 +56,17 @@ async def test_what_is_delivered_is_shown_on_demand(tmp_path: Path) -> None:
     assert len(list(samples(tmp_path, "history", everything=True))) == 5
 
 
-async def test_a_segment_that_cannot_be_read_is_listed(tmp_path: Path) -> None:
+async def test_a_segment_that_cannot_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not as if it were not there."""
     lane = lane_in(tmp_path)
     await lane.append(make_batch(0))
     await lane.close()
-    [segment] = (lanes_folder(tmp_path) / "history").glob(f"*{SUFFIX}")
-    segment.rename(segment.with_stem("9" * len(segment.stem)))
-    segment.mkdir()
-    assert f"  {segment.name}: cannot be read, `gateway buffer verify` says why" in listing(tmp_path)
+
+    def refused(*_: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(buffer, "load", refused)
+    assert "  000000000000.segment: cannot be read, `gateway buffer verify` says why" in list(listing(tmp_path))
 
 
 async def test_damage_is_named(tmp_path: Path) -> None:
