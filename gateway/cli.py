@@ -126,7 +126,9 @@ app.add_typer(commands)
 buffers = typer.Typer(help="Look into the buffers on disk, also while the gateway runs.", no_args_is_help=True)
 app.add_typer(buffers, name="buffer")
 app.add_typer(profiles, name="profile")
-Route = Annotated[str, typer.Argument(help="Name of the route.", show_default=False)]
+Route = Annotated[
+    str, typer.Argument(help="Name of the buffer, as `gateway buffer ls` shows it: the route's.", show_default=False)
+]
 
 
 @buffers.command("ls")
