@@ -78,7 +78,7 @@ class AuditFile:
 
 
 def entries(data_dir: Path) -> Iterator[dict[str, Any]]:
-    """What is recorded, oldest first."""
+    """What is recorded, oldest first. Raises OSError."""
     return filter(None, map(_parsed, jsonl.read(_file(data_dir))))
 
 

@@ -37,7 +37,10 @@ def listing(data_dir: Path) -> Iterator[str]:
         rows = pending = size = 0
         oldest: list[int] = []
         notes = []
-        segments, cursor = list(_segments(folder)), _cursor(folder)
+        paths, segments, cursor = _paths(folder), list(_segments(folder)), _cursor(folder)
+        read = {path for path, *_ in segments}
+        unread = [path.name for path in paths if path not in read and path.exists()]
+        notes += [f"  {name}: cannot be read, `gateway buffer verify` says why" for name in unread]
         for path, content, taken in segments:
             size += taken
             rows += sum(content.index.rows)

@@ -21,6 +21,7 @@ from gateway.cli_trust import trust
 from gateway.command import (
     BAD_CONFIGURATION,
     STOPPED,
+    STORAGE_FAILED,
     DataDir,
     File,
     complain,
@@ -125,7 +126,9 @@ app.add_typer(commands)
 buffers = typer.Typer(help="Look into the buffers on disk, also while the gateway runs.", no_args_is_help=True)
 app.add_typer(buffers, name="buffer")
 app.add_typer(profiles, name="profile")
-Route = Annotated[str, typer.Argument(help="Name of the route.", show_default=False)]
+Route = Annotated[
+    str, typer.Argument(help="Name of the buffer, as `gateway buffer ls` shows it: the route's.", show_default=False)
+]
 
 
 @buffers.command("ls")
@@ -178,12 +181,17 @@ def gaps(
 
     folder = load_file(file)[0].gateway.data_dir if file else data_dir
     try:
-        lines = listing(folder, since, as_json)
+        lines, damaged = listing(folder, since, as_json)
     except ValueError as error:
         complain(f"--since: {error}")
         raise typer.Exit(BAD_CONFIGURATION) from error
+    except OSError as error:
+        complain(f"the gap ledger cannot be read: {error}")
+        raise typer.Exit(STORAGE_FAILED) from error
     for line in lines:
         print(line)
+    if damaged:
+        complain(f"{damaged} damaged lines of the gap ledger are left out")
 
 
 app.add_typer(trust, name="trust")

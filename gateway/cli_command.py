@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.command import BAD_CONFIGURATION, File, complain, load_file, on_loop
+from gateway.command import BAD_CONFIGURATION, STORAGE_FAILED, File, complain, load_file, on_loop
 
 if TYPE_CHECKING:
     from gateway.settings import GatewayFile
@@ -49,8 +49,12 @@ def audit(
     """List what was written and called, by whom, and what became of it."""
     from gateway.audit import listing
 
-    for line in listing(load_file(file)[0].gateway.data_dir, as_json):
-        print(line)
+    try:
+        for line in listing(load_file(file)[0].gateway.data_dir, as_json):
+            print(line)
+    except OSError as error:
+        complain(f"the record cannot be read: {error}")
+        raise typer.Exit(STORAGE_FAILED) from error
 
 
 def _device(file: Path, target: str) -> tuple[GatewayFile, str]:

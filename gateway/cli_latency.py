@@ -98,11 +98,8 @@ def with_table(page: str, found: Mapping[str, Any]) -> str:
     """The document with the figures between its markers, which it has."""
     head, _, rest = page.partition(BEGIN)
     tail, host = rest.partition(END)[2], found["host"]
-    lines = [f"{_title(found)}, on {host['machine']}, {host['kernel']}, {host['python']};"]
-    lines += [
-        f"governor {host['governor']}, PREEMPT_RT {host['preempt_rt']}, {host['scheduling']}, load {host['load']}.",
-        "",
-    ]
+    tuned = f"governor {host['governor']}, PREEMPT_RT {host['preempt_rt']}, {host['scheduling']}, load {host['load']}."
+    lines = [f"{_title(found)};", f"{host['machine']}, {host['kernel']}, {host['python']},", tuned, ""]
     lines += ["| us | " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
     lines += ["| " + " | ".join([name, *cells]) + " |" for name, cells in _rows(found)]
     return "\n".join([head + BEGIN, "", *lines, "", END + tail])

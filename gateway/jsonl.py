@@ -23,12 +23,13 @@ def append(file: Path, lines: bytes, bytes_max: int) -> None:
 
 
 def read(file: Path) -> Iterator[bytes]:
-    """Every line, oldest first, also while another process appends. What cannot be read is left out."""
+    """Every line, oldest first, also while another process appends; none where there is no file. Raises OSError."""
     for path in (older(file), file):
         try:
-            yield from path.read_bytes().splitlines()
-        except OSError:
+            lines = path.read_bytes().splitlines()
+        except FileNotFoundError:
             continue
+        yield from lines
 
 
 def older(file: Path) -> Path:

@@ -59,7 +59,7 @@ class GapLedger:
     since the start: reason -> entries and rows."""
 
     def __init__(self, data_dir: Path, clock: Clock) -> None:
-        self.latest: deque[Entry] = deque(entries(data_dir), LATEST_MAX)
+        self.latest: deque[Entry] = deque(maxlen=LATEST_MAX)
         self.totals: defaultdict[Reason, tuple[int, int]] = defaultdict(lambda: (0, 0))
         self._file = _file(data_dir)
         self._clock = clock
@@ -69,6 +69,10 @@ class GapLedger:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._log = Log("gaps")
+        try:
+            self.latest.extend(entries(data_dir))
+        except OSError as error:
+            self._log.warning(f"the gaps of former runs cannot be read: {error}")
 
     def subscribe(self, callback: Callable[[Entry], None]) -> None:
         """`callback` is told of each new entry, on the event loop; it never waits and never raises."""
@@ -139,23 +143,32 @@ class GapLedger:
                 self._log.warning(f"the gap ledger cannot be written, it is tried again with the next entry: {error}")
 
 
-def entries(data_dir: Path, since_ns: int = 0) -> Iterator[Entry]:
-    """What the ledger holds that had not ended before `since_ns`, oldest first; a damaged line is left out."""
+def entries(data_dir: Path, since_ns: int = 0, damaged: Callable[[bytes], None] = lambda _: None) -> Iterator[Entry]:
+    """What the ledger holds that had not ended before `since_ns`, oldest first; lines that are none go to `damaged`.
+
+    Raises OSError.
+    """
     for line in jsonl.read(_file(data_dir)):
         try:
             known = orjson.loads(line)
             entry = Entry(**known | {"reason": Reason(known["reason"]), "tags": tuple(known["tags"])})
         except (ValueError, TypeError, KeyError):
+            damaged(line)
             continue
         if entry.to_ns >= since_ns:
             yield entry
 
 
-def listing(data_dir: Path, since: str | None, as_json: bool) -> list[str]:
-    """What `gateway gaps` prints. Raises ValueError where `since` is no duration."""
+def listing(data_dir: Path, since: str | None, as_json: bool) -> tuple[list[str], int]:
+    """What `gateway gaps` prints, and how many lines are damaged.
+
+    Raises ValueError where `since` is no duration, OSError where the ledger cannot be read.
+    """
     since_ns = SystemClock().wall_ns() - duration_ns(since) if since else 0
-    found = entries(data_dir, since_ns)
-    return [orjson.dumps(asdict(entry)).decode() for entry in found] if as_json else [_line(entry) for entry in found]
+    damaged: list[bytes] = []
+    found = entries(data_dir, since_ns, damaged.append)
+    show = (lambda entry: orjson.dumps(asdict(entry)).decode()) if as_json else _line
+    return [show(entry) for entry in found], len(damaged)
 
 
 def _line(entry: Entry) -> str:

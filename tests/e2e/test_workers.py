@@ -1,6 +1,7 @@
 """`workers:`: processes that know nothing of each other, and one over them. Killed ones are back, the others go on."""
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from tests.services.pymodbus_server import PymodbusServer
 
 STORAGE_FAILED = 3
 GROUP = Group("v", "double", 20, 100)
+ROWS = 10
 CORE = min(os.sched_getaffinity(0))
 WITHOUT_PRIVILEGES = """
 import ctypes, os, resource, sys
@@ -77,7 +79,7 @@ def test_a_killed_worker_is_back_and_nothing_is_lost(
         assert (_pid(gateway, "others"), _worker(gateway, "others")["restarts"]) == (others, 0)
         last = machine.stop_ticking()["v"]
         subscriber.wait_tick(GROUP, last)
-        gateway.wait_for(lambda: not any(lane["pending_rows"] for lane in gateway.health()["lanes"][:2]), "empty lanes")
+        gateway.wait_for(lambda: [_pending(gateway).get(name) for name in ("own", "all@fast")] == [0, 0], "empty lanes")
         statuses = [retained(broker.port, f"gateway/{ID}/status/{worker}") for worker in ("fast", "others")]
         assert [(status["worker"], status["online"]) for status in statuses] == [("fast", True), ("others", True)]
         assert gateway.end() == 0
@@ -94,7 +96,8 @@ def test_nothing_is_left_of_a_killed_gateway(pymodbus_server: Callable[..., Pymo
     """kill -9 of the process over the workers ends them and the embedded broker; it starts again at once.
 
     Without privileges: real-time priority and locked memory are refused with a line each, and everything works. Pages
-    and broker come back when their process is killed; storage that fails under a new worker ends the gateway, code 3.
+    and broker come back when their process is killed; a worker that hangs is shown as silent, and keeps no page from
+    coming; storage that fails under a new worker ends the gateway, code 3.
     """
     meter, port = pymodbus_server(), free_port()
     gateway = Gateway(
@@ -106,10 +109,12 @@ def test_nothing_is_left_of_a_killed_gateway(pymodbus_server: Callable[..., Pymo
     gateway.run_as([sys.executable, "-c", WITHOUT_PRIVILEGES, gateway.file])
     with gateway:
         _wait_up(gateway, ("broker@local", "fast"), ("broker@local", "bulk"))
-        assert not any(asked["granted"] for asked in _worker(gateway, "fast")["host"].values())
+        gateway.wait_for(lambda: "host" in _worker(gateway, "fast"), "what it got of the host")
+        host = _worker(gateway, "fast")["host"]
+        assert not any(asked["granted"] for asked in host.values())
         for needed in ("CAP_SYS_NICE", "CAP_IPC_LOCK"):
             assert len(gateway.log_about(needed, "warning")) == 1
-            assert needed in str(_worker(gateway, "fast")["host"])
+            assert needed in str(host)
         family = _family(gateway.process.pid)
         assert len(family) == 4, "two workers, the pages, the broker"
         gateway.kill()
@@ -120,24 +125,79 @@ def test_nothing_is_left_of_a_killed_gateway(pymodbus_server: Callable[..., Pymo
         os.kill(shared, signal.SIGKILL)
         gateway.wait_for(lambda: shared not in gateway.children() and _answers(gateway), "pages")
         _wait_up(gateway, ("broker@local", "fast"), ("broker@local", "bulk"))
+        bulk = _pid(gateway, "bulk")
+        os.kill(bulk, signal.SIGSTOP)
+        gateway.wait_for(lambda: _worker(gateway, "bulk")["state"] == "silent", "a silent worker")
+        assert gateway.health()["status"] in ("degraded", "down")
         (gateway.data_dir / "instance").write_text("seven")
-        os.kill(_pid(gateway, "bulk"), signal.SIGKILL)
+        os.kill(bulk, signal.SIGKILL)
         assert gateway.wait_end() == STORAGE_FAILED
         assert gateway.log_about("restore it", "error")
     _wait_gone(family)
 
 
+def test_a_backlog_outlives_the_workers_that_made_it(
+    pymodbus_server: Callable[..., PymodbusServer], mosquitto_factory: Callable[..., Mosquitto], tmp_path: Path
+) -> None:
+    """What waited in one process is delivered by workers, and the other way round, under the stream that it had."""
+    meter, broker = pymodbus_server(), mosquitto_factory()
+
+    def gateway(**workers: Any) -> Gateway:
+        return Gateway(
+            devices={"meter1": _meter(meter), "meter2": _meter(meter)},
+            send={"all": {"from": "*", "to": "broker"}},
+            to={"broker": {"mqtt": broker.url, "ack_timeout": "500ms"}},
+            options={"data_dir": str(tmp_path / "data")},
+            workers=workers,
+        )
+
+    with Subscriber(broker.port, tmp_path) as subscriber:
+        broker.process.pause()
+        with gateway() as one:
+            waited = _end_with_backlog(one, "all")
+        with gateway(a={"devices": "meter1"}, b={"devices": "meter2"}) as two:
+            broker.process.resume()
+            two.wait_for(lambda: _pending(two).get("all") == 0, "the backlog of the one process")
+            broker.process.pause()
+            waited |= _end_with_backlog(two, "all@a", "all@b")
+        broker.process.resume()
+        with gateway() as three:
+            three.wait_for(
+                lambda: not any(_pending(three)[name] for name in ("all@a", "all@b")), "the workers' backlog"
+            )
+            assert three.end() == 0
+        messages = subscriber.all_messages()
+    assert set(waited) == {"all", "all@a", "all@b"}
+    for stream, rows in waited.items():
+        times = {sample["t"] for message in messages if message["stream"] == stream for sample in message["samples"]}
+        assert len(times) >= rows, f"{stream}: {len(times)} of {rows} rows"
+
+
+def _end_with_backlog(gateway: Gateway, *streams: str) -> dict[str, int]:
+    """Ends it when each stream has a few rows that wait; how many, at least."""
+    gateway.wait_for(lambda: all(_pending(gateway).get(stream, 0) >= ROWS for stream in streams), "rows that wait")
+    assert gateway.end() == 0
+    return dict.fromkeys(streams, ROWS)
+
+
+def _pending(gateway: Gateway) -> dict[str, int]:
+    return {lane["name"]: lane["pending_rows"] for lane in gateway.health()["lanes"]}
+
+
 def _pages(gateway: Gateway) -> None:
     """Every family once, every sample with its worker; the roll-up over all of them."""
-    text = gateway.page("/metrics")[1]
+    gateway.wait_for(
+        lambda: gateway.page("/metrics")[1].count("gateway_build_info{worker=") == 3, "every worker's metrics"
+    )
+    gateway.wait_for(lambda: gateway.health()["status"] == "ok", "a good word from every worker")
+    text, report = gateway.page("/metrics")[1], json.loads(gateway.page("/health?over=5s")[1])
     assert {*Counter(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)).values()} == {1}
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    assert {sample.labels["worker"] for sample in samples} == {"fast", "others", "shared"}
-    up = {s.labels["worker"]: s.value for s in samples if s.name == "gateway_worker_up"}
-    assert up == {"fast": 1.0, "others": 1.0}
-    status, report = gateway.page("/health?over=5s")[0], gateway.health()
-    assert (status, report["status"], report["gateway"]) == (http.client.OK, "ok", ID)
-    assert {lane["name"] for lane in report["lanes"]} == {"own", "all@fast", "all@others"}
+    assert all("worker" in sample.labels for sample in samples)
+    assert {s.labels["worker"] for s in samples if s.name == "gateway_worker_up"} == {"fast", "others"}
+    assert report["gateway"] == ID
+    lanes = {"fast": {"own", "all@fast"}, "others": {"all@others"}}
+    assert all(lane["name"] in lanes[lane["worker"]] for lane in report["lanes"])
 
 
 def _meter(server: PymodbusServer) -> dict[str, Any]:

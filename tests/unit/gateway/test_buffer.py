@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import orjson
 import pytest
@@ -53,6 +54,19 @@ async def test_what_is_delivered_is_shown_on_demand(tmp_path: Path) -> None:
     await lane.close()
     assert [orjson.loads(line)["seq"] for line in samples(tmp_path, "history", everything=False)] == [2, 3, 4]
     assert len(list(samples(tmp_path, "history", everything=True))) == 5
+
+
+async def test_a_segment_that_cannot_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not as if it were not there."""
+    lane = lane_in(tmp_path)
+    await lane.append(make_batch(0))
+    await lane.close()
+
+    def refused(*_: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(buffer, "load", refused)
+    assert "  000000000000.segment: cannot be read, `gateway buffer verify` says why" in list(listing(tmp_path))
 
 
 async def test_damage_is_named(tmp_path: Path) -> None:

@@ -149,16 +149,34 @@ async def test_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     ledger.note(gap(3, 17))
     ledger.note(Gap(Reason.DISCONNECTED, "meter7", "", ("flow",), START_NS, START_NS + S, None))
     await ledger.close()
-    assert listing(tmp_path, None, as_json=False) == [
+    lines, damaged = listing(tmp_path, None, as_json=False)
+    assert not damaged and lines == [
         "2026-11-22T10:35:16Z .. 2026-11-22T10:35:16Z  press4 -> history: 17 rows, buffer full",
         "2026-11-22T10:35:13Z .. 2026-11-22T10:35:14Z  meter7: number of rows unknown, machine disconnected (flow)",
     ]
-    assert [orjson.loads(line)["rows"] for line in listing(tmp_path, None, as_json=True)] == [17, None]
-    assert listing(tmp_path, "1ns", as_json=False) == []
+    assert [orjson.loads(line)["rows"] for line in listing(tmp_path, None, as_json=True)[0]] == [17, None]
+    assert listing(tmp_path, "1ns", as_json=False) == ([], 0)
     assert main(["gaps", "--data-dir", str(tmp_path), "--json", "--since", "yesterday"]) == 2
     assert "--since: 'yesterday' is not a duration" in capsys.readouterr().err
     assert main(["gaps", "--data-dir", str(tmp_path)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_what_cannot_be_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Damaged lines are counted; a ledger that cannot be read is no empty one, and does not stop the gateway."""
+    file = tmp_path / "gaps" / "gaps.jsonl"
+    file.parent.mkdir()
+    file.write_text('{"reason": "buffer f\n{}\n')
+    assert main(["gaps", "--data-dir", str(tmp_path)]) == 0
+    assert "2 damaged lines of the gap ledger are left out" in capsys.readouterr().err
+    file.unlink()
+    file.mkdir()
+    assert main(["gaps", "--data-dir", str(tmp_path)]) == 3
+    assert "the gap ledger cannot be read: " in capsys.readouterr().err
+    assert not GapLedger(tmp_path, FakeClock()).latest
+    assert "the gaps of former runs cannot be read: " in caplog.text
 
 
 async def test_health_and_metrics(tmp_path: Path) -> None:
