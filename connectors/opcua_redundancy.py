@@ -2,9 +2,8 @@
 
 ServiceLevel says how fit each one is: 0 maintenance, 1 no data, 2-199 degraded, 200-255 healthy. The fittest is used;
 it is left when it is no longer healthy and another one is fitter, or when the first of the file is as fit again for
-`HOLD_S` (fail-back). Subscriptions are made at the switch, except in a hot set (`opcua_hot`): what lies between is a gap
-like that of any new subscription, filled from history or in the ledger. The mode says how the others are watched
-meanwhile:
+`HOLD_S` (fail-back). Subscriptions are made at the switch, but not in a hot set (`opcua_hot`): what lies between is a
+gap like that of any new subscription, filled from history or in the ledger. The mode says how the others are watched:
 
     cold        a standby may not answer: the others are asked only when the one in use is not healthy, or not the first
     warm, hot   a session is held at each of them, and its ServiceLevel read as often as that of the one in use

@@ -275,8 +275,8 @@ class OpcUaDevice(Settings):
     redundancy: Literal["auto", "cold", "warm", "hot"] = Field(
         "auto",
         description="Only with several servers. `auto`: what they say they are. `cold`: a standby may not answer, it "
-        "is asked when it is needed; `warm`: a session is held at each standby, to know how fit it is; `hot`: all items "
-        "are made there as well, sampled and not reported.",
+        "is asked when it is needed; `warm`: a session is held at each standby, to know how fit it is; `hot`: all "
+        "items are made there as well, sampled and not reported.",
     )
     heartbeat: Duration = Field(
         0,

@@ -185,8 +185,8 @@ async def test_close_leaves_nothing_at_either_server(machine: Machine, source: M
     press = machine.source(source)
     await within(press.connect([]))
     await rows(press, 2)
-    await until(lambda: ready(press, second))
-    assert second.sessions_and_subscriptions()[1] == before[1][1] + 1
+    await until(lambda: ready(press, second) and bool(press._upkeep.servers._standby))
+    assert second.sessions_and_subscriptions() == (before[1][0] + 2, before[1][1] + 1)
     await within(press.close())
     assert [server.sessions_and_subscriptions() for server in machine.servers] == before
     assert not press._hot._tasks and not press._hot.info
