@@ -438,6 +438,9 @@ def test_few_rows_are_read_without_columns() -> None:
             (handle, ts_ns, extra.get(at, float(value)), *rest) for at, (handle, ts_ns, value, *rest) in enumerate(few)
         ]
         assert repr(found) == repr(rows(body))
-    cut = _raw(_raw_record(1, 5, (11, struct.pack("<d", 1.5)))[:-1], 1)
-    with pytest.raises(DecodeError):
-        decode_few(cut, parse_response(cut), ARRIVAL_NS)
+    record = _raw_record(1, 5, (11, struct.pack("<d", 1.5)))
+    for damaged in (_raw(record[:-1], 1), _raw(record + bytes(3), 1)):  # cut, something left over
+        with pytest.raises(DecodeError):
+            decode_few(damaged, parse_response(damaged), ARRIVAL_NS)
+        with pytest.raises(DecodeError):
+            rows(damaged)
