@@ -101,7 +101,7 @@ def decode_few(body: bytes, response: PublishResponse, arrival_ns: int) -> tuple
                 extra |= singles.extra
             rows.append(row)
             at = behind
-        if body[at : change.end] not in _NO_DIAGNOSTICS:
+        if change.count and body[at : change.end] not in _NO_DIAGNOSTICS:
             _check_tail(Cursor(body, at, change.end))
     return rows, extra
 

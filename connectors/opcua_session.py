@@ -36,7 +36,7 @@ class PublishSession(UaSession):
         self._lost: str | None = None
         self._wake = asyncio.Event()
         self._nudged = False
-        self._idle = False
+        self._idle = self._taken = False
         self.on_response: Callable[[bytes], bool] | None = None
         """Is shown a response in the step of its arrival, while `response` waits: True, it is taken."""
         self.outstanding = 0
@@ -73,6 +73,7 @@ class PublishSession(UaSession):
 
         Raises NotConnected: the session is gone.
         """
+        self._taken = False
         while not self._responses:
             if self._nudged:
                 self._nudged = False
@@ -85,6 +86,8 @@ class PublishSession(UaSession):
                 await self._wake.wait()
             finally:
                 self._idle = False
+            if self._taken:  # the next one may be here already: it comes behind this one
+                return None
         return self._responses.popleft()
 
     @property
@@ -140,7 +143,7 @@ class PublishSession(UaSession):
         self.outstanding -= 1
         idle, self._idle = self._idle, False
         if idle and self.on_response and self.on_response(body):
-            self._nudged = True
+            self._taken = True
         else:
             self._responses.append(body)
         self._wake.set()
