@@ -72,12 +72,12 @@ def main() -> int:
         machine.go(PERIOD_US)
 
         def measured(start: Callable[[], AbstractContextManager[ServerProcess]]) -> Callable[[], Times]:
-            return lambda: _measure(start(), machine.port, broker.port, asked.seconds, asked.realtime)
+            return lambda: measure(start(), machine.port, broker.port, asked.seconds, asked.realtime)
 
         floor, stock, ours = by_turns(
             asked.rounds,
-            measured(lambda: _Program("gateway.latency_floor", machine, broker)),
-            measured(lambda: _Program("benchmarks.latency_stock", machine, broker)),
+            measured(lambda: Program("gateway.latency_floor", machine, broker)),
+            measured(lambda: Program("benchmarks.latency_stock", machine, broker)),
             measured(lambda: _Gateway(machine, broker)),
         )
     quiet = min(times.at(QUANTILES["p99"]) for times in floor) < FLOOR_P99_US
@@ -125,9 +125,10 @@ def _texts(times: Sequence[float]) -> str:
     return ", ".join(f"{us:,.0f}" for us in times) + " us"
 
 
-def _measure(
+def measure(
     program: AbstractContextManager[ServerProcess], machine: int, broker: int, seconds: float, realtime: int
 ) -> Times:
+    """Of what goes from one port to the other while the program runs, for some seconds."""
     with program as process:
         if realtime:
             for task in Path(f"/proc/{process.pid}/task").iterdir():
@@ -170,7 +171,7 @@ def _stamps(packet: Packet) -> Iterable[tuple[int, int]]:
     return [(stamp, packet.at_ns) for stamp in found if 0 <= now_us - stamp < _WINDOW_US]
 
 
-class _Program:
+class Program:
     """A module as a process that relays from the machine to the broker; ready when it says so."""
 
     def __init__(self, module: str, machine: Stamper, broker: Mosquitto) -> None:

@@ -151,13 +151,15 @@ class ModbusSource:
         self._explorer.begin(fingerprint(str(self._settings.url), self._reads.points))
         self._faults.clear()
 
-        def poll(every_ns: int, points: Sequence[Point]) -> Poll:
-            return Poll(every_ns, self._settings.url, points, ids | self._tag_ids, self._reads.meanings)
+        def poll(every_ns: int, points: Sequence[Point], apart: bool = False) -> Poll:
+            return Poll(every_ns, self._settings.url, points, ids | self._tag_ids, self._reads.meanings, apart)
 
         def merged(polls: Sequence[Poll]) -> Poll:
             return poll(polls[0].every_ns, [point for one in polls for point in one.points])
 
-        self._schedule = Schedule([poll(*own) for own in self._reads.periods.items()], self._replan, merged)
+        polls = [poll(*own) for own in self._reads.periods.items()]
+        polls += [poll(*own, True) for own in self._reads.apart.items()]
+        self._schedule = Schedule(polls, self._replan, merged)
         for one in self._schedule.polls:
             self._replan(one)
 

@@ -31,8 +31,11 @@ class Poll:
         points: Sequence[Point],
         tag_ids: Mapping[str, int],
         meanings: Mapping[str, Meaning],
+        apart: bool = False,
     ) -> None:
         self.every_ns = every_ns
+        self.apart = apart
+        """Read by itself, and before what is due at the same time."""
         self.points = tuple(points)
         self.due_ns = 0
         self.version = -1

@@ -5,7 +5,7 @@ What the configuration file says itself comes first, then the profile, then the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,11 @@ from pipelines.quantities import format_duration
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """`periods`: poll period in ns -> its points, the shortest period first."""
+    """What is read together: poll period in ns -> its points, the shortest period first."""
 
     periods: Mapping[int, Sequence[Point]]
+    apart: Mapping[int, Sequence[Point]]
+    """Of fast routes: in requests of their own, which nothing else makes longer."""
     meanings: Mapping[str, Meaning]
     """Of the profile's tags."""
     gap: int
@@ -33,7 +35,7 @@ class Reads:
 
     @property
     def points(self) -> list[Point]:
-        return [point for own in self.periods.values() for point in own]
+        return [point for own in (*self.periods.values(), *self.apart.values()) for point in own]
 
     def of(self, points: Sequence[Point], known: Known) -> tuple[tuple[Block, ...], list[Point]]:
         """The reads of some of the points, and those that the device has not got."""
@@ -53,12 +55,18 @@ def reads(settings: ModbusDevice, profile: RegisterMap | None = None) -> Reads:
     gap, size = poll.limits(settings)
     longest = max((tag.point.count for tag in known.values() if not tag.point.table.of_bits), default=0)
     return Reads(
-        dict(sorted(periods.items())),
+        _chosen(periods, lambda point: point.name not in settings.apart),
+        _chosen(periods, lambda point: point.name in settings.apart),
         {name: tag.meaning for name, tag in known.items()},
         gap,
         max(size, longest),  # no value is divided
         [*settings.holes, *map(parse_range, poll.forbidden)],
     )
+
+
+def _chosen(periods: Mapping[int, Sequence[Point]], wanted: Callable[[Point], bool]) -> dict[int, list[Point]]:
+    chosen = {every: [point for point in points if wanted(point)] for every, points in sorted(periods.items())}
+    return {every: points for every, points in chosen.items() if points}
 
 
 def describe_plan(settings: ModbusDevice, data_dir: Path | None = None, device: str = "") -> list[str]:
@@ -79,7 +87,8 @@ def describe_plan(settings: ModbusDevice, data_dir: Path | None = None, device: 
     if about:
         lines.append(about)
     return [
-        f"every {format_duration(every_ns)}: {line}"
-        for every_ns, points in wanted.periods.items()
+        f"every {format_duration(every_ns)}{how}: {line}"
+        for how, periods in (("", wanted.periods), (", by itself", wanted.apart))
+        for every_ns, points in periods.items()
         for line in describe(wanted.of(points, known)[0])
     ] + lines

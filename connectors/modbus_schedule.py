@@ -3,7 +3,8 @@
 Each class has an absolute grid of its own. Classes that are due at once are one cycle where that saves a request: what
 is read every 10 s comes along with its neighbours of every 1 s. The others take turns, shortest period first, and their
 grids are moved apart within the shortest period, so that they seldom meet: a class waits at most for the cycles of the
-others. Devices are moved apart in the same way. Everything is read once at the start.
+others. Devices are moved apart in the same way. What fast routes want is a class of its own, read before what is due
+with it, and never with others: a longer reply is a later one. Everything is read once at the start.
 """
 
 from __future__ import annotations
@@ -58,9 +59,16 @@ class Schedule:
         return poll, missed
 
     def _due(self, now_ns: int) -> list[Poll]:
-        """The class of the shortest period that is due, and those that save a request when they come along."""
+        """The class of the shortest period that is due, and those that save a request when they come along.
+
+        One that is read apart comes before all others, and alone.
+        """
         first_ns = max(now_ns, self.due_ns)
-        first, *others = [poll for poll in self.polls if poll.due_ns <= first_ns]
+        due = [poll for poll in self.polls if poll.due_ns <= first_ns]
+        for poll in due:
+            if poll.apart:
+                return [poll]
+        first, *others = due
         chosen = [first]
         for poll in others:
             if self._saves(tuple(chosen), poll):
@@ -69,6 +77,8 @@ class Schedule:
 
     def _saves(self, polls: tuple[Poll, ...], other: Poll) -> bool:
         """Read together with `polls` it takes fewer requests."""
+        if other.apart or polls[0].apart:
+            return False
         one = polls[0] if len(polls) == 1 else self._together(polls)
         both = self._together((*polls, other))
         for poll in (one, other, both):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from connectors.modbus_plan import DATE_TIMES, REGISTERS_MAX, DataType, Point, Range, WordOrder, scaled_by
 from connectors.modbus_register import RangeText, RegisterText, parse_encoding, parse_point, parse_range, parse_register
@@ -199,6 +199,7 @@ class ModbusDevice(Settings):
             "that are added to its own, or take the place of one of the same name."
         ),
     ] = {}  # noqa: RUF012
+    _apart: frozenset[str] = PrivateAttr(frozenset())
 
     @field_validator("modbus")
     @classmethod
@@ -255,6 +256,17 @@ class ModbusDevice(Settings):
     def learns_tags(self) -> bool:
         """More tags than `tags` become known when the device is connected."""
         return self.profile is not None
+
+    @property
+    def apart(self) -> Collection[str]:
+        """Tags that are read by themselves: those of fast routes."""
+        return self._apart
+
+    def with_apart(self, tags: Collection[str]) -> ModbusDevice:
+        """The same device with these tags read by themselves."""
+        device = self.model_copy()
+        device._apart = frozenset(tags)
+        return device
 
     def points(self) -> Mapping[int, list[Point]]:
         """Poll period in ns -> its points; the shortest period first."""

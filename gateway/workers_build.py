@@ -81,13 +81,16 @@ def _shared(
 @contextmanager
 def _door(path: Path) -> Iterator[socket.socket]:
     """Where a worker is asked for its pages. It is there before the worker, and while it is started again."""
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
         try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.unlink(missing_ok=True)
             door.bind(str(path))
         except OSError as error:
-            raise Permanent(f"data_dir: {path} cannot be a socket ({error}): set a shorter gateway.data_dir") from error
+            raise Permanent(
+                f"{path} cannot be made a socket ({error.strerror or error}): set gateway.data_dir to a folder of the "
+                f"gateway's user, with a path of 80 characters at most"
+            ) from error
         door.listen(BACKLOG)
         door.setblocking(False)
         yield door

@@ -293,7 +293,8 @@ class Pump:
         self._in_flight_max = min(in_flight_max or sink.in_flight_max, sink.in_flight_max)
         self._replay = replay
         self._cut_through: CutThrough | None = None
-        if isinstance(reader, CutThroughReader) and isinstance(sink, CutThroughSink) and self._in_flight_max > 1:
+        queued_only = bool(replay) or self._in_flight_max == 1
+        if isinstance(reader, CutThroughReader) and isinstance(sink, CutThroughSink) and not queued_only:
             self._cut_through = CutThrough(lane.name, reader, sink)
         self.counters = Counters("pump", lane.name)
         self.latency = Latency(self.counters, sessions)

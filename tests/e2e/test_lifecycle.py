@@ -207,7 +207,7 @@ def test_metrics_and_health_tell_how_it_is(
         assert metrics["gateway_lane_pending_rows", "all"] >= 0
         assert metrics["gateway_loop_lag_seconds_count", "main"] > 0
         assert metrics["gateway_loop_lag_cpu_seconds_count", "main"] > 0
-        assert metrics["gateway_pump_source_to_ack_seconds_count", "all"] > 0
+        assert metrics["gateway_pump_received_to_ack_seconds_count", "all"] > 0
         assert metrics["process_resident_memory_bytes", ""] > 0
         types = Counter(re.findall(r"^# TYPE (\S+)", gateway.page("/metrics")[1], re.MULTILINE))
         assert set(types.values()) == {1}, "Prometheus refuses a family that is there twice"

@@ -85,3 +85,14 @@ def test_devices_lie_apart(devices: int, tmp_path: Path) -> None:
     ordered = sorted(second_ns)
     assert min(after - before for before, after in pairwise(ordered)) > SECOND / devices / 10
     assert 0 <= ordered[0] < ordered[-1] < SECOND
+
+
+async def test_what_is_apart_is_read_first_and_alone() -> None:
+    """Its neighbours would come in the same request: they come in one of their own, behind it; each keeps its grid."""
+    image = Image()
+    async with started(image, tags=words(*range(20)), apart=["h7"]) as setup:
+        cycles = [sorted(setup.rows(await setup.source.read())) for _ in range(8)]
+        others = sorted(f"h{at}" for at in range(20) if at != 7)
+        assert cycles[:2] == [["h7"], others]
+        assert cycles.count(["h7"]) == cycles.count(others) == 4
+        assert setup.source.counters.totals["overruns"] == 0

@@ -52,7 +52,8 @@ class Setup:
         self.device = device
         self.tags = TagTable()
         self.clock = StoppedClock()
-        model = ModbusDevice.model_validate({"modbus": device.url, "timeout": "60s", **settings})
+        apart: list[str] = settings.pop("apart", [])
+        model = ModbusDevice.model_validate({"modbus": device.url, "timeout": "60s", **settings}).with_apart(apart)
         self.source = ModbusSource("m", 0, model, self.tags, self.clock, folder)
 
     def rows(self, batch: Batch) -> dict[str, tuple[Any, int]]:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.opcua_binary import Cursor, DecodeError
-from connectors.opcua_decode import decode_changes
+from connectors.opcua_decode import decode_changes, decode_few
 from connectors.opcua_response import DataChange, PublishResponse, _any, parse_response
 from connectors.opcua_variable import READ
 from pipelines.batch import ARRAY, Flag, Kind
@@ -448,3 +448,29 @@ def test_the_plain_frame_is_read_as_any_other(listed: list[int] | None, results:
     assert read == _any(body)
     assert (read.subscription_id, read.sequence_number, read.rows, read.more) == (3, 9, 1, True)
     assert list(read.available) == (listed or []) and len(read.ack_results) == results
+
+
+def test_few_rows_are_read_without_columns() -> None:
+    """As columns hold them: numbers in place, all else by the cursor; diagnostics behind them are read over."""
+    told = [ua.DiagnosticInfo(SymbolicId=ua.Int32(1)), ua.DiagnosticInfo()]
+    values = [
+        ua.Variant(1.5),
+        ua.Variant(2**60, VT.Int64),
+        ua.Variant("text"),
+        ua.Variant(True),
+        ua.Variant(7, VT.Byte),
+    ]
+    items = [(at, data_value(value, 0x40000000 if at else None)) for at, value in enumerate(values)]
+    items += [(9, data_value(None)), (8, data_value(ua.Variant(2.5), source=None))]
+    for body in (response(items), response(items, diagnostics=told)):
+        few, extra = decode_few(body, parse_response(body), ARRIVAL_NS)
+        found = [
+            (handle, ts_ns, extra.get(at, float(value)), *rest) for at, (handle, ts_ns, value, *rest) in enumerate(few)
+        ]
+        assert repr(found) == repr(rows(body))
+    record = _raw_record(1, 5, (11, struct.pack("<d", 1.5)))
+    for damaged in (_raw(record[:-1], 1), _raw(record + bytes(3), 1)):  # cut, something left over
+        with pytest.raises(DecodeError):
+            decode_few(damaged, parse_response(damaged), ARRIVAL_NS)
+        with pytest.raises(DecodeError):
+            rows(damaged)

@@ -40,7 +40,7 @@ GROWTH_BYTES = 2**20
 FUZZED = 10_000
 HAS_WHEEL = sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
 """Of atheris: as pyproject.toml says."""
-DECODER = ("decode", "binary", "variable", "records", "structures", "definitions", "dictionary")
+DECODER = ("decode", "response", "binary", "variable", "records", "structures", "definitions", "dictionary")
 TESTS = ("hostile", "decode", "structures", "events")
 SLOW = "not columns_hold and not any_mixture"
 ROOT = Path(__file__).parents[3]

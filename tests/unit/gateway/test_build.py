@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from connectors.modbus_settings import ModbusDevice
 from gateway.build import Built, build
 from gateway.config import load
+from gateway.fast_sessions import with_fast_sessions
 from gateway.session import SourceSession
 from pipelines.contracts import Part
 from pipelines.errors import Permanent
@@ -221,3 +223,22 @@ async def test_no_local_pages(tmp_path: Path) -> None:
     path = tmp_path / "gateway.yaml"
     path.write_text(FILE.format(data_dir=tmp_path / "data", listen="null"))
     assert built(path).service is None
+
+
+def test_fast_tags_get_a_session_or_requests_of_their_own(file: Path) -> None:
+    """OPC UA: unless all of the device is fast, learnt or dialled in. Modbus: read apart, unless all are fast."""
+    text = file.read_text()
+    found = with_fast_sessions(load(file)[0]).devices
+    assert list(found) == ["press4", "meter7", "press4@fast"]
+    assert list(found["press4"].tags) == ["pressure"] and list(found["press4@fast"].tags) == ["temperature"]
+    file.write_text(text.replace("[press4/temp*]", "[press4, meter7/flow]"))
+    found = with_fast_sessions(load(file)[0]).devices
+    assert list(found) == ["press4", "meter7"] and list(found["press4"].tags) == ["temperature", "pressure"]
+    assert isinstance(meter := found["meter7"], ModbusDevice) and meter.apart == {"flow"}
+    file.write_text(text.replace("[press4/temp*]", '"*"'))
+    found = with_fast_sessions(load(file)[0]).devices
+    assert list(found) == ["press4", "meter7"]
+    assert isinstance(meter := found["meter7"], ModbusDevice) and not meter.apart
+    reverse = "reverse: {server: 'urn:press4', endpoint: opc.tcp://press4:4840}"
+    file.write_text(text.replace("security: none", f"security: none\n    {reverse}"))
+    assert list(with_fast_sessions(load(file)[0]).devices) == ["press4", "meter7"]
