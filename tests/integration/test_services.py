@@ -212,7 +212,7 @@ async def test_pymodbus_server_may_be_sparse_silent_or_late(pymodbus_server: Any
     async with AsyncModbusTcpClient("127.0.0.1", port=server.port) as client:
         begun_s = asyncio.get_running_loop().time()
         assert (await client.read_holding_registers(100, count=2)).registers == [1, 2]
-        assert asyncio.get_running_loop().time() - begun_s >= 0.02
+        assert asyncio.get_running_loop().time() - begun_s > 0.0185  # both loops have ticks of 1 ms
         assert (await client.read_holding_registers(99, count=2)).exception_code == 2
         assert (await client.read_coils(0, count=1)).exception_code == 2
 
