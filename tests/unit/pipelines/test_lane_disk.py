@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -505,6 +505,43 @@ async def test_what_is_too_old_goes_by_the_clock_that_never_steps(make: Make) ->
     clock.mono = 2 * hour
     await until_true(lambda: lane.pending_rows == 0)
     assert lane.counters.totals["expired_rows"] == 2
+
+
+class Preempting(RealFiles):
+    """What a thread is to do is done in the middle of the event loop's next write, where there is one soon."""
+
+    def __init__(self) -> None:
+        self._waiting = deque[Callable[[], None]]()
+
+    async def offload(self, work: Callable[[], object]) -> object:
+        done = list[object]()
+        self._waiting.append(lambda: done.append(work()))
+        await settle(5)
+        self._begin()
+        return done[0]
+
+    def write(self, handle: int, position: int, data: bytes) -> None:
+        self._begin()
+        super().write(handle, position, data)
+
+    def _begin(self) -> None:
+        while self._waiting:
+            self._waiting.popleft()()
+
+
+async def test_nothing_is_appended_to_a_segment_that_a_thread_is_sealing(make: Make) -> None:
+    """With `max_age` a segment is sealed by its age, at any time: a batch that comes meanwhile goes into the next."""
+    clock, files, hour = SetClock(), Preempting(), 3600 * 10**9
+    limits = replace(LIMITS, max_age_ns=10 * hour, fsync_every_ns=0)
+    lane = make(clock=clock, limits=limits, files=files, offload=files.offload)
+    for number in range(20):
+        clock.mono += hour * 2 if number % 5 == 4 else 0
+        await lane.append(make_batch(number))
+        await settle(3)
+    await lane.close()
+    again = make()
+    assert await read_all(again) == list(range(20))
+    assert again.counters.totals["corrupt_rows"] == 0
 
 
 async def test_reading_many_foreign_segments_at_once_keeps_every_name(make: Make) -> None:
