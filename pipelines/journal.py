@@ -60,8 +60,8 @@ INDEXED_MAX: Final = 4
 """Sealed segments whose index is kept in memory; the others' are read again when they are needed."""
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
 """The process's trouble; anything else is the file's own (bad sector, permission, no file), and stays."""
-_KEPT_BY_OTHERS = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EISDIR, errno.ENOTEMPTY)
-"""Why one file may be neither renamed nor removed while the disk is sound."""
+_KEPT_BY_OTHERS = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EISDIR, errno.ENOTEMPTY, errno.ENOENT)
+"""Why one file may be neither renamed nor removed while the disk is sound (ENOENT: somebody else removed it)."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

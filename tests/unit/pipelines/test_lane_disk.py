@@ -23,7 +23,7 @@ from pipelines.gaps import Gap, Reason
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import SEQ_PER_INSTANCE
 from pipelines.tags import Tag, TagTable
-from tests.unit.pipelines.fakes import make_batch, settle, until
+from tests.unit.pipelines.fakes import WALL_NS, make_batch, settle, until
 
 Make = Callable[..., DiskLane]
 LIMITS = Limits(10**7, segment_bytes=20_000, fsync_every_ns=1_000_000)
@@ -550,6 +550,23 @@ async def test_reading_many_foreign_segments_at_once_keeps_every_name(make: Make
     again = make(tags=tags(*map(str, reversed(range(20)))))
     assert await read_all(again) == list(range(60))
     assert again.counters.totals["corrupt_rows"] == 0
+
+
+async def test_the_age_of_the_oldest_is_told_while_its_segment_cannot_be_read(make: Make, tmp_path: Path) -> None:
+    """Pages ask for it at any time: also when a file that is gone has just been found so, and nobody has counted yet."""
+    await filled(make, 60, limits=replace(LIMITS, segment_bytes=1))
+    looked = list[int | None]()
+
+    async def offload(work: Callable[[], object]) -> object:
+        try:
+            return work()
+        finally:
+            looked.append(again.oldest_ns)
+
+    again = make(offload=offload)
+    segments(tmp_path)[0].unlink()
+    assert await read_all(again) == list(range(1, 60))
+    assert WALL_NS in looked
 
 
 async def test_a_commit_asks_no_disk(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
