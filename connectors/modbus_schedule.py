@@ -1,11 +1,11 @@
 """When which poll class of a device is read. Pure: no I/O, no clock.
 
 Each class has an absolute grid of its own. Classes that are due at once are one cycle where that saves a request: what
-is read every 10 s comes along with its neighbours of every 1 s. The others take turns, what is due longest
-first, then the shortest period. Their grids are moved apart within the shortest period, so that they seldom meet: a
-class waits at most for the cycles of the others. Devices are moved apart in the same way. What fast routes want is a
-class of its own, read before what is due with it, and never with others: a longer reply is a later one. Everything is
-read once at the start.
+is read every 10 s comes along with its neighbours of every 1 s. The others take turns: what is due
+longest first, then the shortest period. Their grids are moved apart within the shortest period, so that they seldom
+meet: a class waits at most for the cycles of the others. Devices are moved apart in the same way. What fast routes want
+is a class of its own, read before what is due with it, and never with others: a longer reply is a later one. Everything
+is read once at the start.
 """
 
 from __future__ import annotations

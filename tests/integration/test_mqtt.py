@@ -123,7 +123,7 @@ async def test_no_name_of_a_tag_ends_the_session(mosquitto: Mosquitto, sinks: An
     """What no topic can hold (MQTT 5 section 1.5.4) becomes `_`: Mosquitto hangs up because of such a topic, each time
     that it is sent again; so nothing of any route would arrive any more."""
     names = ["+", "Line\tA", "\x7f", "\u0085", "\ufdd0", "\U0001ffff", "/", "\ud800", "x" + "ä" * 40_000]
-    first = [tags.add(Tag("odd", name)) for name in names][0]
+    first, *_ = [tags.add(Tag("odd", name)) for name in names]
     sink = sinks(mosquitto.url, topic="{tag}", format="value", status_topic=None)
     await sink.connect()
     async with Listener(mosquitto, "+") as listener:

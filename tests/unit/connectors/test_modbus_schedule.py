@@ -100,7 +100,7 @@ async def test_what_is_apart_is_read_first_and_alone() -> None:
 
 @pytest.mark.parametrize("apart", [False, True])
 async def test_a_device_too_slow_for_one_period_is_asked_for_the_others_all_the_same(apart: bool) -> None:
-    """A class that is due again whenever its cycle ends, on its own or on a fast route, keeps no other from being read."""
+    """A class that is due again whenever its cycle ends, of a fast route or not, keeps no other from being read."""
     tags = words(0) | every("10s", 1000) | every("1h", 2000)
     async with started(Image(), tags=tags, apart=["h0"] if apart else []) as setup:
         seen: list[str] = []

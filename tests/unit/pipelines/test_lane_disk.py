@@ -553,7 +553,7 @@ async def test_reading_many_foreign_segments_at_once_keeps_every_name(make: Make
 
 
 async def test_the_age_of_the_oldest_is_told_while_its_segment_cannot_be_read(make: Make, tmp_path: Path) -> None:
-    """Pages ask for it at any time: also when a file that is gone has just been found so, and nobody has counted yet."""
+    """Pages ask for it at any time: also when a file that somebody removed has just been missed."""
     await filled(make, 60, limits=replace(LIMITS, segment_bytes=1))
     looked = list[int | None]()
 
