@@ -14,8 +14,8 @@ Every attempt is recorded, refused ones too. Statuses are OPC UA StatusCodes (Pa
 from __future__ import annotations
 
 import asyncio
-import math
 import re
+import sys
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -295,7 +295,7 @@ def _check(rule: WriteRule, value: Any) -> None:
         if rule.only and not any(one == allowed and type(one) is type(allowed) for allowed in rule.only):
             allowed = ", ".join(map(str, rule.only))
             raise Refused(BAD_OUT_OF_RANGE, f"{one!r} is none of the values that the file allows: {allowed}")
-        if isinstance(one, float) and not math.isfinite(one):
+        if _is_number(one) and not -sys.float_info.max <= one <= sys.float_info.max:
             raise Refused(BAD_OUT_OF_RANGE, f"{one} is not a number that can be written")
         limited = rule.min is not None or rule.max is not None
         if limited and not _is_number(one):

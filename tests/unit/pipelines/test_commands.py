@@ -149,6 +149,8 @@ async def test_a_write_is_recorded_before_and_after(machine: Machine, record: Re
         ("scaled", "x", BAD_TYPE_MISMATCH),
         ("stuck", 1.0, BAD_NOT_WRITABLE),
         ("free", float("inf"), BAD_OUT_OF_RANGE),
+        ("free", 10**400, BAD_OUT_OF_RANGE),
+        ("scaled", -(10**400), BAD_OUT_OF_RANGE),
     ],
 )
 async def test_what_the_file_does_not_allow_never_reaches_the_machine(
