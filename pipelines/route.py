@@ -77,17 +77,19 @@ class Route:
         """Returned: every lane (or those in `to`) has every row that the stages let through."""
         parts = self._left_of(batch)
         for lane, mark in [(lane, Mark()) for lane in self.lanes] if to is None else to:
-            for part in _marked(parts, batch.origin, mark):
+            ahead = mark.ahead(batch.origin)
+            for part in _ending_at(ahead, parts, batch.origin):
                 await lane.append(part)
+            mark.took(ahead)
 
     def put(self, batch: Batch, to: Sequence[tuple[CutThroughLane, Mark]]) -> None:
         """`offer`, where no lane waits."""
         parts = self._left_of(batch)
         for lane, mark in to:
-            for part in _marked(parts, batch.origin, mark) if mark.behind else parts:
+            ahead = mark.ahead(batch.origin)
+            for part in _ending_at(ahead, parts, batch.origin):
                 lane.put(part)
-            if not mark.behind:
-                mark.took(batch.origin)
+            mark.took(ahead)
 
     def _left_of(self, batch: Batch) -> Sequence[Batch]:
         """What the stages let through, in parts; counted."""
@@ -101,13 +103,11 @@ class Route:
         return [kept] if left <= ROWS_PER_BATCH_MAX else list(kept.split(ROWS_PER_BATCH_MAX))
 
 
-def _marked(parts: Sequence[Batch], origin: bytes | None, mark: Mark) -> Iterator[Batch]:
-    """The parts of a batch as one lane takes them; it has them when the last one is taken."""
-    ahead = mark.ahead(origin)
-    for part in parts:
-        as_it_is = part.origin is None or part.origin == ahead
-        yield part if as_it_is else replace(part, origin=ahead)
-    mark.took(ahead)
+def _ending_at(ahead: bytes | None, parts: Sequence[Batch], origin: bytes | None) -> Sequence[Batch]:
+    """The parts of a batch that ends at `origin`, with the origin `ahead` as one lane stores it (`Mark.ahead`)."""
+    if ahead is origin:
+        return parts
+    return [part if part.origin is None else replace(part, origin=ahead) for part in parts]
 
 
 def _through(stages: Sequence[Stage], batch: Batch) -> Batch | None:
