@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 import time
 from typing import Final
 
-from paho.mqtt.client import Client
-from paho.mqtt.enums import CallbackAPIVersion
-
-from benchmarks.measure import Bar, Figure, in_child, on_loop, report
+from benchmarks.measure import Bar, Figure, in_child, on_loop, report, until
 from benchmarks.rows import batch, tag_table
+from benchmarks.stock import mqtt_notices_s
 from connectors.mqtt import MqttSink
 from connectors.mqtt_settings import MqttTarget
 from connectors.payload import Identity
@@ -33,7 +30,6 @@ from tests.services.mosquitto import Mosquitto
 
 RUNS: Final = 5
 EVERY_S: Final = 0.1
-DEADLINE_S: Final = 60.0
 
 
 def main() -> int:
@@ -62,12 +58,12 @@ def silent_s(loaded: bool) -> float:
             session = SinkSession(sink, "", [lane], [pump])
             tasks = [asyncio.create_task(Supervisor(session, SystemClock(), lambda: 0.5).run())]
             tasks += [asyncio.create_task(_feed(lane))] if loaded else []
-            await _until(lambda: sink.server == first.url and (not loaded or sink.counters.totals["pubacks"] > 10))
+            await until(lambda: sink.server == first.url and (not loaded or sink.counters.totals["pubacks"] > 10))
             link.cut()
             began_s = time.monotonic()
-            await _until(lambda: sink.server == second.url)
+            await until(lambda: sink.server == second.url)
             before = sink.counters.totals["pubacks"]
-            await _until(lambda: not loaded or sink.counters.totals["pubacks"] > before)
+            await until(lambda: not loaded or sink.counters.totals["pubacks"] > before)
             taken_s = time.monotonic() - began_s
             for task in tasks:
                 task.cancel()
@@ -80,30 +76,13 @@ def silent_s(loaded: bool) -> float:
 def plain_s() -> float:
     """One blackhole: seconds until paho's `on_disconnect`."""
     with Link() as link, FarMosquitto(link) as broker:
-        connected, lost = threading.Event(), threading.Event()
-        client = Client(CallbackAPIVersion.VERSION2)
-        client.on_connect = lambda *_: connected.set()
-        client.on_disconnect = lambda *_: lost.set()
-        client.connect(broker.address, broker.port, keepalive=10)
-        client.loop_start()
-        connected.wait(DEADLINE_S)
-        link.cut()
-        began_s = time.monotonic()
-        while not lost.wait(EVERY_S) and time.monotonic() < began_s + DEADLINE_S:
-            client.publish("x", b"x", qos=1)
-        return time.monotonic() - began_s
+        return mqtt_notices_s(broker.address, broker.port, link.cut, EVERY_S)
 
 
 async def _feed(lane: MemoryLane) -> None:
     for number in range(10**9):
         await lane.append(batch(number))
         await asyncio.sleep(EVERY_S)
-
-
-async def _until(condition: object) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # type: ignore[operator]  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 async def _none(*_: object) -> None:

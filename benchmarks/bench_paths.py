@@ -12,18 +12,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from paho.mqtt.client import Client
-from paho.mqtt.enums import CallbackAPIVersion
-
-from benchmarks.measure import Bar, Figure, in_child, on_loop, report
+from benchmarks.measure import Bar, Figure, in_child, on_loop, report, until
 from benchmarks.rows import tag_table
+from benchmarks.stock import mqtt_notices_s
 from connectors.mqtt import MqttSink
 from connectors.mqtt_settings import MqttTarget
 from connectors.payload import Identity
@@ -45,7 +42,6 @@ EVERY_S: Final = 0.01
 DELAY_S: Final = 0.005
 STEADY_S: Final = 3.0
 """A session that is younger is not replaced at once (`gateway.supervisor.TO_SINKS`)."""
-DEADLINE_S: Final = 60.0
 Fault = Literal["silent", "silent, idle", "interface down"]
 
 
@@ -82,19 +78,19 @@ def switch(fault: Fault) -> Round:
         pumps = [Pump(lane, lane.reader(Part.ALL), sink, clock, _none, rows_max=1_000) for lane in lanes]
         supervisor = Supervisor(SinkSession(sink, "", lanes, pumps), clock, lambda: 0.5)
         session, feed, over = asyncio.create_task(supervisor.run()), None, asyncio.Event()
-        await _until(lambda: sink.server.endswith("(a)"))
+        await until(lambda: sink.server.endswith("(a)"))
         if fault != "silent, idle":
             feed = asyncio.create_task(_feed(lanes, over))
         await asyncio.sleep(STEADY_S)
         paths.pull("a") if fault == "interface down" else paths.links["a"].cut()
         began_s = time.monotonic()
-        await _until(lambda: sink.server.endswith("(b)"))
+        await until(lambda: sink.server.endswith("(b)"))
         before = sink.counters.totals["pubacks"]
-        await _until(lambda: feed is None or sink.counters.totals["pubacks"] > before)
+        await until(lambda: feed is None or sink.counters.totals["pubacks"] > before)
         taken_s = time.monotonic() - began_s
         over.set()
         made = await feed if feed else 0
-        await _until(lambda: not any(lane.pending_rows for lane in lanes))
+        await until(lambda: not any(lane.pending_rows for lane in lanes))
         session.cancel()
         await asyncio.wait([session])
         return taken_s, made
@@ -126,18 +122,7 @@ def switch(fault: Fault) -> Round:
 def plain_s() -> float:
     """Seconds until paho's `on_disconnect`."""
     with Paths("a", delay_s=DELAY_S) as paths, FarMosquitto(paths) as broker:
-        connected, lost = threading.Event(), threading.Event()
-        client = Client(CallbackAPIVersion.VERSION2)
-        client.on_connect = lambda *_: connected.set()
-        client.on_disconnect = lambda *_: lost.set()
-        client.connect(broker.address, broker.port, keepalive=10)
-        client.loop_start()
-        connected.wait(DEADLINE_S)
-        paths.links["a"].cut()
-        began_s = time.monotonic()
-        while not lost.wait(EVERY_S) and time.monotonic() < began_s + DEADLINE_S:
-            client.publish("x", b"x", qos=1)
-        return time.monotonic() - began_s
+        return mqtt_notices_s(broker.address, broker.port, paths.links["a"].cut, EVERY_S)
 
 
 async def _feed(lanes: Sequence[Lane], over: asyncio.Event) -> int:
@@ -152,12 +137,6 @@ async def _feed(lanes: Sequence[Lane], over: asyncio.Event) -> int:
         number += 1
         await asyncio.sleep(EVERY_S)
     return number
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 async def _none(*_: object) -> None:

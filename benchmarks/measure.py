@@ -140,6 +140,13 @@ def on_loop(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
+async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
+    """Looked at every millisecond. Raises TimeoutError."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
 def cpu_of(pid: int) -> float:
     """CPU seconds, user and system, of all threads of a running process, to the nanosecond.
 

@@ -7,6 +7,7 @@ returns CPU us per value.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from tests.services.ports import HOST
 OnValue = Callable[[Node, Any, Any], None]
 SETTLE_S = 1.5
 IN_FLIGHT_MAX = 2_000
+NOTICES_S_MAX = 60.0
 
 
 class Counting:
@@ -175,6 +177,23 @@ def mqtt_messages(port: int, qos: int, seconds: float) -> float:
         while acknowledged < sent:
             time.sleep(0.0005)
         return sent / (time.process_time() - cpu_s)
+
+
+def mqtt_notices_s(host: str, port: int, cut: Callable[[], None], every_s: float) -> float:
+    """Not CPU: seconds from `cut` until `on_disconnect`, keep-alive 10 s, a message of QoS 1 every so often; 60 s at
+    most."""
+    connected, lost = threading.Event(), threading.Event()
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    client.on_connect = lambda *_: connected.set()
+    client.on_disconnect = lambda *_: lost.set()
+    client.connect(host, port, keepalive=10)
+    client.loop_start()
+    connected.wait(NOTICES_S_MAX)
+    cut()
+    began_s = time.monotonic()
+    while not lost.wait(every_s) and time.monotonic() < began_s + NOTICES_S_MAX:
+        client.publish("x", b"x", qos=1)
+    return time.monotonic() - began_s
 
 
 def kafka_records(bootstrap: str, topic: str, seconds: float) -> float:
