@@ -262,8 +262,8 @@ def _numbers(batch: Batch) -> list[bytes]:
     real = (kind == Kind.DOUBLE) | (kind == Kind.FLOAT)
     integer = ((kind >= Kind.SBYTE) & (kind <= Kind.UINT64) | (kind == Kind.STATUS_CODE)) & finite
     fragments = [NULL] * len(batch)
-    _fill(fragments, real & finite, value)
-    _fill(fragments, integer, value.astype(np.int64, casting="unsafe") if finite.all() else _whole(value, integer))
+    _fill(fragments, real & finite, value[real & finite])
+    _fill(fragments, integer, value[integer].astype(np.int64))
     boolean = (kind == Kind.BOOLEAN) & finite
     for row, true in zip(np.flatnonzero(boolean).tolist(), value[boolean].tolist(), strict=True):
         fragments[row] = b"true" if true else b"false"
@@ -272,14 +272,9 @@ def _numbers(batch: Batch) -> list[bytes]:
     return fragments
 
 
-def _whole(value: npt.NDArray[np.float64], rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    whole = np.zeros(len(value), dtype=np.int64)
-    whole[rows] = value[rows].astype(np.int64)
-    return whole
-
-
-def _fill(fragments: list[bytes], rows: npt.NDArray[np.bool_], column: npt.NDArray[Any]) -> None:
-    for row, text in zip(np.flatnonzero(rows).tolist(), _cut(column[rows]), strict=True):
+def _fill(fragments: list[bytes], rows: npt.NDArray[np.bool_], numbers: npt.NDArray[Any]) -> None:
+    """`numbers` are those of the `rows`."""
+    for row, text in zip(np.flatnonzero(rows).tolist(), _cut(numbers), strict=True):
         fragments[row] = text
 
 

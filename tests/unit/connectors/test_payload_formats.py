@@ -106,6 +106,15 @@ def test_json_values_are_exact(name: Any, repeat: int, tags: TagTable) -> None:
         assert same(one, wanted), (one, wanted)
 
 
+def test_large_doubles_beside_integers_are_no_warning(tags: TagTable) -> None:
+    """Only integers are encoded as such; numpy warns where a Double beyond 64 bits is cast."""
+    builder = BatchBuilder()
+    for row in range(SMALL_ROWS):
+        builder.add(0, TS_NS, 1e300 if row % 2 else row, Kind.DOUBLE if row % 2 else Kind.INT32)
+    samples = json.loads(make_format("json", IDENTITY, tags).message("s", builder.build(0, 0, TS_NS), False))["samples"]
+    assert [sample["v"] for sample in samples] == [1e300 if row % 2 else row for row in range(SMALL_ROWS)]
+
+
 def test_json_each_value_alone(tags: TagTable) -> None:
     """A batch of one row: the shape that an idle route sends."""
     for value, kind, wanted in VALUES:
