@@ -174,8 +174,7 @@ class KafkaTarget(Settings):
     hold: Duration = Field(
         duration_ns("30s"),
         gt=0,
-        description="With `paths`: how long a preferred one must have been healthy before the gateway goes back to it;"
-        " default 30s.",
+        description="With `paths`: how long a preferred one must have been healthy before the gateway goes back to it.",
     )
 
     @field_validator("paths")
