@@ -131,10 +131,11 @@ class ModbusSource:
             self._explorer.prove(poll, replies)
         if failed or self._faults.failing:
             self._faults.note(poll, replies)
-        batch = poll.batch(replies, self._source_id, self._number, self._clock.wall_ns(), self._clock.state)
+        rows = poll.rows
+        batch = rows.batch(replies, self._source_id, self._number, self._clock.wall_ns(), self._clock.state)
         self._number += 1
         self._read_ns = batch.received_ns
-        return poll.converted(poll.blank(batch, replies) if failed else batch)
+        return rows.converted(rows.blank(batch, replies) if failed else batch)
 
     def commit(self, number: int) -> None:
         """Nothing to acknowledge: a Modbus device keeps nothing."""
