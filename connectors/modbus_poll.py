@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from connectors.modbus_convert import Meaning
 from connectors.modbus_frames import Query, query
 from connectors.modbus_plan import Block, Point
 from connectors.modbus_rows import Rows
 from connectors.modbus_url import ModbusUrl
+from pipelines.route import ROWS_PER_BATCH_MAX
 
 
 class Poll:
@@ -44,6 +45,26 @@ class Poll:
         self.proven = False
         self.queries = [query(self._url, block) for block in blocks]
         self.rows = Rows(blocks, absent, self._tag_ids, self._meanings)
+        self._prompt: dict[Query, Rows] | None = None
+
+    def prompt(self, query: Query) -> Rows | None:
+        """What the reply to one of `queries` says by itself; None where its rows need another one too, or are too many
+        to be given at once."""
+        if self._prompt is None:
+            self._prompt = dict(self._by_reply())
+        return self._prompt.get(query)
+
+    def _by_reply(self) -> Iterator[tuple[Query, Rows]]:
+        if len(self.blocks) == 1 and not self.absent:
+            parts = [self.rows]
+        elif self._meanings:  # of a value that a device has not got, they know whether it was there before
+            parts = []
+        else:
+            parts = [Rows([block], (), self._tag_ids, {}) for block in self.blocks]
+        tied = self.rows.tied(len(parts))
+        for at, (asked, rows) in enumerate(zip(self.queries, parts, strict=False)):
+            if 0 < len(rows) <= ROWS_PER_BATCH_MAX and at not in tied:
+                yield asked, rows
 
     def restart(self, now_ns: int, shift_ns: int = 0) -> None:
         """Due at once, and then `every` after `shift_ns` from now."""

@@ -13,11 +13,15 @@ from connectors.modbus_convert import Conversion, Meaning
 from connectors.modbus_decode import Layout
 from connectors.modbus_frames import EXCEPTIONS, ILLEGAL_ADDRESS, Reply
 from connectors.modbus_plan import Block, Point
-from pipelines.batch import Batch, Flag, Kind
+from pipelines.batch import GOOD, Batch, Flag, Kind
 from pipelines.clock import ClockState
+from pipelines.few import FewRows
 
 ABSENT: tuple[int, str] = EXCEPTIONS[ILLEGAL_ADDRESS]
 """Of a point that the device has refused before, and that is not asked for again."""
+
+FEW_MAX = 5
+"""Rows that are cheaper one by one than as columns."""
 
 
 class Rows:
@@ -38,6 +42,16 @@ class Rows:
         status[self._layout.present :] = ABSENT[0]
         self._status = _shared(status)
         self._flags = _shared(np.full(len(ids), Flag.ARRIVAL_TIME, dtype=np.uint8))
+
+        self._few = list(zip(ids, self._layout.kind.tolist(), strict=True)) if len(ids) <= FEW_MAX else []
+
+    def __len__(self) -> int:
+        return len(self._tag)
+
+    def tied(self, blocks: int) -> set[int]:
+        """Which of so many blocks have rows that need another one too, for their scale."""
+        of = self._layout.block
+        return {one for at in range(blocks) for one in of[self._layout.rows_without(at)].tolist() if one != at}
 
     def batch(self, replies: Sequence[Reply], source_id: int, number: int, now_ns: int, clock: ClockState) -> Batch:
         """The rows from the replies to the blocks, one a block, in their order; each has its reply's time."""
@@ -67,6 +81,18 @@ class Rows:
         if bad:
             batch = _without(batch, list(bad), list(bad.values()))
         return batch
+
+    def prompt(self, reply: Reply, source_id: int, number: int, clock: ClockState) -> Batch:
+        """`batch` of the good reply to the only block, and `converted`; without columns where its rows are few."""
+        if not self._few:
+            return self.converted(self.batch([reply], source_id, number, reply.received_ns, clock))
+        value, extra, bad = self._layout.decode([reply.data])
+        rows = [
+            (tag, reply.received_ns, one, GOOD, kind, Flag.ARRIVAL_TIME)
+            for (tag, kind), one in zip(self._few, value.tolist(), strict=True)
+        ]
+        batch = FewRows.of(rows, source_id, number, None, reply.received_ns, extra, clock)
+        return self.converted(_without(batch, list(bad), list(bad.values())) if bad else batch)
 
     def blank(self, batch: Batch, replies: Sequence[Reply]) -> Batch:
         """`batch` without the values of failed blocks: their rows have the failure's status and no value."""
