@@ -154,7 +154,7 @@ class MapLink:
     async def close(self) -> None:
         """Nothing to hang up."""
 
-    async def read(self, queries: Sequence[Query], before_ns: int = 0) -> list[Reply]:
+    async def read(self, queries: Sequence[Query], before_ns: int = 0, arrived: None = None) -> list[Reply]:
         return [self._reply(query) for query in queries]
 
     def _reply(self, query: Query) -> Reply:
