@@ -39,6 +39,7 @@ from pipelines.segment import (
     FOOTER_BYTES,
     INDEX_BYTES,
     Content,
+    Segment,
     Writer,
     finish,
     load,
@@ -48,7 +49,6 @@ from pipelines.segment import (
 )
 from pipelines.segment_tables import Header, Index, Tables
 from pipelines.tags import TagTable
-from pipelines.translation import Translation
 
 SUFFIX: Final = ".segment"
 BROKEN: Final = ".broken"
@@ -67,41 +67,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class NoRoom(Exception):
     """The disk, or its reserve, has no room for another segment."""
-
-
-@dataclass(slots=True, eq=False)
-class Segment:
-    """What is known of a segment without reading it."""
-
-    number: int
-    path: Path
-    bytes: int
-    """On disk: the reservation while it is written."""
-    first: int
-    end: int
-    """Its seqs are in [first, end)."""
-    first_ns: int = 0
-    last_ns: int = 0
-    """Arrival of its first and last batch."""
-    began_ns: int = 0
-    touched_ns: int = 0
-    """When its first and last batch were appended, by the clock that never steps; those of an earlier process by the
-    wall clock at the start."""
-    content: Content | None = None
-    """Index and tables, where they are in memory; `Journal.content` brings them."""
-    foreign: bool = False
-    """Of an earlier process: its tag and source numbers are not ours."""
-    translation: Translation | None = None
-    """Of a foreign segment that was read."""
-    writer: Writer | None = None
-    broken: bool = False
-    """Set aside: kept as evidence when all in it is delivered."""
-    pending_batches: int = 0
-    pending_rows: int = 0
-    pins: int = 0
-    """Reads in progress."""
-    lost_rows: int = 0
-    """Damaged, as was found at the start."""
 
 
 @dataclass(slots=True)

@@ -30,11 +30,12 @@ from pipelines.cursor import Cursor
 from pipelines.errors import Corrupt, Permanent, Poisoned
 from pipelines.files import Files, RealFiles
 from pipelines.gaps import Ledger, NoLedger
-from pipelines.journal import Identity, Journal, Segment
+from pipelines.journal import Identity, Journal
 from pipelines.lane_disk_held import Held
 from pipelines.lane_disk_reading import Reading
 from pipelines.lane_disk_retention import Limits, Retention
 from pipelines.lane_memory import SEQ_PER_INSTANCE, WhenFull
+from pipelines.segment import Segment
 from pipelines.segment_tables import Index
 from pipelines.tags import TagTable
 from pipelines.worker import Offload, Worker

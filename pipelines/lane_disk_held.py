@@ -14,8 +14,9 @@ from pipelines.contracts import Span
 from pipelines.counters import Counters
 from pipelines.cursor import Cursor
 from pipelines.gaps import Gap, Ledger, Reason, of_batches
-from pipelines.journal import Journal, Segment
+from pipelines.journal import Journal
 from pipelines.pending import Pending
+from pipelines.segment import Segment
 from pipelines.segment_tables import Index
 
 

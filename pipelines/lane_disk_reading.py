@@ -8,8 +8,9 @@ from functools import partial
 from pipelines.batch import Batch
 from pipelines.errors import Corrupt
 from pipelines.intervals import Intervals
-from pipelines.journal import Journal, Segment
+from pipelines.journal import Journal
 from pipelines.lane_disk_held import Held
+from pipelines.segment import Segment
 from pipelines.segment_tables import Tables
 from pipelines.translation import Translation
 from pipelines.worker import Worker

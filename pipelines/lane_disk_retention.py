@@ -15,9 +15,10 @@ from typing import Final
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.gaps import Reason
-from pipelines.journal import Journal, NoRoom, Segment
+from pipelines.journal import Journal, NoRoom
 from pipelines.lane_disk_held import Held
 from pipelines.lane_memory import WhenFull
+from pipelines.segment import Segment
 from pipelines.worker import Worker
 
 NO_ROOM_FOR_NS: Final = 10**9

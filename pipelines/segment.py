@@ -36,6 +36,7 @@ from pipelines.frame import (
 )
 from pipelines.segment_tables import Header, Index, Tables
 from pipelines.tags import Tag, TagTable
+from pipelines.translation import Translation
 
 INDEX_BYTES: Final = 40
 """What a footer holds for each batch."""
@@ -222,6 +223,41 @@ class Writer:
             known[: len(self._known)] = self._known
             self._known = known
         self._known[list(new)] = True
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """What is known of a segment without reading it."""
+
+    number: int
+    path: Path
+    bytes: int
+    """On disk: the reservation while it is written."""
+    first: int
+    end: int
+    """Its seqs are in [first, end)."""
+    first_ns: int = 0
+    last_ns: int = 0
+    """Arrival of its first and last batch."""
+    began_ns: int = 0
+    touched_ns: int = 0
+    """When its first and last batch were appended, by the clock that never steps; those of an earlier process by the
+    wall clock at the start."""
+    content: Content | None = None
+    """Index and tables, where they are in memory; `Journal.content` brings them."""
+    foreign: bool = False
+    """Of an earlier process: its tag and source numbers are not ours."""
+    translation: Translation | None = None
+    """Of a foreign segment that was read."""
+    writer: Writer | None = None
+    broken: bool = False
+    """Set aside: kept as evidence when all in it is delivered."""
+    pending_batches: int = 0
+    pending_rows: int = 0
+    pins: int = 0
+    """Reads in progress."""
+    lost_rows: int = 0
+    """Damaged, as was found at the start."""
 
 
 def finish(files: Files, handle: int, index: Index, tables: Tables) -> int:

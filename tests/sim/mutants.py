@@ -17,14 +17,14 @@ from pipelines.cursor import Cursor
 from pipelines.errors import Poisoned
 from pipelines.files import Files
 from pipelines.frame import Frame, FrameKind, encode_packed
-from pipelines.journal import Journal, Segment
+from pipelines.journal import Journal
 from pipelines.lane_disk import DiskLane
 from pipelines.lane_disk_held import Held
 from pipelines.lane_disk_reading import Reading
 from pipelines.lane_memory import WhenFull
 from pipelines.pending import Pending
 from pipelines.route import Pump
-from pipelines.segment import Content, Writer
+from pipelines.segment import Content, Segment, Writer
 from pipelines.worker import Worker
 from tests.sim.faulty_files import FaultyFiles
 
