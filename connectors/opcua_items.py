@@ -155,7 +155,7 @@ class MonitoredItems:
         owners = aligned(plan, self.subscriptions)
         self.subscriptions = [owner or await self._subscribe(one) for one, owner in zip(plan, owners, strict=True)]
         missing = [
-            (subscription, [item for item in planned.items if item.index not in self._known or item.index in again])
+            (subscription, [item for item in planned.items if self._lacks(item, again)])
             for planned, subscription in zip(plan, self.subscriptions, strict=True)
         ]
         columns = await self._column_keys([item.index for _, items in missing for item in items])
@@ -163,6 +163,10 @@ class MonitoredItems:
             # Values of one type in a row are decoded as one column, so they are created in a row.
             await self._create_items(subscription, sorted(items, key=lambda item: columns[item.index]))
         self._schedule_retry()
+
+    def _lacks(self, item: PlannedItem, again: Collection[int]) -> bool:
+        known = self._known.get(item.index)
+        return known is None or (item.index in again and not known.id)
 
     async def retry(self) -> None:
         """Creates again what was bad. Raises like `create`."""

@@ -84,6 +84,7 @@ class Link:
         self._unchecked = False  # whether the file's state is of this plan
         self._file = StateFile(data_dir, name)
         self._saving = asyncio.Lock()
+        self._changing = asyncio.Lock()  # `items`
         self._loaded = False
         self._durable = False
         self._access = Access.of(settings, device_of(name))
@@ -210,14 +211,19 @@ class Link:
         return sorted(bad - self.items.bad)
 
     async def with_items(self, change: Callable[[MonitoredItems], Awaitable[None]]) -> None:
-        """Takes the directory as it is now, has `change` done, and keeps what has come of it. Raises like `change`."""
-        assert self.items is not None
-        self._plan = self.directory.resolved.plan
-        self.items.take(self.directory.resolved)
-        try:
-            await change(self.items)
-        finally:
-            self.state.subscriptions = aligned(self._plan, self.items.subscriptions)
+        """Takes the directory as it is now, has `change` done, and keeps what has come of it. Raises like `change`.
+
+        One change after the other: bad items are retried by whoever reads, learnt ones made by `opcua_refresh`.
+        """
+        items = self.items
+        assert items is not None
+        async with self._changing:
+            self._plan = self.directory.resolved.plan
+            items.take(self.directory.resolved)
+            try:
+                await change(items)
+            finally:
+                self.state.subscriptions = aligned(self._plan, items.subscriptions)
         await self.save()
 
     def forget(self) -> None:
