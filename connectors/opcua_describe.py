@@ -18,10 +18,10 @@ import numpy as np
 from connectors import opcua_requests
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_definitions import unit_of
-from connectors.opcua_requests import ServiceError
+from connectors.opcua_requests import ServiceError, Session
 from connectors.opcua_resume import Log
 from connectors.opcua_structures import DataType
-from connectors.opcua_types import Session, Types, attributes, labels_of
+from connectors.opcua_types import Types, attributes, labels_of
 from pipelines.batch import ARRAY, Batch, Extra, Kind
 from pipelines.clock import Clock
 from pipelines.counters import Counters

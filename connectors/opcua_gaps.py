@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from connectors.opcua_history import (
     history_rows,
 )
 from connectors.opcua_limits import Limits, Service
-from connectors.opcua_requests import RequestHeader, ServiceError, read, read_values, status_name
+from connectors.opcua_requests import ServiceError, Session, status_name
 
 VALUES_PER_NODE: Final = 500
 """About a millisecond of decoding."""
@@ -40,13 +40,6 @@ GAPS_MAX: Final = 16
 _UNSEEN: Final = np.iinfo(np.int64).max
 
 Int64s = npt.NDArray[np.int64]
-
-
-class Session(Protocol):
-    """What is asked of a session."""
-
-    async def request(self, encode: Callable[[RequestHeader], bytes]) -> bytes:
-        """Sends an encoded request and returns the response's bytes."""
 
 
 class Gap:
@@ -152,12 +145,8 @@ class History:
             )
 
     async def _readable(self, items: Sequence[int]) -> list[int]:
-        async def access_levels(part: Sequence[int]) -> list[Any]:
-            nodes = [self._nodes[item] for item in part]
-            body = await self._session.request(partial(read, nodes=nodes, attribute=ATTRIBUTE_ACCESS_LEVEL))
-            return read_values(body, len(part))
-
-        levels = await self._limits.in_parts(Service.READ, items, access_levels)
+        nodes = [self._nodes[item] for item in items]
+        levels = await self._limits.read(self._session.request, nodes, ATTRIBUTE_ACCESS_LEVEL)
         return [item for item, level in zip(items, levels, strict=True) if level is None or level & HISTORY_READABLE]
 
     async def _fill_items(self, gap: Gap, items: Sequence[int]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from asyncua import ua
 
@@ -201,17 +201,11 @@ class MonitoredItems:
     async def _column_keys(self, indexes: Sequence[int]) -> dict[int, tuple[int, bool]]:
         """(built-in type, is an array) by index, for grouping; a large number where the type is not built in."""
         nodes = [self._resolved.nodes[index] for index in indexes]
-        types = [_builtin_type(found) for found in await self._attribute(nodes, ATTRIBUTE_DATA_TYPE)]
-        arrays = map(_is_array, await self._attribute(nodes, ATTRIBUTE_VALUE_RANK))
+        request = self._session.request
+        types = [_builtin_type(found) for found in await self._limits.read(request, nodes, ATTRIBUTE_DATA_TYPE)]
+        arrays = map(_is_array, await self._limits.read(request, nodes, ATTRIBUTE_VALUE_RANK))
         self._types.update(zip(indexes, types, strict=True))
         return dict(zip(indexes, zip(types, arrays, strict=True), strict=True))
-
-    async def _attribute(self, nodes: Sequence[bytes], attribute: int) -> list[Any]:
-        async def read(nodes: Sequence[bytes]) -> list[Any]:
-            body = await self._session.request(partial(opcua_requests.read, nodes=nodes, attribute=attribute))
-            return opcua_requests.read_values(body, len(nodes))
-
-        return await self._limits.in_parts(Service.READ, nodes, read)
 
     def _adopt(self, subscription: Subscription, items: Sequence[PlannedItem]) -> None:
         self.subscriptions.append(subscription)
