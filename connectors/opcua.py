@@ -225,6 +225,8 @@ class OpcUaSource:
             return next(self._batches, None)
         except DecodeError as error:
             self.counters.add("undecodable")
+            if (subscription_id := self._streams.unreadable()) is not None:
+                self._missed(subscription_id, 1)
             raise NotConnected(f"{self._settings.opcua}: invalid notification: {error}") from error
 
     def commit(self, number: int) -> None:
@@ -409,8 +411,9 @@ class OpcUaSource:
         except DecodeError as error:
             self.counters.add("undecodable")
             raise NotConnected(f"{self._settings.opcua}: invalid RepublishResponse: {error}") from error
-        self._streams.answered(ask.subscription_id, ask.number)
-        if response.result & 0x8000_0000 or response.sequence_number != ask.number:
+        has = not response.result & 0x8000_0000 and response.sequence_number == ask.number
+        self._streams.answered(ask.subscription_id, ask.number, has=has)
+        if not has:
             if response.result == SERVICE_UNSUPPORTED:
                 self._link.lacks["Republish"] = None
             self._log.warning("notification %d cannot be had again: %s", ask.number, status_name(response.result))

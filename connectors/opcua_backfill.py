@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -126,21 +127,31 @@ class Backfill:
             gap = self.open[0]
             self.info = "what was missed is read from the server's history"
             try:
-                async with asyncio.timeout(self._budget_s):
-                    if self._budget_s:
-                        await history.fill(gap)
-            except TimeoutError:
-                history.why = f"not done within {self._budget_s:g} s (backfill)"
-            except (ServiceError, DecodeError) as error:
-                history.why = str(error)
+                why = await self._filled(history, gap) if self._budget_s else "backfill is off"
             except NotConnected:
                 return  # the next session goes on
             self.open.popleft()
-            if history.why == NO_HISTORY:
+            if why == NO_HISTORY:
                 link.lacks["history"] = None
-            self._done(gap, history.why)
+            self._done(gap, why)
             await self._save(link)
         self.info = ""
+
+    async def _filled(self, history: History, gap: Gap) -> str:
+        """Why something of it was not, where it was not. Raises NotConnected."""
+        try:
+            async with asyncio.timeout(self._budget_s) as budget:
+                await history.fill(gap)
+        except TimeoutError:
+            late = f"not done within {self._budget_s:g} s (backfill)"
+            why = late if budget.expired() else "the server did not answer a HistoryRead in time"
+        except (ServiceError, DecodeError) as error:
+            why = str(error)
+        else:
+            return history.why
+        with suppress(TimeoutError, ServiceError, DecodeError):
+            await history.release()
+        return why
 
     async def _deliver(self, item: int, rows: Sequence[opcua_history.Row]) -> None:
         while len(self._waiting) >= WAITING_MAX:

@@ -10,7 +10,7 @@ needed: where a server does not answer, values are delivered as they are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -18,10 +18,10 @@ import numpy as np
 from connectors import opcua_requests
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_definitions import unit_of
-from connectors.opcua_requests import ServiceError
+from connectors.opcua_requests import ServiceError, Session
 from connectors.opcua_resume import Log
 from connectors.opcua_structures import DataType
-from connectors.opcua_types import Session, Types, attributes, labels_of
+from connectors.opcua_types import Types, attributes, labels_of
 from pipelines.batch import ARRAY, Batch, Extra, Kind
 from pipelines.clock import Clock
 from pipelines.counters import Counters
@@ -168,8 +168,9 @@ class Describer:
                 self._tags.learn(tag, labels=data_type.labels, bits=data_type.bits)
             elif data_type is None or Kind.BOOLEAN <= data_type.kind <= Kind.DOUBLE or data_type.kind == Kind.VARIANT:
                 plain.append((tag, node))
-        self._described.update(tag for (tag, _), data_type in zip(tags, types, strict=True) if data_type is not None)
-        await self._properties(session, plain)
+        typed = {tag for (tag, _), data_type in zip(tags, types, strict=True) if data_type is not None}
+        self._described |= typed - {tag for tag, _ in plain}
+        await self._properties(session, plain, typed)
 
     async def _data_types(self, session: Session, nodes: Sequence[bytes]) -> list[DataType | None]:
         """Of each node; None where the server does not say."""
@@ -177,13 +178,14 @@ class Describer:
         await self._types.learn(session, {each for each in named if isinstance(each, str)})
         return [self._types.of(each) if isinstance(each, str) else None for each in named]
 
-    async def _properties(self, session: Session, tags: Sequence[tuple[int, bytes]]) -> None:
+    async def _properties(self, session: Session, tags: Sequence[tuple[int, bytes]], typed: Container[int]) -> None:
+        """Part by part: what was not read when the session ends is asked for in the next one."""
         try:
             for at in range(0, len(tags), NODES_PER_STEP):
                 part = tags[at : at + NODES_PER_STEP]
                 found = await self._types.properties(session, [node for _, node in part])
                 for (tag, _), properties in zip(part, found, strict=True):
                     self._tags.learn(tag, unit_of(properties.get("EngineeringUnits")), labels_of(properties))
+                self._described.update(tag for tag, _ in part if tag in typed)
         except (TimeoutError, ServiceError, DecodeError, NotConnected) as error:
-            self._described.difference_update(tag for tag, _ in tags)
             self._log.warning("units and names of numbers cannot be read: %s", error)

@@ -51,6 +51,15 @@ class Changes:
     beyond: int = 0
     """Found and not learnt, for there is no room."""
 
+    def after(self, earlier: Changes) -> Changes:
+        """Both looks as one: nothing, or not all, has come of what the earlier one brought."""
+        new = range(earlier.new.start, self.new.stop) if earlier.new else self.new
+        gone = {*earlier.gone, *self.gone}
+        return Changes(new, gone, ({*earlier.back} - {*self.gone}) | {*self.back}, self.beyond)
+
+
+UNCHANGED: Final = Changes(range(0), (), ())
+
 
 class Directory:
     """`resolve` for each session, `refresh` to look for what `select:` means."""
@@ -73,6 +82,7 @@ class Directory:
         self._gone: set[int] = set()
         self._namespaces: list[str] = []
         self._limits = Limits(log)
+        self._changing = asyncio.Lock()  # `resolved`, by two tasks
         self.resolved = Resolved.of(settings if self._plain else _unresolved(settings), {})
         """Every tag that is known."""
         self.faults: dict[str, str] = {}
@@ -124,7 +134,8 @@ class Directory:
         if self.resolved.why:
             tags = dict(self._all())
             found, why = await self._nodes_of(request, {name: tags[name] for name in self.resolved.why})
-            await self._take(self.resolved.device.tags, found, why)
+            async with self._changing:
+                await self._take(self.resolved.device.tags, found, why)
 
     async def refresh(self, request: Request) -> Changes:
         """Looks through the server; `resolved` has the new tags afterwards. Raises what requests raise."""
@@ -133,7 +144,8 @@ class Directory:
         walked, faults = NOTHING_WALKED, dict[str, str]()
         if self._select:
             walked, faults = await look(request, self._select, self._namespaces, self._limits)
-        changes = await self._changes(walked, places)
+        async with self._changing:
+            changes = await self._changes(walked, places)
         if changes.beyond and not walked.cut:
             faults["select"] = f"{changes.beyond:,} variables are beyond `limit`, beside tags that are gone; raise it"
         if places.fault:

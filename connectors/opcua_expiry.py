@@ -72,7 +72,7 @@ class CertificateWatch:
         ]
 
     async def _look(self, secured: Secured, lose: Callable[[str], None]) -> None:
-        before = stamp(self._pki)
+        before = secured.seen  # a hot standby may have been examined long ago
         while True:
             self._warn_daily()
             self._measure()

@@ -12,7 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from connectors.opcua_history import (
     history_rows,
 )
 from connectors.opcua_limits import Limits, Service
-from connectors.opcua_requests import RequestHeader, ServiceError, read, read_values, status_name
+from connectors.opcua_requests import ServiceError, Session, status_name
 
 VALUES_PER_NODE: Final = 500
 """About a millisecond of decoding."""
@@ -40,13 +40,6 @@ GAPS_MAX: Final = 16
 _UNSEEN: Final = np.iinfo(np.int64).max
 
 Int64s = npt.NDArray[np.int64]
-
-
-class Session(Protocol):
-    """What is asked of a session."""
-
-    async def request(self, encode: Callable[[RequestHeader], bytes]) -> bytes:
-        """Sends an encoded request and returns the response's bytes."""
 
 
 class Gap:
@@ -109,11 +102,17 @@ class History:
         self._deliver = deliver
         self._limits = limits
         self._nodes_max = Service.HISTORY_READ.default
+        self._kept: dict[int, bytes] = {}  # item -> continuation point at the server; empty: not begun
+        self._between_ns = 0, 0
         self.why = ""
-        """The last reason why something could not be filled."""
+        """The last reason why something of the present gap could not be filled."""
 
     async def fill(self, gap: Gap) -> None:
-        """Reads what history has of it; `gap.filled` says of which items. Raises what requests raise."""
+        """Reads what history has of it; `gap.filled` says of which items. Raises what requests raise.
+
+        Given up in the middle, `release` is due.
+        """
+        self.why = ""
         try:
             async with asyncio.timeout(FIRST_VALUES_S):
                 await gap.closed.wait()
@@ -136,27 +135,28 @@ class History:
                     self._nodes_max = 1  # a server may limit the nodes per call without saying so
                 waiting.extendleft(item for item in reversed(items) if item not in gap.filled)
 
-    async def _readable(self, items: Sequence[int]) -> list[int]:
-        async def access_levels(part: Sequence[int]) -> list[Any]:
-            nodes = [self._nodes[item] for item in part]
-            body = await self._session.request(partial(read, nodes=nodes, attribute=ATTRIBUTE_ACCESS_LEVEL))
-            return read_values(body, len(part))
+    async def release(self) -> None:
+        """Gives back what the server keeps for the next pages. Raises what requests raise."""
+        kept, self._kept = self._kept, {}
+        nodes = [(self._nodes[item], point) for item, point in kept.items() if point]
+        if nodes:
+            await self._session.request(
+                partial(history_read, nodes=nodes, between_ns=self._between_ns, values_max=0, release=True)
+            )
 
-        levels = await self._limits.in_parts(Service.READ, items, access_levels)
+    async def _readable(self, items: Sequence[int]) -> list[int]:
+        nodes = [self._nodes[item] for item in items]
+        levels = await self._limits.read(self._session.request, nodes, ATTRIBUTE_ACCESS_LEVEL)
         return [item for item, level in zip(items, levels, strict=True) if level is None or level & HISTORY_READABLE]
 
     async def _fill_items(self, gap: Gap, items: Sequence[int]) -> list[int]:
         """All pages of some items; returns those of which a server cut the last page without saying so."""
         cut = []
-        between = gap.span(items)
-        continuation = dict.fromkeys(items, b"")
+        between = self._between_ns = gap.span(items)
+        continuation = self._kept = dict.fromkeys(items, b"")
         while continuation:
             asked = list(continuation)
-            try:
-                pages = await self._pages(asked, continuation, between)
-            except TimeoutError:
-                await self._release(continuation, between)
-                raise
+            pages = await self._pages(asked, continuation, between)
             for item, (status, more, data) in zip(asked, pages, strict=True):
                 if status & 0x8000_0000:
                     self.why = status_name(status)
@@ -193,14 +193,6 @@ class History:
         else:
             await asyncio.sleep(0)
         return len(found) >= VALUES_PER_NODE
-
-    async def _release(self, continuation: dict[int, bytes], between: tuple[int, int]) -> None:
-        """What a server keeps for the next page is given back, when the time is over in the middle."""
-        nodes = [(self._nodes[item], point) for item, point in continuation.items() if point]
-        if nodes:
-            await self._session.request(
-                partial(history_read, nodes=nodes, between_ns=between, values_max=0, release=True)
-            )
 
 
 def named(gap: Gap, names: Sequence[str]) -> Iterator[tuple[bool, tuple[str, ...], tuple[int, int], int | None]]:

@@ -88,7 +88,8 @@ class Heartbeat:
             self._known[item], self._status[item] = True, status
 
     def begin(self) -> None:
-        """A session begins: nobody is silent yet."""
+        """A session begins: nobody is silent yet, and what was read and not taken is read again."""
+        self._known[[late.item for late in self._late]] = False
         self._late.clear()
         self._heard_ns[:] = self._clock.mono_ns()
 

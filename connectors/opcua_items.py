@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from asyncua import ua
 
@@ -155,7 +155,7 @@ class MonitoredItems:
         owners = aligned(plan, self.subscriptions)
         self.subscriptions = [owner or await self._subscribe(one) for one, owner in zip(plan, owners, strict=True)]
         missing = [
-            (subscription, [item for item in planned.items if item.index not in self._known or item.index in again])
+            (subscription, [item for item in planned.items if self._lacks(item, again)])
             for planned, subscription in zip(plan, self.subscriptions, strict=True)
         ]
         columns = await self._column_keys([item.index for _, items in missing for item in items])
@@ -163,6 +163,10 @@ class MonitoredItems:
             # Values of one type in a row are decoded as one column, so they are created in a row.
             await self._create_items(subscription, sorted(items, key=lambda item: columns[item.index]))
         self._schedule_retry()
+
+    def _lacks(self, item: PlannedItem, again: Collection[int]) -> bool:
+        known = self._known.get(item.index)
+        return known is None or (item.index in again and not known.id)
 
     async def retry(self) -> None:
         """Creates again what was bad. Raises like `create`."""
@@ -197,17 +201,11 @@ class MonitoredItems:
     async def _column_keys(self, indexes: Sequence[int]) -> dict[int, tuple[int, bool]]:
         """(built-in type, is an array) by index, for grouping; a large number where the type is not built in."""
         nodes = [self._resolved.nodes[index] for index in indexes]
-        types = [_builtin_type(found) for found in await self._attribute(nodes, ATTRIBUTE_DATA_TYPE)]
-        arrays = map(_is_array, await self._attribute(nodes, ATTRIBUTE_VALUE_RANK))
+        request = self._session.request
+        types = [_builtin_type(found) for found in await self._limits.read(request, nodes, ATTRIBUTE_DATA_TYPE)]
+        arrays = map(_is_array, await self._limits.read(request, nodes, ATTRIBUTE_VALUE_RANK))
         self._types.update(zip(indexes, types, strict=True))
         return dict(zip(indexes, zip(types, arrays, strict=True), strict=True))
-
-    async def _attribute(self, nodes: Sequence[bytes], attribute: int) -> list[Any]:
-        async def read(nodes: Sequence[bytes]) -> list[Any]:
-            body = await self._session.request(partial(opcua_requests.read, nodes=nodes, attribute=attribute))
-            return opcua_requests.read_values(body, len(nodes))
-
-        return await self._limits.in_parts(Service.READ, nodes, read)
 
     def _adopt(self, subscription: Subscription, items: Sequence[PlannedItem]) -> None:
         self.subscriptions.append(subscription)

@@ -11,14 +11,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from asyncua import ua
 from asyncua.client.ua_client import UASocketProtocol
 from asyncua.client.ua_session import UaSession
 
+from connectors import opcua_requests
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_requests import ServiceError, status_name
+from connectors.opcua_requests import Request, ServiceError, status_name
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -122,6 +124,15 @@ class Limits:
                 raise DecodeError(f"{len(part)} results expected, {len(found)} received")
             results += found
         return results
+
+    async def read(self, request: Request, nodes: Sequence[bytes], attribute: int) -> list[Any]:
+        """One attribute of each node, None where it has none; nodes are encoded. Raises what `request` raises."""
+
+        async def read(part: Sequence[bytes]) -> list[Any]:
+            body = await request(partial(opcua_requests.read, nodes=part, attribute=attribute))
+            return opcua_requests.read_values(body, len(part))
+
+        return await self.in_parts(Service.READ, nodes, read)
 
     def too_many(self, service: Service, asked: int, error: ServiceError | ua.UaStatusCodeError) -> bool:
         """Remembers where `asked` operations were too many. Returns whether it is worth to try again with fewer."""

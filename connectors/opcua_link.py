@@ -24,6 +24,7 @@ from connectors.opcua_directory import Directory
 from connectors.opcua_expiry import CertificateWatch
 from connectors.opcua_items import MonitoredItems
 from connectors.opcua_limits import Limits
+from connectors.opcua_memory import Memory
 from connectors.opcua_requests import MODE_SAMPLING, ServiceError, status_name
 from connectors.opcua_resume import (
     SESSION_TIMEOUT_MIN_MS,
@@ -38,11 +39,11 @@ from connectors.opcua_security import Access, Secured, refusal, secure
 from connectors.opcua_servers import Server, identify, profiled
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
-from connectors.opcua_state import DeviceState, StateFile, Subscription, aligned, fingerprint, of_handles
+from connectors.opcua_state import DeviceState, Subscription
 from connectors.tcp import MACHINE_PATIENCE, notice_dead_peer
 from pipelines.clock import Clock
 from pipelines.counters import Counters
-from pipelines.errors import Corrupt, NotConnected, Permanent
+from pipelines.errors import NotConnected, Permanent
 from pipelines.tags import device_of
 
 SESSION_OUTLIVES_MS: Final = 30_000
@@ -80,23 +81,17 @@ class Link:
         self._log = log
         self._timeout_s = settings.timeout / 1e9
         self.directory = directory
-        self._plan = self.directory.resolved.plan
-        self._unchecked = False  # whether the file's state is of this plan
-        self._file = StateFile(data_dir, name)
-        self._saving = asyncio.Lock()
-        self._loaded = False
-        self._durable = False
+        self._memory = Memory(data_dir, name, settings.opcua, directory.resolved.plan, log)
+        self._changing = asyncio.Lock()  # `items`
         self._access = Access.of(settings, device_of(name))
         self._watch = CertificateWatch(data_dir, counters, log)
         self._secured: Secured | None = None
         self._is_anonymous = settings.security == "none" and settings.auth is None
-        self._stale: list[Subscription] = []  # of another plan
         self._kept: KeptSession | None = None
         self._holds = False  # the session of this connection has the subscriptions of `state`
         self._prepared = False  # it has them from `prepare`
         self._client: ResumingClient | None = None
         self._calls: opcua_reverse.Calls | None = None
-        self.state = self._nothing()
         self.session: PublishSession | None = None
         self.items: MonitoredItems | None = None
         self.limits = Limits(log)
@@ -106,9 +101,10 @@ class Link:
 
     async def open(self, durable: bool) -> Opened:
         """Raises what `mapped` maps; then `close` has to be called."""
-        self._durable = durable
-        if durable and not self._loaded:
-            await self._load()
+        memory = self._memory
+        memory.durable = durable
+        if durable and await memory.load() and self._is_anonymous and self.state.session is not None:
+            self._kept = KeptSession.anonymous(self.state.session, self._session_ms)
         prepared, self._prepared = self._prepared, False
         client = self._client if prepared else None
         if client is None:
@@ -126,11 +122,11 @@ class Link:
         if prepared:
             available = {one.id: () for one in live}
         elif client.resumed:
-            await delete(client, self._stale, self._timeout_s, self._log)
-            self._stale = []
+            await delete(client, memory.stale, self._timeout_s, self._log)
+            memory.stale = []
             available = {one.id: None for one in live}
         else:
-            available = {**await self._taken_over(client, start)} if live or self._stale else {}
+            available = {**await self._taken_over(client, start)} if live or memory.stale else {}
             self._holds = bool(available)
         session.keep_subscriptions = durable and bool(available)  # not those of an attempt that fails
         known = [one if one is not None and one.id in available else None for one in self.state.subscriptions]
@@ -143,7 +139,7 @@ class Link:
         self.state.server_start, self.state.subscriptions = start, [*self.items.subscriptions]
         self._holds = True
         if self._remember_session(client) or created or prepared or not durable:
-            await self.save()
+            await memory.save()
         session.keep_subscriptions = durable
         session.keep_session = durable and self._is_anonymous
         if prepared:
@@ -164,7 +160,7 @@ class Link:
         self.items.mode = MODE_SAMPLING
         self._heed(self.server)
         await self.items.create([None] * len(values.plan))
-        self.state.subscriptions = aligned(self._plan, self.items.subscriptions)
+        self._memory.has(self.items.subscriptions)
         self._prepared = True
 
     @property
@@ -183,23 +179,18 @@ class Link:
         unfiltered, nodes = self.items.unfiltered, [tag.node for tag in self.directory.resolved.device.tags.values()]
         return await unfiltered.bands(self.session, self.limits, nodes) if unfiltered.filters else {}
 
+    @property
+    def state(self) -> DeviceState:
+        """What has to be known to go on."""
+        return self._memory.state
+
     async def save(self) -> None:
-        """Keeps the state on disk; the file goes where nothing is to outlive this process. A full disk is one line."""
-        try:
-            async with self._saving:
-                if self._durable:
-                    now = of_handles(self._plan, self.state.subscriptions)
-                    self.state.fingerprint = await asyncio.to_thread(fingerprint, self._settings.opcua, now)
-                    packed = self._file.pack(self.state)
-                    await asyncio.to_thread(self._file.save, packed)
-                else:
-                    await asyncio.to_thread(self._file.remove)
-        except OSError as error:
-            self._log.warning("%s cannot be kept: %s; a restart will lose what is under way", self._file.path, error)
+        """See `Memory.save`."""
+        await self._memory.save()
 
     def follow(self, other: Link) -> None:
-        """Instead of `other`, to another server: what that one has on disk is of no use."""
-        self._loaded = other._loaded
+        """Instead of `other`, to another server."""
+        self._memory.follow(other._memory)
 
     async def retry(self) -> Sequence[int]:
         """Bad items again, at what their addresses mean by now; those that are good now. Raises what requests raise."""
@@ -210,19 +201,24 @@ class Link:
         return sorted(bad - self.items.bad)
 
     async def with_items(self, change: Callable[[MonitoredItems], Awaitable[None]]) -> None:
-        """Takes the directory as it is now, has `change` done, and keeps what has come of it. Raises like `change`."""
-        assert self.items is not None
-        self._plan = self.directory.resolved.plan
-        self.items.take(self.directory.resolved)
-        try:
-            await change(self.items)
-        finally:
-            self.state.subscriptions = aligned(self._plan, self.items.subscriptions)
+        """Takes the directory as it is now, has `change` done, and keeps what has come of it. Raises like `change`.
+
+        One change after the other: bad items are retried by whoever reads, learnt ones made by `opcua_refresh`.
+        """
+        items = self.items
+        assert items is not None
+        async with self._changing:
+            self._memory.extend(self.directory.resolved.plan)
+            items.take(self.directory.resolved)
+            try:
+                await change(items)
+            finally:
+                self._memory.has(items.subscriptions)
         await self.save()
 
     def forget(self) -> None:
         """The subscriptions are of no use: the next `open` makes new ones."""
-        self.state.subscriptions = [None] * len(self._plan)
+        self._memory.forget()
         if self.session is not None:
             self.session.keep_subscriptions = self.session.keep_session = False
 
@@ -249,7 +245,7 @@ class Link:
             return
         self._kept = None if ended else own
         if ended and not session.keep_subscriptions:
-            self.state.subscriptions = [None] * len(self._plan)
+            self._memory.forget()
 
     @property
     def _session_ms(self) -> int:
@@ -291,7 +287,7 @@ class Link:
         if settings.profile:
             self.server = await profiled(self.server, request, self.limits, settings, self._data_dir)
         await self.directory.resolve(request, self.limits, self.server)
-        self._replan()
+        self._memory.replan(self.directory.resolved.plan)
 
     def _remember_session(self, client: ResumingClient) -> bool:
         """For another process, where that one could do nothing else. Returns whether the state has changed."""
@@ -306,7 +302,7 @@ class Link:
 
     async def _taken_over(self, client: ResumingClient, start: str) -> Mapping[int, Sequence[int]]:
         """What the new session has of the old one's subscriptions; those of another plan are removed."""
-        stale, self._stale = self._stale, []
+        stale, self._memory.stale = self._memory.stale, []
         if not start or start != self.state.server_start:
             self._log.info("the server was restarted (or does not say when it started): new subscriptions")
             return {}
@@ -316,39 +312,6 @@ class Link:
         taken = await transfer(client, old, self._timeout_s, self._log)
         await delete(client, [one for one in stale if one.id in taken], self._timeout_s, self._log)
         return {}
-
-    async def _load(self) -> None:
-        """What the last process left; said where it cannot be used."""
-        self._loaded = True
-        try:
-            found = await asyncio.to_thread(self._file.load)
-        except (Corrupt, OSError) as error:
-            self._log.warning("new subscriptions, what the old ones still held is lost: %s", error)
-            return
-        if found is None:
-            return
-        if self._is_anonymous and found.session is not None:
-            self._kept = KeptSession.anonymous(found.session, self._session_ms)
-        self.state, self._unchecked = found, True
-
-    def _replan(self) -> None:
-        """Plans for what the addresses mean now, within what the server takes; subscriptions of another plan are stale.
-
-        What the device has learnt since the state was kept may follow behind it.
-        """
-        before, self._plan = self._plan, self.directory.resolved.plan
-        subscriptions = self.state.subscriptions
-        now = of_handles(self._plan, subscriptions)
-        if self._unchecked:
-            same = self.state.fingerprint == fingerprint(self._settings.opcua, now)
-        else:
-            same = now == of_handles(before, subscriptions)
-        self._unchecked = False
-        self.state.subscriptions = aligned(self._plan, subscriptions if same else ())
-        if not same:
-            self._stale += [one for one in subscriptions if one is not None]
-        if self._stale:
-            self._log.info("the device's configuration has changed, or what it means at its server: new subscriptions")
 
     def _heed(self, server: Server) -> None:
         """What is known of the server beyond the size of calls."""
@@ -360,9 +323,6 @@ class Link:
             self._log.warning("%d tags, and what is known as %s takes %d in all", tags, known, room)
         if not all(profile.filters for profile in server.profiles):
             self.items.without_filters()
-
-    def _nothing(self) -> DeviceState:
-        return DeviceState("", subscriptions=[None] * len(self._plan))
 
     def _opened(
         self, resumed: bool, available: Mapping[int, Sequence[int] | None], created: list[Subscription], before: bool

@@ -35,10 +35,12 @@ class Losses:
         self._note(Reason.DISCONNECTED, tags, since_ns)
 
     def missed(self, subscription_id: int, count: int, since_ns: int) -> None:
-        """Notifications that the server no longer keeps."""
+        """Notifications that the server no longer keeps, or that cannot be read."""
         self._counters.add("missed_notifications", count)
         self._log.warning(
-            "subscription %d: %d notifications are lost, the server no longer has them", subscription_id, count
+            "subscription %d: %d notifications are lost, the server no longer has them, or not such as can be read",
+            subscription_id,
+            count,
         )
         self._note(Reason.MISSED, (), since_ns)
 

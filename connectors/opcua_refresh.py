@@ -10,7 +10,7 @@ from typing import Final
 from asyncua import ua
 
 from connectors.opcua_binary import DecodeError
-from connectors.opcua_directory import Changes
+from connectors.opcua_directory import UNCHANGED, Changes
 from connectors.opcua_items import MonitoredItems
 from connectors.opcua_known import KnownTags
 from connectors.opcua_link import Link
@@ -44,6 +44,7 @@ class Refresh:
         self._log = log
         self._known = known
         self._changed = asyncio.Event()
+        self._owed = UNCHANGED  # what looks have found and the server has not been told
         self._watched: set[int] = set()  # ids of subscriptions that have the item; no other events come in them
         self._task: asyncio.Task[None] | None = None
 
@@ -51,6 +52,7 @@ class Refresh:
         """Nothing where the device selects nothing."""
         assert link.items is not None
         self._watched = {one.id for one in link.items.subscriptions if one.model_changes}
+        self._owed = UNCHANGED
         if self._wanted:
             self._task = asyncio.create_task(self._run(link), name=f"refresh {self._name}")
 
@@ -90,8 +92,9 @@ class Refresh:
         began_ns = self._clock.mono_ns()
         try:
             changes = await link.directory.refresh(link.session.request)
-            await self._take(link, changes)
-            self.fault = ""
+            self._owed = changes.after(self._owed)
+            await self._take(link, self._owed)
+            self._owed, self.fault = UNCHANGED, ""
         except (ServiceError, DecodeError, TimeoutError, ua.UaError) as error:
             self.fault = f"the server cannot be looked through: {reason(error)}"
             self._log.warning("select: %s", self.fault)

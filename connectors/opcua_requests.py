@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from asyncua import ua
 from asyncua.ua.ua_binary import nodeid_to_binary
@@ -65,8 +65,15 @@ class RequestHeader:
         )
 
 
+class Session(Protocol):
+    """What is asked of a session by whoever sends requests of his own."""
+
+    async def request(self, encode: Callable[[RequestHeader], bytes]) -> bytes:
+        """Sends an encoded request and returns the response's bytes."""
+
+
 Request: TypeAlias = Callable[[Callable[[RequestHeader], bytes]], Awaitable[bytes]]
-"""`PublishSession.request`: sends an encoded request and returns the response's bytes."""
+"""`Session.request`."""
 
 
 def encode_node_id(text: str) -> bytes:

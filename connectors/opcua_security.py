@@ -74,6 +74,8 @@ class Secured:
     """What was let pass by the operator's will."""
     recheck: Callable[[], object] | None = None
     """Looks at the server's certificate again, in a thread. Raises Permanent, OSError."""
+    seen: tuple[int, ...] = ()
+    """`stamp` of the folders before it was looked at."""
 
 
 async def secure(client: SecureClient, data_dir: Path, access: Access = Access()) -> Secured:
@@ -94,7 +96,7 @@ async def secure(client: SecureClient, data_dir: Path, access: Access = Access()
         client.discovered = await client.connect_and_get_server_endpoints()
         chosen = choose(client.discovered, access.security)
         server = await asyncio.to_thread(_examined, client, pki, chosen, access)
-        return _secured(client, chosen, pair, login, server)
+        return _secured(client, chosen, pair, login, server, before)
     except Permanent as error:
         error.cured = error.cured or _Changed(pki, before)
         raise
@@ -153,7 +155,12 @@ def _examined(client: SecureClient, pki: Path, chosen: Chosen, access: Access) -
 
 
 def _secured(
-    client: SecureClient, chosen: Chosen, pair: OwnPair, login: UserCertificate | None, server: _Server
+    client: SecureClient,
+    chosen: Chosen,
+    pair: OwnPair,
+    login: UserCertificate | None,
+    server: _Server,
+    seen: tuple[int, ...],
 ) -> Secured:
     client.application_uri = pair.application_uri
     policy = chosen.policy(server.certificate, pair.certificate, pair.key, chosen.mode)
@@ -161,7 +168,7 @@ def _secured(
     client.uaclient.set_security(policy)
     warnings = [*server.examination.warnings, *([pair.note] if pair.note else [])]
     ends = _ends({OWN: pair, SERVER: server.certificate, USER: login})
-    return Secured(str(chosen), ends, warnings, server.examination.notes, server.recheck)
+    return Secured(str(chosen), ends, warnings, server.examination.notes, server.recheck, seen)
 
 
 def _ends(whose: Mapping[str, OwnPair | UserCertificate | x509.Certificate | None]) -> dict[str, datetime.datetime]:

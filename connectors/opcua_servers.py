@@ -19,7 +19,7 @@ from typing import Any, Final
 from asyncua import ua
 from asyncua.client.ua_session import UaSession
 
-from connectors import opcua_pattern, opcua_requests
+from connectors import opcua_pattern
 from connectors.opcua_limits import Limits, Service, read_standard
 from connectors.opcua_pattern import Rules
 from connectors.opcua_profile import BUILD_INFO, NAMEPLATE, OpcUaProfile, build_facts, fitting, limits_of, resolve
@@ -178,22 +178,14 @@ async def nameplate(request: Request, namespaces: Sequence[str], limits: Limits)
             continue
         rules = [opcua_pattern.include(f"{place}{name}", namespaces) for name in NAMEPLATE]
         walked = await walk(request, Selector(Rules(rules), Rules([]), NAMEPLATES_MAX, properties=True), limits)
-        values = await _values(request, [one.node for one in walked.variables], limits)
+        nodes = [encode_node_id(one.node) for one in walked.variables]
+        values = await limits.read(request, nodes, ATTRIBUTE_VALUE)
         said: defaultdict[str, set[str]] = defaultdict(set)
         for one, value in zip(walked.variables, values, strict=True):
             said[NAMEPLATE[one.path[-1].name]].add(_text(value))
         if said:
             return {fact: texts.pop() for fact, texts in said.items() if len(texts) == 1 and texts != {""}}
     return {}
-
-
-async def _values(request: Request, nodes: Sequence[str], limits: Limits) -> list[Any]:
-    async def read(part: Sequence[str]) -> list[Any]:
-        encoded = [encode_node_id(node) for node in part]
-        body = await request(partial(opcua_requests.read, nodes=encoded, attribute=ATTRIBUTE_VALUE))
-        return opcua_requests.read_values(body, len(part))
-
-    return await limits.in_parts(Service.READ, nodes, read)
 
 
 def _text(value: Any) -> str:

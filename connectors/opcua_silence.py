@@ -32,13 +32,14 @@ class Silence:
         it out."""
         self._clock = clock
         self._proof_by_ns: int | None = None
+        self._begun = False
         self._disproved = 0
 
     def begin(self, taken_over: Iterable[int]) -> None:
         """Each of these subscriptions has to say something."""
         self.unproven.clear()
         self.unproven.update(taken_over)
-        self._proof_by_ns = None
+        self._proof_by_ns, self._begun = None, True
 
     def patience_s(self, link: Link, heard_ns: int) -> float:
         """How long nothing may come after `heard_ns`; not long where a subscription has yet to show that it works.
@@ -72,6 +73,8 @@ class Silence:
 
     def end(self) -> bool:
         """Whether so many sessions ended like that that what they took over is to be given up."""
-        self._disproved = self._disproved + 1 if self.unproven else 0
+        if self._begun:  # an attempt that failed before says nothing
+            self._disproved = self._disproved + 1 if self.unproven else 0
+        self._begun = False
         self.unproven.clear()
         return self._disproved >= DISPROVED_MAX

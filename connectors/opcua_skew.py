@@ -8,9 +8,8 @@ Some servers renew CurrentTime once a second only: the time in the response's he
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from functools import partial
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from connectors import opcua_requests
 from connectors.opcua_binary import EPOCH_TICKS, Cursor
 from connectors.opcua_decode import TICKS_MAX
-from connectors.opcua_requests import ATTRIBUTE_VALUE, RequestHeader
+from connectors.opcua_requests import ATTRIBUTE_VALUE, Session
 from connectors.opcua_resume import Log
 from pipelines.batch import Flag
 from pipelines.clock import Clock
@@ -34,13 +33,6 @@ STEP_NS: Final = 100_000_000
 Policy = Literal["keep", "flag", "replace"]
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
-
-
-class Session(Protocol):
-    """What is asked of a session."""
-
-    async def request(self, encode: Callable[[RequestHeader], bytes]) -> bytes:
-        """Sends an encoded request and returns the response's bytes."""
 
 
 class Reading(NamedTuple):

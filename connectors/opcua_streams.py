@@ -56,6 +56,7 @@ class Streams:
         self._unacknowledged: deque[tuple[int, int, int]] = deque()  # batch number, subscription id, sequence number
         self._acks: list[tuple[int, int]] = []
         self._asked: dict[tuple[int, int], None] = {}  # (subscription id, sequence number), in order, without an answer
+        self._reading: tuple[int, int, bool] | None = None  # likewise, and whether it was sent again: its rows are read
 
     @property
     def newest_ns(self) -> int:
@@ -74,7 +75,7 @@ class Streams:
         """These are live now; `resume` is what the lanes hold.
 
         Returns what this process has of each subscription id without having it acknowledged, in order: asked for again
-        when the session before ended, or received.
+        when the session before ended, or received, be it in part.
         """
         held = newest(resume)
         before = {stream.subscription.stream: stream for stream in self._by_id.values()}
@@ -84,11 +85,13 @@ class Streams:
         known = {id_ for id_, stream in self._by_id.items() if stream.subscription.stream in before}
         pending: dict[int, list[int]] = {}
         received = [(id_, number) for _, id_, number in self._unacknowledged]
-        for id_, number in dict.fromkeys([*self._asked, *received]):
+        reading = [self._reading[:2]] if self._reading else []
+        for id_, number in dict.fromkeys([*self._asked, *received, *reading]):
             if id_ in known:
                 pending.setdefault(id_, []).append(number)
         self._unacknowledged.clear()
         self._asked.clear()
+        self._reading = None
         self._acks = [ack for ack in self._acks if ack[0] in known]
         return pending
 
@@ -109,6 +112,8 @@ class Streams:
         kept = _in_order(pending if available is None else available)
         ask = []
         for number in kept:
+            if (subscription_id, number) in self._acks:
+                continue
             if self._held_by_all(stream, number):
                 self._acks.append((subscription_id, number))
             else:
@@ -138,7 +143,9 @@ class Streams:
             if not missing:
                 late = distance(number, expected) <= LATE_MAX
                 return Step(late=late and bool(takes), foreign=not late)
-        stream.next = following(number) if takes else number
+        stream.next = number
+        if takes:
+            stream.next, self._reading = following(number), (response.subscription_id, number, False)
         if not missing and not stream.unlisted:
             return _PLAIN
         return self._hole(stream, response, expected or number, missing)
@@ -151,14 +158,29 @@ class Streams:
 
     def delivered(self, batch_number: int, subscription_id: int, number: int) -> None:
         """The notification ends with this batch."""
+        self._reading = None
         self._unacknowledged.append((batch_number, subscription_id, number))
 
-    def answered(self, subscription_id: int, number: int) -> None:
+    def answered(self, subscription_id: int, number: int, *, has: bool) -> None:
         """What was asked for has come, or never will."""
         self._asked.pop((subscription_id, number), None)
+        if has:
+            self._reading = subscription_id, number, True
+
+    def unreadable(self) -> int | None:
+        """What is read cannot be decoded: it is asked for once more, in the next session.
+
+        Where it was sent again already it is given up: the id of its subscription.
+        """
+        if self._reading is None or not self._reading[2]:
+            return None
+        subscription_id, number, _ = self._reading
+        self.acknowledge(subscription_id, number)
+        return subscription_id
 
     def acknowledge(self, subscription_id: int, number: int) -> None:
         """There is nothing in it to keep."""
+        self._reading = None
         self._acks.append((subscription_id, number))
 
     def commit(self, batch_number: int) -> None:
@@ -185,7 +207,7 @@ class Streams:
                 if _steps_ahead(one, number) and not self._held_by_all(stream, one)
             ]
         if ask:
-            stream.next = number
+            stream.next, self._reading = number, None
         return self._asking(response.subscription_id, ask, lost)
 
     def _asking(self, subscription_id: int, ask: Sequence[int], lost: int) -> Step:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from asyncua import ua
 
@@ -31,7 +31,7 @@ from connectors.opcua_definitions import (
 )
 from connectors.opcua_dictionary import structures_of
 from connectors.opcua_references import Reference
-from connectors.opcua_requests import RequestHeader, ServiceError
+from connectors.opcua_requests import ServiceError, Session
 from connectors.opcua_resume import Log
 from connectors.opcua_structures import DataType, Labels
 from pipelines.batch import Kind
@@ -52,13 +52,6 @@ PROPERTIES: Final = frozenset(
 ANCESTORS_MAX: Final = 100
 
 _T = TypeVar("_T")
-
-
-class Session(Protocol):
-    """What is asked of a session."""
-
-    async def request(self, encode: Callable[[RequestHeader], bytes]) -> bytes:
-        """Sends an encoded request and returns the response's bytes."""
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from connectors import opcua, opcua_plan
+from connectors import opcua_plan, opcua_silence
 from connectors.opcua import OpcUaSource
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.batch import Batch
@@ -96,7 +96,7 @@ async def harm(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that says nothing is given up soon."""
     monkeypatch.setattr(opcua_plan, "KEEP_ALIVE_NS", 200_000_000)
-    monkeypatch.setattr(opcua, "SILENCE_KEEP_ALIVES", 1)
+    monkeypatch.setattr(opcua_silence, "KEEP_ALIVES", 1)
 
 
 async def test_a_hostile_server(asyncua_server: Callable[..., AsyncuaServer], tmp_path: Path) -> None:

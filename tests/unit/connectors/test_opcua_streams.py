@@ -89,14 +89,42 @@ def test_what_was_asked_for_and_not_answered_is_asked_for_again() -> None:
     """The session ends between the takeover and the last answer: the next one has it in mind, listed or not."""
     streams = begun(held(1))
     assert streams.resume(ID, [], [2, 3, 4]) == Step(ask=[2, 3, 4])
-    streams.answered(ID, 2)
+    streams.answered(ID, 2, has=True)
     streams.delivered(1, ID, 2)
     again = streams.begin([subscription()], [held(1)])
     assert again == {ID: [3, 4, 2]}
     assert streams.resume(ID, again[ID], None) == Step(ask=[2, 3, 4])
     for number in (2, 3, 4):
-        streams.answered(ID, number)
+        streams.answered(ID, number, has=False)
     assert streams.begin([subscription()], [held(4)]) == {}
+
+
+def test_what_was_read_in_part_is_asked_for_again() -> None:
+    """A session that ends between the parts of a message, or before the first one, may be reactivated: then nobody
+    lists what the server keeps."""
+    streams = begun()
+    streams.step(data(1))
+    streams.delivered(1, ID, 1)
+    streams.step(data(2))
+    pending = streams.begin([subscription()], [])
+    assert pending == {ID: [1, 2]} and streams.resume(ID, pending[ID], None) == Step(ask=[1, 2])
+    for number in pending[ID]:
+        streams.answered(ID, number, has=True)
+        streams.acknowledge(ID, number)
+    assert streams.begin([subscription()], []) == {}
+
+
+def test_what_cannot_be_read_is_asked_for_once_more() -> None:
+    """Damaged on its way it is whole the next time; else it is acknowledged, so that no session ends by it again."""
+    streams = begun()
+    streams.step(data(1))
+    assert streams.unreadable() is None
+    pending = streams.begin([subscription()], [])
+    assert streams.resume(ID, pending[ID], None) == Step(ask=[1])
+    streams.answered(ID, 1, has=True)
+    assert streams.unreadable() == ID
+    assert streams.begin([subscription()], []) == {}
+    assert not streams.resume(ID, [], [1]).ask and streams.take_acks() == [(ID, 1)]
 
 
 def test_a_recreated_subscription_with_the_same_id_begins_anew() -> None:
