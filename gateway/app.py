@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Final
 
 from gateway.clock import ClockWatch
+from gateway.drops import dropped_rows
 from gateway.health import Health
 from gateway.http import HttpService
 from gateway.latency import LatencyWatch
@@ -117,7 +118,7 @@ class App:
                 brokers = [group.create_task(supervisor.run()) for supervisor in self._brokers]
                 sinks = [group.create_task(supervisor.run()) for supervisor in self.sinks]
                 sources = [group.create_task(supervisor.run()) for supervisor in self.sources]
-                watched = (self.status, self.latency, self.parts.clock)
+                watched = (self.status, self.latency, self.health.drops, self.parts.clock)
                 watching = [group.create_task(part.run()) for part in watched if part]
                 await self._stop.wait()
                 for task in watching:
@@ -182,11 +183,16 @@ class App:
         for lane in self.parts.lanes:
             if lane.name in lost:
                 lane.counters.add("lost_rows", lost[lane.name])
+        dropped = sum(map(dropped_rows, self.parts.lanes))
+        more = {"dropped_before": dropped} if dropped else {}
         if lost:
             routes = ",".join(f"{name}={rows}" for name, rows in lost.items())
-            self._log.warning("stopped; rows that were not delivered are lost", rows=sum(lost.values()), routes=routes)
+            rows = sum(lost.values())
+            self._log.warning("stopped; rows that were not delivered are lost", rows=rows, routes=routes, **more)
         elif kept := sum(lane.pending_rows for lane in self.parts.lanes):
-            self._log.info("stopped; rows that were not delivered are on disk", rows=kept)
+            self._log.info("stopped; rows that were not delivered are on disk", rows=kept, **more)
+        elif dropped:
+            self._log.warning("stopped; every row was delivered but those that a full buffer dropped", rows=dropped)
         else:
             self._log.info("stopped; every row was delivered")
 

@@ -68,8 +68,8 @@ def verify(data_dir: Path) -> Iterator[str]:
         paths = _paths(folder)
         for path in paths:
             try:
+                footer = load(FILES, path).index  # first: what is written meanwhile is in both, or in the scan only
                 content = scan(FILES.read(path), 0 if path == paths[-1] else None)
-                footer = load(FILES, path).index
             except FileNotFoundError:
                 continue  # delivered meanwhile
             except (OSError, UnknownFormat) as error:

@@ -25,7 +25,6 @@ from gateway.command import (
     DataDir,
     File,
     complain,
-    count,
     load_file,
     on_loop,
 )
@@ -77,6 +76,7 @@ def check(
 ) -> None:
     """Check a configuration file and print every mistake as file:line:column: message."""
     from gateway.workers_split import shares
+    from pipelines.quantities import count
 
     settings, warnings = load_file(file, "elsewhere" if elsewhere else "wanted")
     complain(*warnings)

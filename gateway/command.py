@@ -49,11 +49,6 @@ def password_of(user: str) -> str:
     return typer.prompt(f"Password of {user}", hide_input=True) if known is None else known
 
 
-def count(number: int, noun: str) -> str:
-    """`1 tag`, `2 tags`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def complain(*texts: str) -> None:
     """Lines for people, beside what a command prints."""
     for text in texts:
