@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,11 +19,14 @@ from gateway.cli_profile import profiles
 from gateway.cli_trust import trust
 from gateway.command import (
     BAD_CONFIGURATION,
+    DATA_DIR,
     STOPPED,
     STORAGE_FAILED,
+    AnyFile,
     DataDir,
     File,
     complain,
+    data_folder,
     load_file,
     on_loop,
 )
@@ -132,20 +134,20 @@ Route = Annotated[
 
 
 @buffers.command("ls")
-def buffer_ls(data_dir: DataDir = Path("/var/lib/gateway")) -> None:
+def buffer_ls(file: AnyFile = None, data_dir: DataDir = DATA_DIR) -> None:
     """List the buffers: what is in them, what of it is still to be delivered."""
     from gateway.buffer import listing
 
-    for line in listing(data_dir):
+    for line in listing(data_folder(file, data_dir)):
         print(line)
 
 
 @buffers.command("verify")
-def buffer_verify(data_dir: DataDir = Path("/var/lib/gateway")) -> None:
+def buffer_verify(file: AnyFile = None, data_dir: DataDir = DATA_DIR) -> None:
     """Read every byte of the buffers; a line for each segment with damage. Code 1 where there is any."""
     from gateway.buffer import verify
 
-    found = list(verify(data_dir))
+    found = list(verify(data_folder(file, data_dir)))
     print("\n".join(found) or "ok")
     raise typer.Exit(1 if found else 0)
 
@@ -153,14 +155,15 @@ def buffer_verify(data_dir: DataDir = Path("/var/lib/gateway")) -> None:
 @buffers.command("cat")
 def buffer_cat(
     route: Route,
-    data_dir: DataDir = Path("/var/lib/gateway"),
+    file: AnyFile = None,
+    data_dir: DataDir = DATA_DIR,
     everything: Annotated[bool, typer.Option("--all", help="What is delivered already, too.")] = False,
 ) -> None:
     """Print what a route still has to deliver, a JSON line for each sample."""
     from gateway.buffer import samples
 
     try:
-        for line in samples(data_dir, route, everything):
+        for line in samples(data_folder(file, data_dir), route, everything):
             sys.stdout.buffer.write(line)
     except FileNotFoundError as error:
         complain(str(error))
@@ -169,17 +172,15 @@ def buffer_cat(
 
 @app.command()
 def gaps(
-    file: Annotated[
-        Path | None, typer.Argument(help="The configuration file: its data_dir is looked into.", show_default=False)
-    ] = None,
-    data_dir: DataDir = Path("/var/lib/gateway"),
+    file: AnyFile = None,
+    data_dir: DataDir = DATA_DIR,
     since: Annotated[str | None, typer.Option(help="Of the last 24h, 30m, ...; default: all that is kept.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each, times in ns since 1970.")] = False,
 ) -> None:
     """List what could not be kept or collected: when, of which device, how much, why. Also while the gateway runs."""
     from gateway.ledger import listing
 
-    folder = load_file(file)[0].gateway.data_dir if file else data_dir
+    folder = data_folder(file, data_dir)
     try:
         lines, damaged = listing(folder, since, as_json)
     except ValueError as error:
