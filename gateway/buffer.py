@@ -150,7 +150,11 @@ def _cursor(folder: Path) -> Cursor | None:
 
 
 def _folders(data_dir: Path) -> list[Path]:
-    return sorted(path for path in lanes_folder(data_dir).glob("*/") if path.is_dir())
+    """Raises PermissionError: what cannot be seen is not nothing."""
+    try:
+        return sorted(path for path in lanes_folder(data_dir).iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
 
 
 def _paths(folder: Path) -> list[Path]:

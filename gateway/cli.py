@@ -8,7 +8,8 @@ failed. What a command needs is imported inside it, so that `gateway version` an
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -133,13 +134,28 @@ Route = Annotated[
 ]
 
 
+@contextmanager
+def _read() -> Iterator[None]:
+    """A clear line and code 1 where a buffer cannot be read."""
+    try:
+        yield
+    except PermissionError as error:
+        complain(f"{error.filename} cannot be read: do it as the gateway's user")
+    except FileNotFoundError as error:
+        complain(str(error))
+    else:
+        return
+    raise typer.Exit(1)
+
+
 @buffers.command("ls")
 def buffer_ls(file: AnyFile = None, data_dir: DataDir = DATA_DIR) -> None:
     """List the buffers: what is in them, what of it is still to be delivered."""
     from gateway.buffer import listing
 
-    for line in listing(data_folder(file, data_dir)):
-        print(line)
+    with _read():
+        for line in listing(data_folder(file, data_dir)):
+            print(line)
 
 
 @buffers.command("verify")
@@ -147,7 +163,8 @@ def buffer_verify(file: AnyFile = None, data_dir: DataDir = DATA_DIR) -> None:
     """Read every byte of the buffers; a line for each segment with damage. Code 1 where there is any."""
     from gateway.buffer import verify
 
-    found = list(verify(data_folder(file, data_dir)))
+    with _read():
+        found = list(verify(data_folder(file, data_dir)))
     print("\n".join(found) or "ok")
     raise typer.Exit(1 if found else 0)
 
@@ -162,12 +179,9 @@ def buffer_cat(
     """Print what a route still has to deliver, a JSON line for each sample."""
     from gateway.buffer import samples
 
-    try:
+    with _read():
         for line in samples(data_folder(file, data_dir), route, everything):
             sys.stdout.buffer.write(line)
-    except FileNotFoundError as error:
-        complain(str(error))
-        raise typer.Exit(1) from None
 
 
 @app.command()

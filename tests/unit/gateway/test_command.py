@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -27,6 +28,22 @@ def test_no_data_folder_is_no_answer(command: list[str], tmp_path: Path, capsys:
     file.write_text(FILE.format(folder=tmp_path / "later"))
     assert main([*command, str(file)]) == 1
     assert f"no gateway has run with {file} yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS[:3], ids=" ".join)
+def test_buffers_that_are_not_for_us(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be seen is neither nothing nor `ok`."""
+
+    def refused(path: Path) -> NoReturn:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    monkeypatch.setattr(Path, "is_dir", refused)
+    assert main([*command, "--data-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "cannot be read: do it as the gateway's user" in said.err
 
 
 def test_the_folder_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
