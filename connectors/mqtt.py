@@ -248,7 +248,7 @@ class _Writer:
                 rows = 0
                 await asyncio.sleep(0)
             rows += BATCH_IN_ROWS + len(batch)
-            messages = self._messages(lane, batch, historical)
+            messages = self._messages(lane, batch, historical) if len(batch) else _Messages([], [])
             runs = self._sendable(session.packet_bytes_max, delivery, first, messages)
             if self._encoder.qos:
                 await self._at_least_once(session, delivery, first, messages, runs, turn)
@@ -270,11 +270,13 @@ class _Writer:
             return 0
         topics, payloads = self._messages(lane, batch, False)
         bytes_max = max(map(len, topics)) + max(map(len, payloads)) + encoder.beside_bytes_max
-        if bytes_max > min(BYTES_AT_ONCE, session.packet_bytes_max):
+        if bytes_max > BYTES_AT_ONCE or bytes_max > session.packet_bytes_max:
             return 0
         if encoder.qos:
-            ids = [window.take_one(delivery, number) for number in range(len(payloads))]
-            session.send(b"".join(map(encoder.one, topics, payloads, ids)))
+            packets = b""
+            for number, payload in enumerate(payloads):
+                packets += encoder.one(topics[number], payload, window.take_one(delivery, number))
+            session.send(packets)
         else:
             ping = PINGREQ if session.barrier.join(delivery) else b""
             session.send(encoder.one(topics[0], payloads[0], 0) + ping)
@@ -290,8 +292,6 @@ class _Writer:
         raise IndexError(f"a write of {len(batches)} batches has no message {message} behind its last")
 
     def _messages(self, lane: str, batch: Batch, historical: bool) -> _Messages:
-        if not len(batch):
-            return _Messages([], [])
         topics = self._topics.get(lane)
         if topics is None:
             topics = self._topics[lane] = self._new_topics(lane)

@@ -77,15 +77,12 @@ class Session:
         self._splitter = Splitter(PACKET_ID_MAX)
         self._heart = _Heart(settings, clock, self._beat)
         self.window = Window(PACKET_ID_MAX)
+        self.packet_bytes_max = self._engine.limits.packet_bytes_max
+        """The broker takes no larger packet."""
         self.barrier = PingBarrier(lambda: link.write(PINGREQ))
         self.ended = asyncio.Event()
         self.error: GatewayError | None = None
         """Why it ended."""
-
-    @property
-    def packet_bytes_max(self) -> int:
-        """The broker takes no larger packet."""
-        return self._engine.limits.packet_bytes_max
 
     @property
     def in_flight(self) -> int:
@@ -110,7 +107,7 @@ class Session:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await engine.connect(self._clock.wall_ns())
                 engine.limits.check(self._settings)
-                self.window = Window(engine.limits.window)
+                self.window, self.packet_bytes_max = Window(engine.limits.window), engine.limits.packet_bytes_max
                 await engine.publish_status(True, self._clock.wall_ns())
         except TimeoutError as error:
             raise opening_error(self._settings, error) from error
