@@ -13,6 +13,7 @@ that failed (code 3) ends the gateway, and so does a first start that fails (cod
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -116,15 +117,13 @@ class Crew:
     def _start(self, member: Member) -> None:
         try:
             run = member.prepare()
-        except Permanent as error:
+        except (Permanent, Poisoned) as error:
             if not member.starts:
                 raise
-            self._again(member, f"cannot be started: {error}")
-            return
-        except Poisoned as error:
-            if not member.starts:
-                raise
-            self._end(Exit.STORAGE_FAILED, f"storage failed, the gateway ends: {error}")
+            if isinstance(error, Permanent) or _for_want_of_room(error):
+                self._again(member, f"cannot be started: {error}")
+            else:
+                self._end(Exit.STORAGE_FAILED, f"storage failed, the gateway ends: {error}")
             return
         parent, member.began_s = os.getpid(), time.monotonic()
         try:
@@ -241,6 +240,11 @@ class Crew:
             return max(self._deadline_s - time.monotonic(), 0.05)
         due = [member.due_s for member in self._members if not member.pid]
         return max(min(due) - time.monotonic(), 0.0) if due else None
+
+
+def _for_want_of_room(error: Poisoned) -> bool:
+    """A full disk may have room again; until then the other workers drop what they cannot keep, and go on."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _forked(member: Member) -> tuple[int, int]:

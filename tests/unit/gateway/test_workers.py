@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from gateway.workers_run import Crew as RunningCrew
 from gateway.workers_run import Member
 from gateway.workers_settings import Worker, owners
 from gateway.workers_split import ALONE, Share, shares
+from pipelines.errors import Poisoned
 
 FILE = """\
 gateway: {{data_dir: {folder}}}
@@ -226,3 +228,22 @@ def test_a_host_that_cannot_start_a_process_ends_nothing(
     assert "worker bulk cannot be started: Cannot allocate memory, it is started again" in caplog.text
     assert (member.state, member.starts) == ("stopped", 0)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_full_disk_keeps_one_worker_down_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Its start cannot be counted: said, and tried again; only a gateway that never ran ends with it."""
+    starts = 0
+
+    def prepared() -> NoReturn:
+        nonlocal starts
+        starts += 1
+        if starts > 1:  # the second attempt follows at once
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise Poisoned("data_dir cannot be used: No space left on device") from OSError(errno.ENOSPC, "")
+
+    member = Member("bulk", prepared)
+    with pytest.raises(Poisoned):
+        RunningCrew([member], [], 1.0).run()
+    member.starts = 1
+    assert RunningCrew([member], [], 1.0).run() == 0
+    assert "worker bulk cannot be started: data_dir cannot be used" in caplog.text
