@@ -112,6 +112,7 @@ class App:
 
     async def run(self) -> Exit:
         """Returns when stopped, or when storage has failed."""
+        code = Exit.STOPPED
         try:
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self.parts.ledger.run()) if self.parts.ledger else None
@@ -132,18 +133,24 @@ class App:
             error = worst(errors)
             if not isinstance(error, Poisoned):
                 raise
-            self.health.phase = "failed"
-            self._log.error(f"storage failed, the gateway ends: {error}")
-            return Exit.STORAGE_FAILED
+            code = self._storage_failed(error)
         finally:
             for source in self.parts.sources:
                 source.note_absence()
             for lane in self.parts.lanes:
-                await lane.close()
+                try:
+                    await lane.close()
+                except Poisoned as error:
+                    code = code or self._storage_failed(error)
             if self.parts.ledger:
                 await self.parts.ledger.close()
             self._say_what_is_lost()
-        return Exit.STOPPED
+        return code
+
+    def _storage_failed(self, error: Poisoned) -> Exit:
+        self.health.phase = "failed"
+        self._log.error(f"storage failed, the gateway ends: {error}")
+        return Exit.STORAGE_FAILED
 
     async def _stop_unless_hurried(
         self, group: asyncio.TaskGroup, sources: Tasks, sinks: Tasks, brokers: Tasks
