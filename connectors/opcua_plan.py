@@ -12,7 +12,7 @@ from connectors.opcua_requests import encode_node_id
 from connectors.opcua_select import described
 from connectors.opcua_settings import Filter, OpcUaDevice
 from connectors.profile import AUTO
-from pipelines.quantities import format_duration
+from pipelines.quantities import count, format_duration
 
 KEEP_ALIVE_NS: Final = 5 * 10**9
 """An idle subscription says that it is alive about this often."""
@@ -148,11 +148,11 @@ def describe_plan(settings: OpcUaDevice) -> list[str]:
     """The lines that `gateway plan` prints for this device."""
     wanted = settings.secured
     security = f"{wanted.policy} {wanted.mode}" if wanted else "none"
-    lines = [f"{settings.opcua}, security {security}, {len(settings.tags)} tags"]
+    lines = [f"{settings.opcua}, security {security}, {count(len(settings.tags), 'tag')}"]
     for subscription in plan_subscriptions(settings):
         interval = format_duration(subscription.publishing_ns)
         items = len(subscription.items) + len(subscription.events)
-        lines.append(f"subscription every {interval}: {items} monitored items")
+        lines.append(f"subscription every {interval}: {count(items, 'monitored item')}")
         for item in subscription.items:
             sampling = format_duration(item.sampling_ns) if item.sampling_ns else "every change"
             more = f", {item.filter}" if str(item.filter) else ""

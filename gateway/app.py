@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Final
 
 from gateway.clock import ClockWatch
+from gateway.drops import dropped_rows
 from gateway.health import Health
 from gateway.http import HttpService
 from gateway.latency import LatencyWatch
@@ -111,13 +112,14 @@ class App:
 
     async def run(self) -> Exit:
         """Returns when stopped, or when storage has failed."""
+        code = Exit.STOPPED
         try:
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self.parts.ledger.run()) if self.parts.ledger else None
                 brokers = [group.create_task(supervisor.run()) for supervisor in self._brokers]
                 sinks = [group.create_task(supervisor.run()) for supervisor in self.sinks]
                 sources = [group.create_task(supervisor.run()) for supervisor in self.sources]
-                watched = (self.status, self.latency, self.parts.clock)
+                watched = (self.status, self.latency, self.health.drops, self.parts.clock)
                 watching = [group.create_task(part.run()) for part in watched if part]
                 await self._stop.wait()
                 for task in watching:
@@ -131,18 +133,24 @@ class App:
             error = worst(errors)
             if not isinstance(error, Poisoned):
                 raise
-            self.health.phase = "failed"
-            self._log.error(f"storage failed, the gateway ends: {error}")
-            return Exit.STORAGE_FAILED
+            code = self._storage_failed(error)
         finally:
             for source in self.parts.sources:
                 source.note_absence()
             for lane in self.parts.lanes:
-                await lane.close()
+                try:
+                    await lane.close()
+                except Poisoned as error:
+                    code = code or self._storage_failed(error)
             if self.parts.ledger:
                 await self.parts.ledger.close()
             self._say_what_is_lost()
-        return Exit.STOPPED
+        return code
+
+    def _storage_failed(self, error: Poisoned) -> Exit:
+        self.health.phase = "failed"
+        self._log.error(f"storage failed, the gateway ends: {error}")
+        return Exit.STORAGE_FAILED
 
     async def _stop_unless_hurried(
         self, group: asyncio.TaskGroup, sources: Tasks, sinks: Tasks, brokers: Tasks
@@ -182,11 +190,16 @@ class App:
         for lane in self.parts.lanes:
             if lane.name in lost:
                 lane.counters.add("lost_rows", lost[lane.name])
+        dropped = sum(map(dropped_rows, self.parts.lanes))
+        more = {"dropped_before": dropped} if dropped else {}
         if lost:
             routes = ",".join(f"{name}={rows}" for name, rows in lost.items())
-            self._log.warning("stopped; rows that were not delivered are lost", rows=sum(lost.values()), routes=routes)
+            rows = sum(lost.values())
+            self._log.warning("stopped; rows that were not delivered are lost", rows=rows, routes=routes, **more)
         elif kept := sum(lane.pending_rows for lane in self.parts.lanes):
-            self._log.info("stopped; rows that were not delivered are on disk", rows=kept)
+            self._log.info("stopped; rows that were not delivered are on disk", rows=kept, **more)
+        elif dropped:
+            self._log.warning("stopped; every row was delivered but those that a full buffer dropped", rows=dropped)
         else:
             self._log.info("stopped; every row was delivered")
 

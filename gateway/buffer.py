@@ -68,8 +68,8 @@ def verify(data_dir: Path) -> Iterator[str]:
         paths = _paths(folder)
         for path in paths:
             try:
+                footer = load(FILES, path).index  # first: what is written meanwhile is in both, or in the scan only
                 content = scan(FILES.read(path), 0 if path == paths[-1] else None)
-                footer = load(FILES, path).index
             except FileNotFoundError:
                 continue  # delivered meanwhile
             except (OSError, UnknownFormat) as error:
@@ -150,7 +150,11 @@ def _cursor(folder: Path) -> Cursor | None:
 
 
 def _folders(data_dir: Path) -> list[Path]:
-    return sorted(path for path in lanes_folder(data_dir).glob("*/") if path.is_dir())
+    """Raises PermissionError: what cannot be seen is not nothing."""
+    try:
+        return sorted(path for path in lanes_folder(data_dir).iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return []
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -8,8 +8,8 @@ failed. What a command needs is imported inside it, so that `gateway version` an
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -20,12 +20,14 @@ from gateway.cli_profile import profiles
 from gateway.cli_trust import trust
 from gateway.command import (
     BAD_CONFIGURATION,
+    DATA_DIR,
     STOPPED,
     STORAGE_FAILED,
+    AnyFile,
     DataDir,
     File,
     complain,
-    count,
+    data_folder,
     load_file,
     on_loop,
 )
@@ -77,6 +79,7 @@ def check(
 ) -> None:
     """Check a configuration file and print every mistake as file:line:column: message."""
     from gateway.workers_split import shares
+    from pipelines.quantities import count
 
     settings, warnings = load_file(file, "elsewhere" if elsewhere else "wanted")
     complain(*warnings)
@@ -131,21 +134,37 @@ Route = Annotated[
 ]
 
 
+@contextmanager
+def _read() -> Iterator[None]:
+    """A clear line and code 1 where a buffer cannot be read."""
+    try:
+        yield
+    except PermissionError as error:
+        complain(f"{error.filename} cannot be read: do it as the gateway's user")
+    except FileNotFoundError as error:
+        complain(str(error))
+    else:
+        return
+    raise typer.Exit(1)
+
+
 @buffers.command("ls")
-def buffer_ls(data_dir: DataDir = Path("/var/lib/gateway")) -> None:
+def buffer_ls(file: AnyFile = None, data_dir: DataDir = DATA_DIR) -> None:
     """List the buffers: what is in them, what of it is still to be delivered."""
     from gateway.buffer import listing
 
-    for line in listing(data_dir):
-        print(line)
+    with _read():
+        for line in listing(data_folder(file, data_dir)):
+            print(line)
 
 
 @buffers.command("verify")
-def buffer_verify(data_dir: DataDir = Path("/var/lib/gateway")) -> None:
+def buffer_verify(file: AnyFile = None, data_dir: DataDir = DATA_DIR) -> None:
     """Read every byte of the buffers; a line for each segment with damage. Code 1 where there is any."""
     from gateway.buffer import verify
 
-    found = list(verify(data_dir))
+    with _read():
+        found = list(verify(data_folder(file, data_dir)))
     print("\n".join(found) or "ok")
     raise typer.Exit(1 if found else 0)
 
@@ -153,33 +172,29 @@ def buffer_verify(data_dir: DataDir = Path("/var/lib/gateway")) -> None:
 @buffers.command("cat")
 def buffer_cat(
     route: Route,
-    data_dir: DataDir = Path("/var/lib/gateway"),
+    file: AnyFile = None,
+    data_dir: DataDir = DATA_DIR,
     everything: Annotated[bool, typer.Option("--all", help="What is delivered already, too.")] = False,
 ) -> None:
     """Print what a route still has to deliver, a JSON line for each sample."""
     from gateway.buffer import samples
 
-    try:
-        for line in samples(data_dir, route, everything):
+    with _read():
+        for line in samples(data_folder(file, data_dir), route, everything):
             sys.stdout.buffer.write(line)
-    except FileNotFoundError as error:
-        complain(str(error))
-        raise typer.Exit(1) from None
 
 
 @app.command()
 def gaps(
-    file: Annotated[
-        Path | None, typer.Argument(help="The configuration file: its data_dir is looked into.", show_default=False)
-    ] = None,
-    data_dir: DataDir = Path("/var/lib/gateway"),
+    file: AnyFile = None,
+    data_dir: DataDir = DATA_DIR,
     since: Annotated[str | None, typer.Option(help="Of the last 24h, 30m, ...; default: all that is kept.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each, times in ns since 1970.")] = False,
 ) -> None:
     """List what could not be kept or collected: when, of which device, how much, why. Also while the gateway runs."""
     from gateway.ledger import listing
 
-    folder = load_file(file)[0].gateway.data_dir if file else data_dir
+    folder = data_folder(file, data_dir)
     try:
         lines, damaged = listing(folder, since, as_json)
     except ValueError as error:

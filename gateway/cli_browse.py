@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.command import BAD_CONFIGURATION, complain, load_file, on_loop, password_of
+from gateway.command import BAD_CONFIGURATION, DATA_DIR, complain, load_file, on_loop, password_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,7 +50,7 @@ def browse(
     user: Annotated[
         str | None, typer.Option(help="User name; GATEWAY_PASSWORD or a prompt gives the password.")
     ] = None,
-    data_dir: Annotated[Path, typer.Option(help="Where the gateway's certificate is.")] = Path("/var/lib/gateway"),
+    data_dir: Annotated[Path, typer.Option(help="Where the gateway's certificate is.")] = DATA_DIR,
 ) -> None:
     """Show the variables of an OPC UA server, or what a device's `select:` means there."""
     from pydantic import ValidationError

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.command import BAD_CONFIGURATION, STORAGE_FAILED, File, complain, load_file, on_loop
+from gateway.command import (
+    BAD_CONFIGURATION,
+    DATA_DIR,
+    STORAGE_FAILED,
+    AnyFile,
+    DataDir,
+    File,
+    complain,
+    data_folder,
+    load_file,
+    on_loop,
+)
 
 if TYPE_CHECKING:
     from gateway.settings import GatewayFile
@@ -44,13 +55,15 @@ def call(
 
 @commands.command()
 def audit(
-    file: File, as_json: Annotated[bool, typer.Option("--json", help="The lines as they are kept.")] = False
+    file: AnyFile = None,
+    data_dir: DataDir = DATA_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="The lines as they are kept.")] = False,
 ) -> None:
     """List what was written and called, by whom, and what became of it."""
     from gateway.audit import listing
 
     try:
-        for line in listing(load_file(file)[0].gateway.data_dir, as_json):
+        for line in listing(data_folder(file, data_dir), as_json):
             print(line)
     except OSError as error:
         complain(f"the record cannot be read: {error}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.command import BAD_CONFIGURATION, complain, count, on_loop
+from gateway.command import BAD_CONFIGURATION, complain, on_loop
 
 app = typer.Typer(
     help="Look at Modbus devices: which units there are, what their registers hold.", no_args_is_help=True
@@ -32,7 +32,7 @@ def scan(
     from connectors.modbus_url import parse_url
     from gateway.log import setup
     from pipelines.clock import SystemClock
-    from pipelines.quantities import duration_ns
+    from pipelines.quantities import count, duration_ns
 
     setup("text", "warning")
 

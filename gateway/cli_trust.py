@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.command import DataDir, complain, load_file
+from gateway.command import DATA_DIR, AnyFile, DataDir, complain, data_folder, load_file
 
 if TYPE_CHECKING:
     from cryptography import x509
 
 trust = typer.Typer(help="Certificates of OPC UA servers, and the gateway's own.", no_args_is_help=True)
-FILE = Annotated[Path | None, typer.Argument(help="The configuration file: its data_dir is meant.", show_default=False)]
 WHICH = Annotated[
     str, typer.Argument(help="A device's name, or the first digits of a SHA-256 thumbprint.", show_default=False)
 ]
-DEFAULT = Path("/var/lib/gateway")
 
 
 @trust.command("ls")
 def trust_ls(
-    file: FILE = None,
-    data_dir: DataDir = DEFAULT,
+    file: AnyFile = None,
+    data_dir: DataDir = DATA_DIR,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON line for each.")] = False,
 ) -> None:
     """List the certificates: state, device that saw it, end, thumbprints, subject, ApplicationUri."""
@@ -47,7 +45,7 @@ def trust_ls(
 
 
 @trust.command("approve")
-def trust_approve(which: WHICH, file: FILE = None, data_dir: DataDir = DEFAULT) -> None:
+def trust_approve(which: WHICH, file: AnyFile = None, data_dir: DataDir = DATA_DIR) -> None:
     """Accept a certificate that waits (or was rejected). A running gateway notices within seconds."""
     from connectors.opcua_pki import TRUSTED
 
@@ -55,7 +53,7 @@ def trust_approve(which: WHICH, file: FILE = None, data_dir: DataDir = DEFAULT) 
 
 
 @trust.command("revoke")
-def trust_revoke(which: WHICH, file: FILE = None, data_dir: DataDir = DEFAULT) -> None:
+def trust_revoke(which: WHICH, file: AnyFile = None, data_dir: DataDir = DATA_DIR) -> None:
     """Refuse a certificate from now on. A running gateway ends its connection within seconds."""
     from connectors.opcua_pki import REJECTED
 
@@ -64,8 +62,8 @@ def trust_revoke(which: WHICH, file: FILE = None, data_dir: DataDir = DEFAULT) -
 
 @trust.command("renew")
 def trust_renew(
-    file: FILE = None,
-    data_dir: DataDir = DEFAULT,
+    file: AnyFile = None,
+    data_dir: DataDir = DATA_DIR,
     use: Annotated[bool, typer.Option("--use", help="Use it from now on; once more goes back to the old one.")] = False,
 ) -> None:
     """Make the gateway's next certificate beside the one in use; with --use exchange the two."""
@@ -137,7 +135,7 @@ def _valid(certificate: x509.Certificate) -> str:
 def _pki(file: Path | None, data_dir: Path) -> Path:
     from connectors.opcua_pki import folder_of
 
-    return folder_of(load_file(file)[0].gateway.data_dir if file else data_dir)
+    return folder_of(load_file(file)[0].gateway.data_dir if file else data_folder(None, data_dir))
 
 
 def _make_own(pki: Path) -> None:

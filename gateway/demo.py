@@ -207,8 +207,8 @@ def _footer(folder: Path, settings: GatewayFile, broker: int) -> str:
     kind = "Mosquitto" if mosquitto() else "amqtt"
     return (
         f"health   http://{settings.gateway.listen}/health   metrics  http://{settings.gateway.listen}/metrics\n"
-        f"broker   {kind} on port {broker}: mosquitto_sub -h {HOST} -p {broker} -t 'demo/#' -v\n"
-        f"file     {folder / 'gateway.yaml'}   log  {folder / 'gateway.log'}\n"
+        f"broker   {kind}: mosquitto_sub -h {HOST} -p {broker} -t 'demo/#' -v\n"
+        f"files    {folder}/: gateway.yaml, gateway.log\n"
         f"Ctrl-C stops all of it."
     )
 

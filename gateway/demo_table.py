@@ -16,7 +16,7 @@ LATENCIES_KEPT: Final = 2_000
 """Per device, for the quantiles."""
 RATE_OVER_NS: Final = 1_500_000_000
 LEGS: Final[Mapping[str, str]] = {
-    "source_to_received": "machine -> gateway",
+    "source_to_received": "-> gateway",
     "received_to_lane": "-> buffer",
     "lane_to_ack": "-> broker",
 }
@@ -89,10 +89,11 @@ class Moment:
 def line(view: View, moment: Moment) -> str:
     """For where there is no terminal: one line a second."""
     devices = "  ".join(_latency(view, device) for device in sorted(view.latencies_us))
+    legs = "".join(f"  {each}" for each in _legs(moment))
     away = "".join(f"  {part['name']} {part['state']}" for part in moment.health["components"] if part["state"] != "up")
     return (
         f"{moment.health['status']}: {len(view.last)} tags  {moment.values_per_s:.0f} values/s  "
-        f"{moment.messages_per_s:.0f} messages/s  {devices}  {_routes(moment)}{_legs(moment)}{away}"
+        f"{moment.messages_per_s:.0f} messages/s  {devices}  {_routes(moment)}{legs}{away}"
     )
 
 
@@ -115,8 +116,9 @@ def table(view: View, moment: Moment, units: Mapping[tuple[str, str], str], foot
         ("gateway demo  ", "bold"),
         (str(moment.health["status"]), "bold green" if moment.health["status"] == "ok" else "bold yellow"),
         f"  {moment.values_per_s:.0f} values/s  {moment.messages_per_s:.0f} messages/s\n",
-        "end to end, measured -> received:  " + "   ".join(_latency(view, device) for device in view.latencies_us),
-        f"\n{_components(moment)}  {_routes(moment)}{_legs(moment)}",
+        "end to end: " + "  ".join(_latency(view, device) for device in view.latencies_us),
+        f"\n{_components(moment)}  {_routes(moment)}",
+        *(f"\n{legs}" for legs in _legs(moment)),
     )
     return Group(head, Text(footer, "dim"), rows)  # a low terminal cuts off the end
 
@@ -138,17 +140,16 @@ def _routes(moment: Moment) -> str:
     return "  ".join(lanes)
 
 
-def _legs(moment: Moment) -> str:
+def _legs(moment: Moment) -> list[str]:
     """Where the time of each route goes, of the last minute; nothing before the first look at it."""
-    shown = [
-        f"{lane['name']} p50 / p99: "
-        + ", ".join(
-            f"{name} {found[leg]['p50']:.1f} / {found[leg]['p99']:.1f} ms" for leg, name in LEGS.items() if leg in found
+    return [
+        f"{lane['name']} p50/p99 ms "
+        + " ".join(
+            f"{name} {found[leg]['p50']:.1f}/{found[leg]['p99']:.1f}" for leg, name in LEGS.items() if leg in found
         )
         for lane in moment.health["lanes"]
         if (found := lane.get("latency_ms"))
     ]
-    return "".join(f"  {route}" for route in shown)
 
 
 def _value(value: Any) -> str:

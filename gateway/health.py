@@ -1,7 +1,7 @@
 """Health: one line per component, and the roll-up that `/health` answers with.
 
     ok        every component is up and every tag can be read
-    degraded  something is down, faulted, late or cannot be read, or the clock is too bad; the rest goes on
+    degraded  something is down, faulted, late, cannot be read or drops samples, or the clock is bad; the rest goes on
     down      no source or no destination is up: nothing is collected or nothing is delivered
     stopping, failed    the process ends; storage failed
 
@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Protocol
 
+from gateway.drops import DropWatch
 from gateway.latency import LatencyWatch
 from gateway.supervisor import State, Status
 from gateway.version import version
@@ -24,6 +25,7 @@ from pipelines.clock import Clock
 from pipelines.contracts import Lane
 from pipelines.gaps import Gap
 from pipelines.latency import KEPT_S
+from pipelines.quantities import count
 
 FAULTS_SHOWN_MAX = 20
 """Tag faults listed per component; all of them are counted."""
@@ -85,6 +87,7 @@ class Health:
         self.components = components
         self.phase = "running"
         self.latency: LatencyWatch | None = None
+        self.drops = DropWatch(lanes, clock)
         self.gaps: Sequence[Gap] = ()
         """Of the ledger, the newest last."""
         self.clock: ClockReport | None = None
@@ -100,9 +103,9 @@ class Health:
         """The roll-up: ok, degraded, down, stopping or failed."""
         if self.phase != "running":
             return self.phase
-        late = self.latency is not None and self.latency.late
         if all(word(component) == "up" for component in self.components):
-            return "degraded" if late or (self.clock and self.clock.alarm) else "ok"
+            late = self.latency is not None and self.latency.late
+            return "degraded" if late or self.drops.reasons or (self.clock and self.clock.alarm) else "ok"
         for kind in ("source", "sink"):
             states = [c.status.state for c in self.components if c.kind == kind]
             if states and State.UP not in states:
@@ -143,6 +146,7 @@ class Health:
             "dropped_rows": totals.get("dropped_rows", 0),
             "corrupt_rows": totals.get("corrupt_rows", 0),
             **(self.latency.report(lane.name, over_s) if self.latency else {}),
+            **({"state": "degraded", "reason": reason} if (reason := self.drops.reasons.get(lane.name)) else {}),
         }
 
 
@@ -162,8 +166,8 @@ def _component(component: Component) -> dict[str, Any]:
     }
     if component.server:
         shown["server"] = component.server
-    what = "tags cannot be read" if component.kind == "source" else "preferred servers do not work"
-    reason = status.reason or (f"{len(faults)} {what}" if faults else "")
+    what = ("tag", "cannot be read") if component.kind == "source" else ("preferred server", "cannot be used")
+    reason = status.reason or (f"{count(len(faults), what[0])} {what[1]}" if faults else "")
     if reason:
         shown["reason"] = reason
     if status.state is State.UP and component.info:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from http import HTTPStatus
 from socket import socket
 from typing import Any, Protocol
@@ -14,6 +15,17 @@ from gateway.metrics import CONTENT_TYPE
 from pipelines.errors import Permanent
 from pipelines.latency import KEPT_S
 from pipelines.quantities import duration_ns
+
+
+def not_to_be_had(host: str, port: int, error: OSError) -> Permanent:
+    """What to say where `listen:` cannot be had."""
+    if error.errno == errno.EADDRINUSE:
+        why = "another program listens there, perhaps another gateway"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        why = "this host has no such address"
+    else:
+        why = error.strerror or str(error)
+    return Permanent(f"listen: {host}:{port} cannot be used: {why}; set gateway.listen (or --listen) to another")
 
 
 class HealthPage(Protocol):
@@ -75,7 +87,7 @@ class HttpService:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
             await self.close()
-            raise Permanent(f"listen: {host}:{port} cannot be used: {error.strerror or error}") from error
+            raise not_to_be_had(host, port, error) from error
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE})

@@ -122,14 +122,21 @@ def _at(whole_us: Sequence[float], q: float) -> float:
 
 def _broker(asked: Asked, folder: Path, stack: ExitStack) -> Broker:
     if asked.broker:
-        parts = urlsplit(asked.broker if "//" in asked.broker else f"//{asked.broker}")
-        if parts.scheme not in ("", "mqtt") or not parts.hostname or parts.username:
-            raise MeasureFailed(f"--broker {asked.broker}: write mqtt://host:port, without TLS and without a user")
-        return Broker(parts.hostname, parts.port or 1883, asked.broker)
+        return _own_broker(asked.broker)
     what, [port] = "mosquitto" if mosquitto() else "amqtt", free_ports(1)
     argv = [sys.executable, "-m", "gateway.demo_machines", what, str(port), str(os.getpid()), str(folder)]
     stack.enter_context(_process(argv, folder / "broker.log", port))
     return Broker(HOST, port, f"{'Mosquitto' if what == 'mosquitto' else 'amqtt'} on loopback")
+
+
+def _own_broker(url: str) -> Broker:
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        if parts.hostname and parts.scheme in ("", "mqtt") and not parts.username:
+            return Broker(parts.hostname, parts.port or 1883, url)
+    except ValueError:
+        """A port beyond 65535, half a bracket."""
+    raise MeasureFailed(f"--broker {url}: write mqtt://host:port, without TLS and without a user")
 
 
 def _machine(rate: float, folder: Path, stack: ExitStack) -> str:

@@ -68,6 +68,7 @@ class GapLedger:
         self._subscribers: list[Callable[[Entry], None]] = []
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._refused = False
         self._log = Log("gaps")
         try:
             self.latest.extend(entries(data_dir))
@@ -139,8 +140,14 @@ class GapLedger:
             try:
                 await asyncio.to_thread(jsonl.append, self._file, lines, FILE_BYTES_MAX)
             except OSError as error:
-                self._unwritten.extend(writing)
-                self._log.warning(f"the gap ledger cannot be written, it is tried again with the next entry: {error}")
+                self._unwritten.extendleft(reversed(writing))  # beyond the bound the newest give way; `totals` has them
+                if not self._refused:
+                    self._log.warning(f"the gap ledger cannot be written, it is tried again with each entry: {error}")
+                self._refused = True
+            else:
+                if self._refused:
+                    self._log.info("the gap ledger is written again")
+                self._refused = False
 
 
 def entries(data_dir: Path, since_ns: int = 0, damaged: Callable[[bytes], None] = lambda _: None) -> Iterator[Entry]:

@@ -51,7 +51,8 @@ def ask(worker: Worker) -> list[Asked]:
     asked = [Asked(what, value, _answer(do, value)) for what, value, do in wanted if value not in (None, (), False)]
     for each in asked:
         if each.refused:
-            Log("gateway").warning(f"the host refuses {each.what}: {each.value}; it goes on without: {each.refused}")
+            value = _list(each.value) if isinstance(each.value, tuple) else each.value
+            Log("gateway").warning(f"the host refuses {each.what}: {value}; it goes on without: {each.refused}")
     return asked
 
 

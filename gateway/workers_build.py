@@ -15,6 +15,7 @@ from connectors import SINKS, SOURCES, load
 from gateway.app import exit_code, serve
 from gateway.build import Process, build_share, embedded_brokers
 from gateway.command import on_loop
+from gateway.http import not_to_be_had
 from gateway.instance import next_instance
 from gateway.log import setup
 from gateway.realtime import ask
@@ -103,6 +104,6 @@ def _listening(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.create_server(address, family=family)
     except OSError as error:
-        raise Permanent(f"listen: {host}:{port} cannot be used: {error.strerror or error}") from error
+        raise not_to_be_had(host, port, error) from error
     listening.setblocking(False)
     return listening

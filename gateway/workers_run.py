@@ -13,6 +13,7 @@ that failed (code 3) ends the gateway, and so does a first start that fails (cod
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -116,22 +117,23 @@ class Crew:
     def _start(self, member: Member) -> None:
         try:
             run = member.prepare()
-        except Permanent as error:
+        except (Permanent, Poisoned) as error:
             if not member.starts:
                 raise
-            self._again(member, f"cannot be started: {error}")
+            if isinstance(error, Permanent) or _for_want_of_room(error):
+                self._again(member, f"cannot be started: {error}")
+            else:
+                self._end(Exit.STORAGE_FAILED, f"storage failed, the gateway ends: {error}")
             return
-        except Poisoned as error:
-            if not member.starts:
-                raise
-            self._end(Exit.STORAGE_FAILED, f"storage failed, the gateway ends: {error}")
+        parent, member.began_s = os.getpid(), time.monotonic()
+        try:
+            member.pid, reading = _forked(member)
+        except OSError as error:  # no memory, no processes left: this worker waits, the others go on
+            self._again(member, f"cannot be started: {error.strerror or error}")
             return
-        reading, member.pipe = os.pipe()
-        os.set_blocking(member.pipe, False)
-        member.starts, member.began_s = member.starts + 1, time.monotonic()
-        parent, member.pid = os.getpid(), os.fork()
         if not member.pid:
             self._live(run, reading, parent)
+        member.starts += 1
         os.close(reading)
         member.enter("running")
         self._log.info("worker started", name=member.name, pid=member.pid)
@@ -198,7 +200,10 @@ class Crew:
         """Once: in order; twice: at once."""
         self._stops += 1
         self._deadline_s = time.monotonic() + SLACK_S + (self._stop_timeout_s if self._stops == 1 else 0.0)
-        self._log.info("stopping" if self._stops == 1 else "stopping at once", within_s=self._stop_timeout_s)
+        if self._stops == 1:
+            self._log.info("stopping", within_s=self._stop_timeout_s)
+        else:
+            self._log.warning("stopping at once")
         for member in self._workers:
             if member.pid:
                 send(member.pipe, STOP)
@@ -235,6 +240,24 @@ class Crew:
             return max(self._deadline_s - time.monotonic(), 0.05)
         due = [member.due_s for member in self._members if not member.pid]
         return max(min(due) - time.monotonic(), 0.0) if due else None
+
+
+def _for_want_of_room(error: Poisoned) -> bool:
+    """A full disk may have room again; until then the other workers drop what they cannot keep, and go on."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _forked(member: Member) -> tuple[int, int]:
+    """In both processes: the child's pid (0 in the child), the end of the pipe that the child reads. Raises OSError."""
+    reading, member.pipe = os.pipe()
+    os.set_blocking(member.pipe, False)
+    try:
+        return os.fork(), reading
+    except OSError:
+        os.close(reading)
+        os.close(member.pipe)
+        member.pipe = -1
+        raise
 
 
 @contextmanager

@@ -30,6 +30,8 @@ from pipelines.clock import Clock, SystemClock
 
 ANSWER_S: Final = 2.0
 """A worker that has not answered by then is silent."""
+ANSWERS: Final = (HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE)
+"""`/health` of a worker that stops is the second; anything else is a bug in that worker, and no page."""
 
 
 async def serve_shared(
@@ -96,6 +98,6 @@ async def _fetched(door: Path, path: str) -> bytes | None:
             ClientSession(connector=UnixConnector(str(door)), timeout=ClientTimeout(total=ANSWER_S)) as session,
             session.get(f"http://worker{path}") as answer,
         ):
-            return await answer.read()
+            return await answer.read() if answer.status in ANSWERS else None
     except (ClientError, OSError, TimeoutError):
         return None

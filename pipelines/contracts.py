@@ -150,7 +150,7 @@ class Lane(Protocol):
         """The far side knows better what is pending. A foreign lane's position is not believed (raises Corrupt)."""
 
     async def close(self) -> None:
-        """Idempotent."""
+        """Idempotent. What was appended is on disk, where the lane is durable; else it raises Poisoned."""
 
 
 class Sink(Protocol):

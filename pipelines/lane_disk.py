@@ -181,6 +181,7 @@ class DiskLane:
                 self._journal.close()
                 self._files.close(self._lock)
             self._worker.close()
+        self._check()  # the keeper's last sync may have failed, with nobody left to be told
 
     # --- appending ----------------------------------------------------------------------------------------------
 

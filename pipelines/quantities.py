@@ -40,6 +40,11 @@ def size_bytes(text: Any) -> int:
     return _parse(text, _SIZE_BYTES, "size", "20GiB")
 
 
+def count(number: int, noun: str) -> str:
+    """`1 tag`, `2 tags`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_duration(ns: int) -> str:
     """The shortest exact text: 250_000_000 -> "250ms"."""
     for unit in ("d", "h", "m", "s", "ms", "us"):

@@ -169,7 +169,7 @@ async def test_killed(mosquitto_factory: Brokers, qos: int, caplog: pytest.LogCa
             health = Health("line1-gw", uplink.clock, [uplink.supervisor], [uplink.lane]).report()
             assert health["components"][0]["state"] == "degraded"
             assert health["components"][0]["server"] == second.url
-            assert health["components"][0]["reason"] == "1 preferred servers do not work"
+            assert health["components"][0]["reason"] == "1 preferred server cannot be used"
     assert uplink.sink.counters.totals["failovers"] == 1
     assert uplink.sink.counters.gauges["server_number"] == 2
     said = [record.getMessage() for record in caplog.records if "is used now" in record.getMessage()]

@@ -156,6 +156,33 @@ async def test_storage_that_failed_ends_the_process(caplog: pytest.LogCaptureFix
     assert "storage failed, the gateway ends: fsync failed" in caplog.text
 
 
+async def test_a_disk_that_fails_at_the_stop_is_no_clean_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The last sync fails: code 3, and the other lanes are closed all the same."""
+    it = plant()
+
+    class Failing(RealFiles):
+        broken = False
+
+        def sync(self, handle: int) -> None:
+            if self.broken:
+                raise OSError(5, "Input/output error")
+            super().sync(handle)
+
+    files = Failing()
+    lanes = [DiskLane(name, tmp_path / name, it.clock, Limits(10**6), files=files) for name in ("a", "b")]
+    app = App(Parts([], [], lanes), "line1-gw", it.clock, lambda: 1.0, 5.0)
+    running = asyncio.create_task(app.run())
+    await lanes[0].append(batch(0))
+    await lanes[0].sync()
+    files.broken = True
+    await lanes[0].append(batch(1))
+    app.request_stop()
+    assert await asyncio.wait_for(running, DEADLINE_S) is Exit.STORAGE_FAILED
+    assert caplog.text.count("storage failed, the gateway ends: ") == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        await lanes[1].append(batch(0))
+
+
 async def test_a_disk_that_fails_ends_the_process(tmp_path: Path) -> None:
     """The sync behind a batch fails: nothing is acknowledged to the machine, code 3."""
     it = plant()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import orjson
 import pytest
@@ -14,7 +16,9 @@ from gateway.cli import main
 from pipelines.batch import Kind
 from pipelines.clock import SystemClock
 from pipelines.contracts import Part
+from pipelines.files import RealFiles
 from pipelines.lane_disk import DiskLane, Limits
+from pipelines.segment import load
 from pipelines.tags import Tag, TagTable
 from tests.unit.pipelines.fakes import make_batch
 
@@ -41,6 +45,32 @@ async def test_reads_while_the_gateway_writes(tmp_path: Path, capsys: pytest.Cap
     assert [row["v"] for row in shown] == [float(number) for number in range(50) for _ in range(3)]
     assert (shown[1]["device"], shown[1]["tag"], shown[1]["seq"]) == ("press4", "pressure", 0)
     await lane.close()
+
+
+async def test_what_is_written_while_a_segment_is_verified_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway appends between two looks at the file: each sees what was there then."""
+    lane, seen = lane_in(tmp_path), list[bytes]()
+    segment = lanes_folder(tmp_path) / "history" / "000000000000.segment"
+    for number in range(2):
+        await lane.append(make_batch(number))
+        seen.append(segment.read_bytes())
+    await lane.close()
+
+    def grown(look: Callable[..., Any]) -> Callable[..., Any]:
+        def looked(*arguments: Any) -> Any:
+            if seen:
+                segment.write_bytes(seen.pop(0))
+            return look(*arguments)
+
+        return looked
+
+    read = buffer.FILES.read
+    monkeypatch.setattr(buffer, "FILES", SimpleNamespace(names=buffer.FILES.names, read=grown(read)))
+    monkeypatch.setattr(buffer, "load", lambda _, path: grown(load)(RealFiles(), path))
+    assert list(verify(tmp_path)) == []
+    assert not seen
 
 
 async def test_what_is_delivered_is_shown_on_demand(tmp_path: Path) -> None:

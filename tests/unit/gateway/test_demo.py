@@ -96,7 +96,7 @@ def test_runs_with_the_embedded_broker(tmp_path: Path) -> None:
         "sys.exit(main(['demo']))"
     )
     with running(tmp_path, "-c", code) as process:
-        assert "amqtt on port" in output_until_values(process)
+        assert "broker   amqtt:" in output_until_values(process)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
         assert process.returncode == 0, err
@@ -175,6 +175,20 @@ def test_view_counts_and_measures() -> None:
     assert view.quantile_ms("nobody", 0.5) == 0.0
 
 
+def _head_at_80(view: View, moment: Moment) -> list[str]:
+    """What stands above the table at 80 columns: each line as it was written, none is broken in two."""
+    from rich.console import Console
+
+    legs = {leg: {"p50": 58.6, "p99": 151.6} for leg in ("source_to_received", "received_to_lane", "lane_to_ack")}
+    health = HEALTH | {"lanes": [lane | {"latency_ms": legs} for lane in HEALTH["lanes"]]}
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        console = Console(width=80, file=nowhere, record=True)
+        console.print(table(view, Moment(1234.0, 567.0, health, moment.now_us), {}, "FOOTER"))
+        head = console.export_text().partition("FOOTER")[0].splitlines()
+    assert len(head) == 4, head
+    return head
+
+
 def test_what_is_shown() -> None:
     """The line matches what the test above reads; the table names device, tag, value, unit and age."""
     from rich.console import Console
@@ -188,5 +202,6 @@ def test_what_is_shown() -> None:
     with console.file:
         console.print(table(view, moment, {("press4", "speed"): "1/min"}, "Ctrl-C stops all of it."))
         shown = console.export_text()
+    assert all(len(text) <= 80 for text in _head_at_80(view, moment))
     for expected in ("press4", "speed", "91.500", "1/min", "good", "0.5 s", "Ctrl-C", "2 values/s"):
         assert expected in shown

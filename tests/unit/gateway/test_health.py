@@ -72,7 +72,7 @@ def test_tag_faults_degrade_and_are_listed() -> None:
         "name": "press4",
         "state": "degraded",
         "since": "2026-11-22T10:35:13Z",
-        "reason": "1 tags cannot be read",
+        "reason": "1 tag cannot be read",
         "faults_total": 1,
         "faults": {"temp": "no such node ns=2;s=x"},
     }
@@ -86,7 +86,7 @@ def test_preferred_servers_that_do_not_work() -> None:
     sink.server, sink.faults = "mqtts://b", {"mqtts://a": "refused"}
     shown = health(sink).report()["components"][0]
     assert (shown["state"], shown["server"], shown["faults"]) == ("degraded", "mqtts://b", {"mqtts://a": "refused"})
-    assert shown["reason"] == "1 preferred servers do not work"
+    assert shown["reason"] == "1 preferred server cannot be used"
 
 
 def test_reason_and_attempts_of_what_is_down() -> None:

@@ -95,6 +95,7 @@ def test_what_started_here_is_shown_as_a_table() -> None:
     [
         (["--broker", f"mqtt://{HOST}:1"], 1, "Connection refused"),
         (["--broker", "mqtts://broker.plant"], 1, "without TLS"),
+        (["--broker", "mqtt://h:99999"], 1, "--broker mqtt://h:99999: write mqtt://host:port"),
         (["--opcua", "opc.tcp://10.0.0.5:4840"], 2, "--opcua and --node belong together"),
         (["--markdown", str(ROOT / "README.md")], 2, "made by: gateway latency"),
     ],

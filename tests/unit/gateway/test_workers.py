@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import signal
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,8 +19,11 @@ from gateway.plan import lines
 from gateway.realtime import Asked, answers, ask, granted
 from gateway.settings import GatewayFile
 from gateway.workers_merge import Crew, merged_health, merged_metrics, worker_metrics
+from gateway.workers_run import Crew as RunningCrew
+from gateway.workers_run import Member
 from gateway.workers_settings import Worker, owners
 from gateway.workers_split import ALONE, Share, shares
+from pipelines.errors import Poisoned
 
 FILE = """\
 gateway: {{data_dir: {folder}}}
@@ -204,3 +210,40 @@ def test_what_the_host_refuses_is_said(monkeypatch: pytest.MonkeyPatch, caplog: 
     assert "the host refuses cpu" in caplog.text
     assert granted("fast", asked).gauges == {"cpu_granted": 0, "nice_granted": 1}
     assert ask(Worker(devices=("a",))) == []
+
+
+def test_a_host_that_cannot_start_a_process_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No memory, no processes left: tried again later, while the other workers go on; no descriptor is left."""
+
+    def refused() -> NoReturn:
+        os.kill(os.getpid(), signal.SIGTERM)  # one attempt is enough to see
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "fork", refused)
+    before = os.listdir("/proc/self/fd")
+    member = Member("bulk", lambda: lambda orders: 0)
+    assert RunningCrew([member], [], 1.0).run() == 0
+    assert "worker bulk cannot be started: Cannot allocate memory, it is started again" in caplog.text
+    assert (member.state, member.starts) == ("stopped", 0)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_full_disk_keeps_one_worker_down_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Its start cannot be counted: said, and tried again; only a gateway that never ran ends with it."""
+    starts = 0
+
+    def prepared() -> NoReturn:
+        nonlocal starts
+        starts += 1
+        if starts > 1:  # the second attempt follows at once
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise Poisoned("data_dir cannot be used: No space left on device") from OSError(errno.ENOSPC, "")
+
+    member = Member("bulk", prepared)
+    with pytest.raises(Poisoned):
+        RunningCrew([member], [], 1.0).run()
+    member.starts = 1
+    assert RunningCrew([member], [], 1.0).run() == 0
+    assert "worker bulk cannot be started: data_dir cannot be used" in caplog.text

@@ -8,6 +8,7 @@ import os
 import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -48,7 +49,8 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 
     yield make
     for lane in made:
-        await lane.close()
+        with suppress(Poisoned):
+            await lane.close()
 
 
 async def read_all(lane: DiskLane) -> list[int]:
