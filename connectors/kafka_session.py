@@ -59,6 +59,8 @@ TOPIC_WAIT_S_MAX = 5.0
 RECORDS_PER_PARTITION_MAX = 2**30
 IDLE_S_MAX = 3600.0
 TRANSACTION_MARGIN_MS = 5000
+UNANSWERED_MAX = 8
+"""Requests of a connection on which pings are sent; a broker that hangs gets no more of them."""
 
 Ack = asyncio.Future[Any]
 
@@ -288,10 +290,11 @@ class Session:
         return {link._writer.get_extra_info("socket"): one for link, one in zip(links, oldest, strict=True)}
 
     def ping(self) -> bool:
-        """Asks for metadata of no topic on a connection that it has: the smallest request that any user may make, and
-        answered from memory. False: it has none."""
-        link = next((link for link in self._links if link._writer), None)
-        if link is not None:
+        """Asks for metadata of no topic on its idlest connection: the smallest request that any user may make, and
+        answered from memory. False: it has no connection."""
+        links = [link for link in self._links if link._writer]
+        link = min(links, key=lambda link: len(link._requests), default=None)
+        if link is not None and len(link._requests) < UNANSWERED_MAX:
             self._track(asyncio.ensure_future(_answered(link.send(MetadataRequest([])))))
         return link is not None
 
