@@ -24,11 +24,14 @@ from dataclasses import dataclass, field
 from socket import socket
 from typing import NamedTuple
 
+from aiokafka.conn import collect_hosts
+
 from connectors.kafka_batches import HEADER_BYTES, Assembly, Part, Recorder, Topic, seal_all
-from connectors.kafka_errors import BatchTooLarge, Spent
+from connectors.kafka_errors import BatchTooLarge, Spent, mapped
 from connectors.kafka_positions import find_position_topic, position_part, read_positions
-from connectors.kafka_session import Session, connection_options, reach
+from connectors.kafka_session import Session, connection_options
 from connectors.kafka_settings import KafkaTarget, topic_name
+from connectors.network import knock
 from connectors.network_choice import Choice
 from connectors.network_paths import PROBE_EVERY_S, Watched
 from connectors.payload import Identity, make_format
@@ -355,8 +358,20 @@ async def _compress(parts: Sequence[Part]) -> None:
 
 
 async def _probe(target: KafkaTarget, _: bool) -> None:
-    """With no more than a connection: a producer would take the transactional ids away."""
-    await reach(target, PROBE_EVERY_S)
+    """Whether some bootstrap server's system takes a connection: a producer would take the transactional ids away.
+
+    Raises NotConnected.
+    """
+    hosts = collect_hosts(list(target.kafka))
+    failures: list[str] = []
+    for host, port, _family in hosts:
+        try:
+            async with asyncio.timeout(PROBE_EVERY_S / len(hosts)):
+                await knock(target.network.network, host, port)
+            return
+        except OSError as error:
+            failures.append(str(mapped(error, f"{host}:{port} by {target.path}")))
+    raise NotConnected("; ".join(failures))
 
 
 async def _abort(sessions: Iterable[Session], reason: str = "") -> None:

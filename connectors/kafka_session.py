@@ -45,7 +45,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from connectors.kafka_batches import Part
 from connectors.kafka_errors import TOO_LARGE, BatchTooLarge, greeting_failed, mapped
 from connectors.kafka_settings import KafkaTarget
-from connectors.network import knock, over
+from connectors.network import over
 from connectors.network_paths import PathSuspected
 from connectors.tcp import notice_dead_peer
 from pipelines.errors import GatewayError, NotConnected, Permanent
@@ -59,6 +59,8 @@ TOPIC_WAIT_S_MAX = 5.0
 RECORDS_PER_PARTITION_MAX = 2**30
 IDLE_S_MAX = 3600.0
 TRANSACTION_MARGIN_MS = 5000
+UNANSWERED_MAX = 8
+"""Requests of a connection on which pings are sent; a broker that hangs gets no more of them."""
 
 Ack = asyncio.Future[Any]
 
@@ -101,20 +103,6 @@ def connection_options(target: KafkaTarget, client_id: str, tls: ssl.SSLContext 
         "sasl_plain_username": auth.user if auth else None,
         "sasl_plain_password": auth.password.get_secret_value() if auth else None,
     }
-
-
-async def reach(target: KafkaTarget, timeout_s: float) -> None:
-    """Whether some bootstrap server's system takes a TCP connection; nothing is said. Raises NotConnected."""
-    hosts = collect_hosts(list(target.kafka))
-    failures: list[str] = []
-    for host, port, _ in hosts:
-        try:
-            async with asyncio.timeout(timeout_s / len(hosts)):
-                await knock(target.network.network, host, port)
-            return
-        except OSError as error:
-            failures.append(str(mapped(error, f"{host}:{port} by {target.path}")))
-    raise NotConnected("; ".join(failures))
 
 
 async def _answered(answer: Awaitable[Any]) -> None:
@@ -283,15 +271,15 @@ class Session:
 
     def waiting(self) -> dict[socket, object | None]:
         """Its connections, each with the request that waits longest there for its answer, or None."""
-        links = [link for link in self._links if link._writer]
+        links = self._open_links()
         oldest = [link._requests[0][2] if link._requests else None for link in links]
         return {link._writer.get_extra_info("socket"): one for link, one in zip(links, oldest, strict=True)}
 
     def ping(self) -> bool:
-        """Asks for metadata of no topic on a connection that it has: the smallest request that any user may make, and
-        answered from memory. False: it has none."""
-        link = next((link for link in self._links if link._writer), None)
-        if link is not None:
+        """Asks for metadata of no topic on its idlest connection: the smallest request that any user may make, and
+        answered from memory. False: it has no connection."""
+        link = min(self._open_links(), key=lambda link: len(link._requests), default=None)
+        if link is not None and len(link._requests) < UNANSWERED_MAX:
             self._track(asyncio.ensure_future(_answered(link.send(MetadataRequest([])))))
         return link is not None
 
@@ -372,6 +360,9 @@ class Session:
             return link
 
         client._get_conn = watched
+
+    def _open_links(self) -> list[Any]:
+        return [link for link in self._links if link._writer and not link._writer.is_closing()]
 
     def _watch(self, link: Any) -> None:
         notice_dead_peer(link._writer.get_extra_info("socket"), self._target.ack_timeout)

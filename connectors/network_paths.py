@@ -2,9 +2,10 @@
 
 The path in use is looked at 20 times a second: TCP_INFO of the session's connections. Where the far system acknowledges
 nothing on one of them for `suspect` although something waits for it, the session is given up for the next path; what
-was not acknowledged is sent again. An idle session is pinged every quarter of that time, so that there is something
-that can stay without acknowledgement. A suspicion may be wrong: one that comes soon after the last switch doubles the
-bound, and no path is given up while every other one is known not to work.
+was not acknowledged is sent again. While nothing is under way, the session is pinged every quarter of that time, so
+that there is something that can stay without acknowledgement; also while it waits for an answer, which may be lost. A
+suspicion may be wrong: one that comes soon after the last switch doubles the bound, and no path is given up while every
+other one is known not to work.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ async def watch(
             state.note(False)
             text = f"nothing acknowledged for {silent_ns / 1e6:.0f} ms (suspect): the next path is tried"
             session.end(PathSuspected(f"{way}: {text}"))
-        elif now_ns - pinged_ns >= patience.bound_ns // 4 and not any(map(_is_there, waiting.values())):
+        elif now_ns - pinged_ns >= patience.bound_ns // 4 and not any(look.under_way for look in looks):
             pinged_ns = now_ns
             session.ping()
 
@@ -135,6 +136,10 @@ class _Look(NamedTuple):
     info: TcpInfo
     silent_ns: int
     waited_ns: int
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self.info.unacked_segments or self.info.notsent_bytes)
 
 
 class _Connection:
@@ -151,10 +156,6 @@ class _Connection:
             self._oldest, self._oldest_ns = oldest, now_ns
         info = tcp_info(sock)
         return info and _Look(info, self._silence.age_ns(info, now_ns), now_ns - self._oldest_ns)
-
-
-def _is_there(oldest: object | None) -> bool:
-    return oldest is not None
 
 
 def _together(infos: list[TcpInfo]) -> TcpInfo:

@@ -36,12 +36,12 @@ class Ways:
                 raise NotConnected(f"no answer by {session._target.path}")
             await start(session)
 
-        async def reached(target: KafkaTarget, _: float) -> None:
+        async def probed(target: KafkaTarget, _: bool) -> None:
             if target.path in self.silent:
                 raise NotConnected(f"no answer by {target.path}")
 
         monkeypatch.setattr(Session, "start", started)
-        monkeypatch.setattr(module, "reach", reached)
+        monkeypatch.setattr(module, "_probe", probed)
 
 
 @pytest.fixture

@@ -146,14 +146,16 @@ async def test_one_silent_connection_of_several(watching: Callable[..., Any]) ->
     assert (session.error, state.works) == (None, True)
 
 
-async def test_an_idle_session_is_pinged(watching: Callable[..., Any]) -> None:
-    """Four times within `suspect`; not while something waits for its answer."""
-    session, _ = await watching(2.0, fails_ns=10**18)
+async def test_pings(watching: Callable[..., Any]) -> None:
+    """Four within `suspect`, also while a request waits for its answer, which may be lost; not while the far system has
+    something to acknowledge."""
+    waiting = [Connection(), Connection(oldest="request 5")]
+    session, state = await watching(2.0, fails_ns=10**18, connections=waiting)
     assert session.pings[:4] == [250 * MS, 500 * MS, 750 * MS, 1000 * MS]
-    busy = [Connection(), Connection(oldest="request 5")]
-    session, state = await watching(2.0, fails_ns=10**18, connections=busy)
-    assert session.pings == []
     assert state.counters.gauges["acknowledgement_age_seconds"] >= 1.9
+    busy = [Connection(), Connection(IDLE._replace(unacked_segments=1, last_ack_ms=5))]
+    session, _ = await watching(2.0, fails_ns=10**18, connections=busy)
+    assert session.pings == []
 
 
 def test_silence() -> None:
