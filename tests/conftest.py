@@ -38,6 +38,19 @@ Made = TypeVar("Made")
 Factory = Callable[..., ServiceT]
 
 
+_SHARED = ("milo_plant", "node_plant", "node_opcua")
+"""Servers that take seconds to start and whose tests are quick."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps on one worker what shares a slow server: a class, and the tests of each of `_SHARED`."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            shared = [name for name in _SHARED if name in item.fixturenames]
+            if shared or item.cls:
+                item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.cls.__name__))
+
+
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Every async test runs on the loop that the gateway runs on."""
     return {"uvloop": new_loop}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from tests.services import (
+    asyncua_space,
     faketime,
     gopcua,
     kafka,
@@ -31,6 +32,7 @@ SERVICES: dict[str, Callable[[], object]] = {
     "Eclipse Milo server": milo.install,
     "Eclipse Milo plant": milo_plant.install,
     "node-opcua server": node_opcua.install,
+    "asyncua's address space": asyncua_space.install,
     "gopcua server": gopcua.install,
     "stamper": stamper.install,
     "libfaketime": faketime.install,
