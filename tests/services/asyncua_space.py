@@ -46,5 +46,5 @@ def _dump(folder: Path) -> None:
     from asyncua.server.standard_address_space import standard_address_space
 
     made = InternalServer()
-    standard_address_space.fill_address_space(made.node_mgt_service)
+    standard_address_space.fill_address_space(made.node_mgt_service)  # type: ignore[no-untyped-call]
     made.aspace.dump(folder / "nodes")

@@ -30,7 +30,7 @@ _SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule"
 
 
 def install() -> None:
-    """Fetches the broker's jars, and has a JVM read them, when that is not done yet. ServiceMissing when it cannot be."""
+    """Fetches the jars, and has a JVM read them, when that is not done yet. ServiceMissing when it cannot be."""
     _classes()
 
 
