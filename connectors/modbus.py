@@ -19,21 +19,27 @@ anything else is read: what another firmware's registers hold is never taken for
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from connectors.modbus_breaker import SILENT_CYCLES_MAX, Breaker, any_failed
 from connectors.modbus_explore import Explorer
 from connectors.modbus_faults import Faults
 from connectors.modbus_follow import Follower
-from connectors.modbus_frames import Reply
+from connectors.modbus_frames import Query, Reply
 from connectors.modbus_holes import HoleFile, fingerprint
 from connectors.modbus_link import ModbusLink
 from connectors.modbus_plan import Point
 from connectors.modbus_poll import Poll
 from connectors.modbus_reads import reads
+from connectors.modbus_rows import Rows
 from connectors.modbus_schedule import Schedule
 from connectors.modbus_settings import ModbusDevice
+from connectors.modbus_wire import Arrived
 from pipelines.batch import Batch
 from pipelines.clock import Clock
 from pipelines.counters import Counters
@@ -81,6 +87,9 @@ class ModbusSource:
             self._follower = Follower(name, settings, tags, data_dir, self._log)
             self._follower.adjust(self._link)
         self._plan()
+        self._ahead: Callable[[Batch], None] | None = None
+        self._ready: deque[Batch] = deque()
+        """What `read` gives next: shown ahead, in the order of the replies, and what is left of their cycle."""
         self._asked_ns = 0
         """When it was asked what it is."""
         self._read_ns = 0
@@ -109,7 +118,9 @@ class ModbusSource:
         self._schedule.restart(self._clock.mono_ns(), self._source_id)
 
     async def read(self) -> Batch:
-        """The batch of the poll cycle that is due next. Raises NotConnected."""
+        """The batch of the poll cycle that is due next, or one of several. Raises NotConnected."""
+        if self._ready:
+            return self._ready.popleft()
         if self._link.lost:
             raise NotConnected(self._link.lost)
         if self._follower and await self._changed(self._follower):
@@ -123,7 +134,7 @@ class ModbusSource:
         poll, missed = self._schedule.take(now_ns)
         if missed:
             self.counters.add("overruns", missed)
-        replies = await self._breaker.read(poll.blocks, poll.queries, self._schedule.due_ns)
+        replies = await self._breaker.read(poll.blocks, poll.queries, self._schedule.due_ns, self._shows(poll))
         if failed := any_failed(replies):
             replies = await self._explorer.explore(poll, await self._ask_busy(poll, replies))
             failed = any_failed(replies)
@@ -131,17 +142,47 @@ class ModbusSource:
             self._explorer.prove(poll, replies)
         if failed or self._faults.failing:
             self._faults.note(poll, replies)
-        batch = poll.batch(replies, self._source_id, self._number, self._clock.wall_ns(), self._clock.state)
-        self._number += 1
-        self._read_ns = batch.received_ns
-        return poll.converted(poll.blank(batch, replies) if failed else batch)
+        if len(self._ready) < len(poll.blocks) or poll.absent:
+            self._finish(poll.rows, replies, failed)
+        return self._ready.popleft()
+
+    def show(self, ahead: Callable[[Batch], None] | None) -> None:
+        """As `contracts.CutThroughSource` says: each reply by itself, of a cycle that nothing else is read in."""
+        self._ahead = ahead
 
     def commit(self, number: int) -> None:
         """Nothing to acknowledge: a Modbus device keeps nothing."""
 
     async def close(self) -> None:
         """Idempotent, allowed before `connect`."""
+        self._ready.clear()
         await self._link.close()
+
+    def _shows(self, poll: Poll) -> Arrived | None:
+        """Who is told of the poll's replies. Where fast routes have polls of their own, others are read as always."""
+        if self._ahead is None or (self._reads.apart and not poll.apart):
+            return None
+        return partial(self._arrived, poll, self._ahead)
+
+    def _arrived(self, poll: Poll, ahead: Callable[[Batch], None], query: Query, reply: Reply) -> None:
+        if (rows := poll.prompt(query)) is not None:
+            batch = rows.prompt(reply, self._source_id, self._number, self._clock.state)
+            self._number += 1
+            self._read_ns = batch.received_ns
+            self._ready.append(batch)
+            ahead(batch)
+
+    def _finish(self, rows: Rows, replies: Sequence[Reply], failed: bool) -> None:
+        """A cycle is over: what it has beside what was shown."""
+        batch = rows.batch(replies, self._source_id, self._number, self._clock.wall_ns(), self._clock.state)
+        batch = rows.converted(rows.blank(batch, replies) if failed else batch)
+        if self._ready:
+            shown = np.concatenate([one.tag for one in self._ready])
+            batch = batch.take(~np.isin(batch.tag, shown))
+        if len(batch) or not self._ready:
+            self._number += 1
+            self._read_ns = batch.received_ns
+            self._ready.append(batch)
 
     def _plan(self) -> None:
         """What is read, by the settings and the map of the device's profile as it is now."""

@@ -16,6 +16,7 @@ from connectors.modbus_link import ModbusLink
 from connectors.modbus_plan import Block, Range
 from connectors.modbus_poll import Poll
 from connectors.modbus_rest import Rests, is_silence
+from connectors.modbus_wire import Arrived
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected
@@ -41,17 +42,20 @@ class Breaker:
         self._answering: Range | None = None
         """What the last of them read."""
 
-    async def read(self, blocks: Sequence[Block], queries: Sequence[Query], due_ns: int) -> list[Reply]:
+    async def read(
+        self, blocks: Sequence[Block], queries: Sequence[Query], due_ns: int, arrived: Arrived | None = None
+    ) -> list[Reply]:
         """A reply to each; blocks that rest are not asked. `due_ns`: of the next cycle, as `ModbusLink.read` wants it.
 
         Raises NotConnected when the connection broke before any reply.
         """
         if not self._rests:
-            return await self._ask(blocks, queries, due_ns)
+            return await self._ask(blocks, queries, due_ns, arrived)
         now_ns, wall_ns = self._clock.mono_ns(), self._clock.wall_ns()
         rests = [self._rests.of(block, now_ns) for block in blocks]
         awake = [at for at, rest in enumerate(rests) if rest is None]
-        answers = iter(await self._ask([blocks[at] for at in awake], [queries[at] for at in awake], due_ns))
+        asked = [blocks[at] for at in awake], [queries[at] for at in awake]
+        answers = iter(await self._ask(*asked, due_ns, arrived))
         return [
             next(answers) if rest is None else Reply(bytes(query.reply_bytes), wall_ns, rest)
             for query, rest in zip(queries, rests, strict=True)
@@ -72,14 +76,16 @@ class Breaker:
         """The device is connected anew, and answers."""
         self.silent_cycles = self._probes = 0
 
-    async def _ask(self, blocks: Sequence[Block], queries: Sequence[Query], due_ns: int) -> list[Reply]:
+    async def _ask(
+        self, blocks: Sequence[Block], queries: Sequence[Query], due_ns: int, arrived: Arrived | None
+    ) -> list[Reply]:
         if self.silent_cycles or self._answering or self._rests:
-            replies = await self._ask_first(self._first(blocks), queries)
+            replies = await self._ask_first(self._first(blocks), queries, arrived)
         else:
-            replies = await self._link.read(queries[:SILENT_REQUESTS_MAX], due_ns)
+            replies = await self._link.read(queries[:SILENT_REQUESTS_MAX], due_ns, arrived)
             if others := queries[SILENT_REQUESTS_MAX:]:
                 silent = all(map(is_silence, replies))
-                replies += _unasked(others, replies[-1]) if silent else await self._link.read(others, due_ns)
+                replies += _unasked(others, replies[-1]) if silent else await self._link.read(others, due_ns, arrived)
             if not any_failed(replies):
                 return replies
         self._judge(replies)
@@ -89,14 +95,14 @@ class Breaker:
             self._counters.set("resting_blocks", self._rests.resting)
         return replies
 
-    async def _ask_first(self, first: Sequence[int], queries: Sequence[Query]) -> list[Reply]:
+    async def _ask_first(self, first: Sequence[int], queries: Sequence[Query], arrived: Arrived | None) -> list[Reply]:
         """The `first` ones; the others when one of those is answered."""
         others = [at for at in range(len(queries)) if at not in first]
-        replies = await self._link.read([queries[at] for at in first])
+        replies = await self._link.read([queries[at] for at in first], 0, arrived)
         if others:
             asked = [queries[at] for at in others]
             silent = all(map(is_silence, replies))
-            replies += _unasked(asked, replies[-1]) if silent else await self._link.read(asked)
+            replies += _unasked(asked, replies[-1]) if silent else await self._link.read(asked, 0, arrived)
         placed = dict(zip([*first, *others], replies, strict=True))
         return [placed[at] for at in range(len(queries))]
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from connectors.modbus_frames import BAD_CONNECTION_CLOSED, Reply
-from connectors.modbus_poll import ABSENT, Poll
+from connectors.modbus_poll import Poll
+from connectors.modbus_rows import ABSENT
 
 if TYPE_CHECKING:
     Log: TypeAlias = logging.LoggerAdapter[logging.Logger]

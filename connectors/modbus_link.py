@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from connectors.modbus_frames import BAD_CONNECTION_CLOSED, Query, Reply, RequestFailed
 from connectors.modbus_line import Line, line_for
 from connectors.modbus_url import Manners, ModbusUrl
-from connectors.modbus_wire import Exchange, without_values
+from connectors.modbus_wire import Arrived, Exchange, without_values
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Permanent
@@ -57,10 +57,10 @@ class ModbusLink:
         except Permanent as error:
             raise Permanent(await self._give_back(str(error))) from error
 
-    async def read(self, queries: Sequence[Query], before_ns: int = 0) -> list[Reply]:
+    async def read(self, queries: Sequence[Query], before_ns: int = 0, arrived: Arrived | None = None) -> list[Reply]:
         """A reply to each. What has no values has a `failure`: BAD_CONNECTION_CLOSED, with `lost` as its reason, where
         the connection was lost. `before_ns`, on the monotonic clock: on a shared line the earliest goes first."""
-        exchange = Exchange(queries, self._timeout_s, before_ns, self._counters)
+        exchange = Exchange(queries, self._timeout_s, before_ns, self._counters, arrived)
         if not self.lost and self._line:
             self._exchanges.add(exchange)
             try:

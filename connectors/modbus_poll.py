@@ -1,24 +1,15 @@
-"""One poll class of one device: its reads, the layout of its rows, when it is due. Pure: no I/O, no clock."""
+"""One poll class of one device: its reads, its rows, when it is due. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
-from connectors.modbus_convert import Conversion, Meaning
-from connectors.modbus_decode import Layout
-from connectors.modbus_frames import EXCEPTIONS, ILLEGAL_ADDRESS, Query, Reply, query
+from connectors.modbus_convert import Meaning
+from connectors.modbus_frames import Query, query
 from connectors.modbus_plan import Block, Point
+from connectors.modbus_rows import Rows
 from connectors.modbus_url import ModbusUrl
-from pipelines.batch import Batch, Flag, Kind
-from pipelines.clock import ClockState
-
-ABSENT: tuple[int, str] = EXCEPTIONS[ILLEGAL_ADDRESS]
-"""Of a point that the device has refused before, and that is not asked for again."""
+from pipelines.route import ROWS_PER_BATCH_MAX
 
 
 class Poll:
@@ -53,14 +44,27 @@ class Poll:
         self.absent = tuple(absent)
         self.proven = False
         self.queries = [query(self._url, block) for block in blocks]
-        self._layout = Layout(blocks, absent)
-        self._conversion = Conversion(self._layout.points, self._meanings) if self._meanings else None
-        ids = [self._tag_ids[point.name] for point in self._layout.points]
-        self._tag = _shared(np.array(ids, dtype=np.uint32))
-        status = np.zeros(len(ids), dtype=np.uint32)
-        status[self._layout.present :] = ABSENT[0]
-        self._status = _shared(status)
-        self._flags = _shared(np.full(len(ids), Flag.ARRIVAL_TIME, dtype=np.uint8))
+        self.rows = Rows(blocks, absent, self._tag_ids, self._meanings)
+        self._prompt: dict[Query, Rows] | None = None
+
+    def prompt(self, query: Query) -> Rows | None:
+        """What the reply to one of `queries` says by itself; None where its rows need another one too, or are too many
+        to be given at once."""
+        if self._prompt is None:
+            self._prompt = dict(self._by_reply())
+        return self._prompt.get(query)
+
+    def _by_reply(self) -> Iterator[tuple[Query, Rows]]:
+        if len(self.blocks) == 1 and not self.absent:
+            parts = [self.rows]
+        elif self._meanings:  # of a value that a device has not got, they know whether it was there before
+            parts = []
+        else:
+            parts = [Rows([block], (), self._tag_ids, {}) for block in self.blocks]
+        tied = self.rows.tied(len(parts))
+        for at, (asked, rows) in enumerate(zip(self.queries, parts, strict=False)):
+            if 0 < len(rows) <= ROWS_PER_BATCH_MAX and at not in tied:
+                yield asked, rows
 
     def restart(self, now_ns: int, shift_ns: int = 0) -> None:
         """Due at once, and then `every` after `shift_ns` from now."""
@@ -77,57 +81,3 @@ class Poll:
     def query(self, block: Block) -> Query:
         """The request for a part of a block."""
         return query(self._url, block)
-
-    def batch(self, replies: Sequence[Reply], source_id: int, number: int, now_ns: int, clock: ClockState) -> Batch:
-        """The rows of a cycle from the replies to `blocks`, one a block, in their order; each has its reply's time."""
-        value, extra, bad = self._layout.decode([reply.data for reply in replies])
-        if len(replies) == 1:
-            received_ns = replies[0].received_ns
-            ts_ns = np.empty(len(value), dtype=np.int64)
-            ts_ns.fill(received_ns)
-        else:
-            times = [reply.received_ns for reply in replies] or [now_ns]
-            received_ns = max(times)
-            ts_ns = np.array(times, dtype=np.int64)[self._layout.block]
-        batch = Batch(
-            source_id,
-            number,
-            None,
-            received_ns,
-            self._tag,
-            ts_ns,
-            value,
-            self._status,
-            self._layout.kind,
-            self._flags,
-            extra,
-            clock,
-        )
-        if bad:
-            batch = _without(batch, list(bad), list(bad.values()))
-        return batch
-
-    def blank(self, batch: Batch, replies: Sequence[Reply]) -> Batch:
-        """`batch` without the values of failed blocks: their rows have the failure's status and no value."""
-        for at, reply in enumerate(replies):
-            if reply.failure:
-                batch = _without(batch, self._layout.rows_without(at), reply.failure.status)
-        return batch
-
-    def converted(self, batch: Batch) -> Batch:
-        """`batch` as the device's profile means it; as it is where there is none."""
-        return batch if self._conversion is None else self._conversion.apply(batch)
-
-
-def _without(batch: Batch, rows: Any, statuses: Any) -> Batch:
-    """`batch` without the values of `rows`."""
-    status, kind, value = batch.status.copy(), batch.kind.copy(), batch.value.copy()
-    status[rows], kind[rows], value[rows] = statuses, Kind.NULL, np.nan
-    extra = {row: item for row, item in (batch.extra or {}).items() if kind[row] != Kind.NULL}
-    return replace(batch, status=status, kind=kind, value=value, extra=extra or None)
-
-
-def _shared(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Every batch has this very column, so nobody may write to it."""
-    column.setflags(write=False)
-    return column

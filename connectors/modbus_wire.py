@@ -18,7 +18,7 @@ import heapq
 import math
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from connectors.modbus_frames import BAD_COMMUNICATION_ERROR, Query, Reply, RequestFailed
@@ -29,14 +29,36 @@ from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected
 
+Arrived = Callable[[Query, Reply], None]
+"""Is told of each reply with values in the step of its arrival, before the next request goes out."""
+
 
 class Exchange:
     """The requests of one poll cycle on their way, and the replies so far, in their order."""
 
-    __slots__ = ("_before_ns", "asked", "counters", "done", "dropped", "missing", "queries", "replies", "timeout_s")
+    __slots__ = (
+        "_before_ns",
+        "arrived",
+        "asked",
+        "counters",
+        "done",
+        "dropped",
+        "missing",
+        "queries",
+        "replies",
+        "timeout_s",
+    )
 
-    def __init__(self, queries: Sequence[Query], timeout_s: float, before_ns: int, counters: Counters) -> None:
+    def __init__(
+        self,
+        queries: Sequence[Query],
+        timeout_s: float,
+        before_ns: int,
+        counters: Counters,
+        arrived: Arrived | None = None,
+    ) -> None:
         self.queries = queries
+        self.arrived = arrived
         self.replies: list[Reply | None] = [None] * len(queries)
         self.asked = 0
         """Requests that went out; a new wire goes on from here."""
@@ -102,6 +124,11 @@ class Wire(asyncio.Protocol):
     def usable(self) -> bool:
         """Requests may be sent."""
         return not (self.spent or self.error or self._transport is None or self._transport.is_closing())
+
+    @property
+    def under_way(self) -> set[asyncio.Future[None]]:
+        """Who waits for a reply that may still come: also on a `spent` wire."""
+        return {sent.exchange.done for sent in self._sent.values() if sent.exchange.done}
 
     def behave(self, manners: Manners) -> None:
         """From the next request on."""
@@ -228,8 +255,9 @@ class Wire(asyncio.Protocol):
     def _settle(self, key: int, outcome: bytes | RequestFailed) -> None:
         """This is what became of a request."""
         exchange, at, query, _ = self._sent.pop(key)
+        reply: Reply | None = None
         if isinstance(outcome, bytes):
-            exchange.replies[at] = Reply(outcome, self._clock.wall_ns())
+            reply = exchange.replies[at] = Reply(outcome, self._clock.wall_ns())
         else:
             if outcome.exception_code:
                 exchange.counters.add("exceptions")
@@ -241,6 +269,8 @@ class Wire(asyncio.Protocol):
         exchange.missing -= 1
         if not exchange.missing:
             exchange.wake()
+        if exchange.arrived and reply:
+            exchange.arrived(query, reply)
 
     def _lose(self, reason: str) -> None:
         """The connection is worth nothing."""

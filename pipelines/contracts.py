@@ -229,8 +229,9 @@ class CutThroughSource(Protocol):
     """A source that shows a batch before `read` returns it."""
 
     def show(self, ahead: Callable[[Batch], None] | None) -> None:
-        """From now on `ahead` may be given, in the step of its arrival, what the waiting `read` returns next; None:
-        nobody is shown anything. Nothing is missing for whom `read` alone is enough."""
+        """From now on `ahead` may be given, in the step of its arrival, what the waiting `read` returns next, and what
+        those after it return, in order; None: nobody is shown anything. Nothing is missing for whom `read` alone is
+        enough."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ and the supervisor picks the error that decides.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -180,7 +180,8 @@ class _Intake:
         self._stages = stages
         self._promptly: list[tuple[Route, Sequence[tuple[CutThroughLane, Mark]]]] = []
         self._later: list[tuple[Route, Sequence[Marked]]] = []
-        self._seen: tuple[int, list[Batch]] = -1, []
+        self._seen: deque[tuple[int, list[Batch]]] = deque()
+        """Shown, and not yet read."""
         for route in routes:
             marked = route.marked(source)
             never_wait = [(lane, mark) for lane, mark in marked if isinstance(lane, CutThroughLane)]
@@ -189,23 +190,33 @@ class _Intake:
             else:
                 self._later.append((route, marked))
 
+    @property
+    def cuts_through(self) -> bool:
+        """Some lane may have something ahead of `read`."""
+        return bool(self._promptly)
+
     def ahead(self, batch: Batch) -> None:
         """See `contracts.CutThroughSource`."""
         left = _through(self._stages, batch)
         if left is not None:
             for route, lanes in self._promptly:
-                if to := [one for one in lanes if not one[1].behind or not _has(one, batch)]:
+                to = []
+                for one in lanes:
+                    if not one[1].behind or not _has(one, batch):
+                        to.append(one)
+                if to:
                     route.put(left, to)
-        self._seen = batch.number, [] if left is None else [left]
+        self._seen.append((batch.number, [] if left is None else [left]))
 
     async def take(self, batch: Batch) -> None:
         """Returned: every lane has it."""
-        number, parts = self._seen
-        if number == batch.number:
-            wanting = _wanting(self._later, batch)
-            for part in parts:
-                await _spread(part, wanting)
-            return
+        while self._seen and self._seen[0][0] <= batch.number:
+            number, parts = self._seen.popleft()
+            if number == batch.number:
+                wanting = _wanting(self._later, batch)
+                for part in parts:
+                    await _spread(part, wanting)
+                return
         wanting = [*_wanting(self._promptly, batch), *_wanting(self._later, batch)]
         for index, part in enumerate(batch.split(ROWS_PER_BATCH_MAX)):
             if index:
@@ -217,7 +228,7 @@ class _Intake:
 def _intake(source: Source, routes: Sequence[Route], stages: Sequence[Stage]) -> Iterator[_Intake]:
     """For one session of the source, which shows it what it can."""
     intake = _Intake(source.name, routes, stages)
-    if not isinstance(source, CutThroughSource):
+    if not (intake.cuts_through and isinstance(source, CutThroughSource)):
         yield intake
         return
     source.show(intake.ahead)

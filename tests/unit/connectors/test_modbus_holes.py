@@ -18,8 +18,8 @@ from connectors.modbus import ModbusSource
 from connectors.modbus_frames import EXCEPTIONS, Query, Reply, RequestFailed
 from connectors.modbus_holes import AGAIN_NS, HoleFile, Holes, fingerprint
 from connectors.modbus_plan import NOTHING_KNOWN, DataType, Known, Point, Range, Table, plan
-from connectors.modbus_poll import ABSENT
 from connectors.modbus_reads import describe_plan
+from connectors.modbus_rows import ABSENT
 from connectors.modbus_settings import ModbusDevice
 from pipelines.batch import GOOD
 from pipelines.errors import Corrupt
@@ -154,7 +154,7 @@ class MapLink:
     async def close(self) -> None:
         """Nothing to hang up."""
 
-    async def read(self, queries: Sequence[Query], before_ns: int = 0) -> list[Reply]:
+    async def read(self, queries: Sequence[Query], before_ns: int = 0, arrived: None = None) -> list[Reply]:
         return [self._reply(query) for query in queries]
 
     def _reply(self, query: Query) -> Reply:

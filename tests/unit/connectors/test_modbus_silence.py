@@ -43,7 +43,7 @@ class Line:
         self.lost = reason
         return reason
 
-    async def read(self, queries: Sequence[Query], before_ns: int = 0) -> list[Reply]:
+    async def read(self, queries: Sequence[Query], before_ns: int = 0, arrived: None = None) -> list[Reply]:
         return [self._reply(query) for query in queries]
 
     def _reply(self, query: Query) -> Reply:
