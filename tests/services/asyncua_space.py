@@ -21,7 +21,7 @@ def new_server(user_manager: UserManager | None = None) -> Server:
 
 def install() -> Path:
     """Makes the nodes when they are not there yet; their file."""
-    return cached("asyncua-space", [_version()], _dump) / "nodes"
+    return cached("asyncua_space", [_version()], _dump) / "nodes"
 
 
 class _InternalServer(InternalServer):

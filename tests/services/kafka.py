@@ -169,7 +169,7 @@ def _classes() -> Path:
         with Kafka(classes=f"-XX:ArchiveClassesAtExit={folder / _CLASSES}") as broker:
             broker.process.stop(timeout_s=broker.ready_s)
 
-    return cached("kafka-classes", [_POM], build) / _CLASSES
+    return cached("kafka_classes", [_POM], build) / _CLASSES
 
 
 def _ssl_settings(tls: Certificates | None, require_certificate: bool) -> dict[str, str]:
