@@ -23,12 +23,12 @@ help:
 run: $(VENV)/.for-run
 	@exec $(BIN)/gateway demo $(ARGS)
 
-# Two workers; ARGS='-n 0' for none. The services come while the checks run.
+# Three workers, also for two cores: tests mostly wait. ARGS='-n 0' for none. The services come while the checks run.
 test: $(VENV)/.for-test
 	@$(MAKE) --no-print-directory services & services=$$!; \
 	$(MAKE) --no-print-directory check; checked=$$?; \
 	wait $$services && exit $$checked
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 3 $(ARGS)
 
 check: $(VENV)/.for-test
 	$(BIN)/ruff check .
