@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from connectors.network import new_loop
 from gateway.log import ROOMS
@@ -29,6 +30,9 @@ from tests.services.process import Service, ServiceMissing
 from tests.services.pymodbus_server import PymodbusServer
 from tests.services.tls import Certificates, make_certificates
 
+# A test's JVM lives for seconds: the second compiler costs more than it gives.
+os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
+
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
@@ -36,6 +40,20 @@ settings.load_profile("patient")
 ServiceT = TypeVar("ServiceT", bound=Service | Link | Paths)
 Made = TypeVar("Made")
 Factory = Callable[..., ServiceT]
+
+
+class _ByClass(LoadScopeScheduling):  # type: ignore[misc]  # xdist says nothing about its types
+    """Tests of one class share a server: they stay on one worker. Any other goes to whichever is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, inside = nodeid.partition("::")
+        name = inside.partition("[")[0]
+        return f"{file}::{name.partition('::')[0]}" if "::" in name else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByClass:
+    """The biggest classes come first, then test by test in the order of the files."""
+    return _ByClass(config, log)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -314,7 +314,7 @@ class Plant:
         while (left := (*await self.machine.left(), connections(self.machine.server.port))) != (0, 0, 0):
             if time.monotonic() > deadline_s:
                 raise AssertionError(f"{self.machine.name}: sessions, subscriptions, connections left: {left}")
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.1)
 
     async def _receive(self, lane: MemoryLane) -> None:
         reader = lane.reader(Part.ALL)

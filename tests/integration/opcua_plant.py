@@ -11,6 +11,7 @@ from asyncua import Server, ua
 from connectors.opcua import OpcUaSource
 from pipelines.batch import Batch
 from tests.contract.source_suite import within
+from tests.services.asyncua_space import new_server
 from tests.services.ports import HOST, free_port
 
 Make = Callable[..., OpcUaSource]
@@ -19,7 +20,7 @@ NODES = [f"ns=2;s=v{i}" for i in range(10)]
 
 async def empty_server(port: int | None = None) -> Server:
     """An asyncua server in this process, so that a test can reach into it; not started, without security."""
-    server = Server()
+    server = new_server()
     await server.init()
     server.set_endpoint(f"opc.tcp://{HOST}:{port or free_port()}/")
     server.set_security_policy([ua.SecurityPolicyType.NoSecurity])

@@ -29,6 +29,7 @@ from asyncua.server.user_managers import UserManager
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from tests.services.asyncua_space import new_server
 from tests.services.asyncua_types import add_types
 from tests.services.opcua_certificates import URI, Pair
 from tests.services.ports import HOST, free_port
@@ -146,7 +147,7 @@ class AsyncuaServer(Service):
 
 async def serve(port: int, doubles: int, with_types: bool, security: dict[str, Any] | None) -> None:
     """Serves until stdin ends."""
-    server = Server(user_manager=_Users(security) if security else None)
+    server = new_server(_Users(security) if security else None)
     await server.init()
     server.set_endpoint(f"opc.tcp://{HOST}:{port}/")
     server.set_security_policy([ua.SecurityPolicyType.NoSecurity])

@@ -20,6 +20,7 @@ from tests.services.tls import Certificates
 
 _POM = Path(__file__).parent / "kafka" / "pom.xml"
 _JVM = ["-Xmx256m", "-Xss512k", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
+_CLASSES = "classes.jsa"
 _LOGGING = [
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info",  # says that the server has started
@@ -29,8 +30,8 @@ _SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule"
 
 
 def install() -> None:
-    """Fetches the broker's jars when they are absent. ServiceMissing when that cannot be."""
-    _install()
+    """Fetches the jars, and has a JVM read them, when that is not done yet. ServiceMissing when it cannot be."""
+    _classes()
 
 
 class Kafka(Service):
@@ -39,6 +40,7 @@ class Kafka(Service):
     host: address of its listeners. bootstrap: the plain listener's "host:port". sasl_bootstrap: SASL_PLAINTEXT, where
     users are given (name -> password, valid for PLAIN and SCRAM-SHA-512). ssl_bootstrap: SSL, where certificates are
     given; with require_certificate its clients must show one of the CA's. options: further lines of server.properties.
+    classes: the JVM's option about `_classes`, where it is another one.
     """
 
     ready_s = 60.0
@@ -51,9 +53,10 @@ class Kafka(Service):
         require_certificate: bool = False,
         options: dict[str, str] | None = None,
         host: str = HOST,
+        classes: str | None = None,
     ) -> None:
-        self._jars = class_path(_install())
-        self._java = java()
+        jvm = [java(), *_JVM, classes or f"-XX:SharedArchiveFile={_classes()}"]
+        self._java = [*jvm, *_LOGGING, "-cp", class_path(_install())]
         super().__init__("kafka", free_port())
         self._host = host
         self._users = users or {}
@@ -68,7 +71,7 @@ class Kafka(Service):
         properties = self.folder / "server.properties"
         properties.write_text("".join(f"{key}={value}\n" for key, value in (settings | (options or {})).items()))
         properties.chmod(0o600)
-        self.argv = [self._java, *_JVM, *_LOGGING, "-cp", self._jars, "kafka.Kafka", str(properties)]
+        self.argv = [*self._java, "kafka.Kafka", str(properties)]
         self.run_as(self.argv)
 
     @property
@@ -150,13 +153,23 @@ class Kafka(Service):
     def _add_scram_user(self, name: str, password: str) -> None:
         credentials = f"SCRAM-SHA-512=[password={password}]"
         user = ["--entity-type", "users", "--entity-name", name]
-        tool = [self._java, *_JVM, *_LOGGING, "-cp", self._jars, "kafka.admin.ConfigCommand"]
+        tool = [*self._java, "kafka.admin.ConfigCommand"]
         change = ["--bootstrap-server", self.bootstrap, "--alter", "--add-config", credentials]
         run([*tool, *change, *user], "adding a SCRAM user", failure=ServiceFailed)
 
 
 def _install() -> Path:
     return cached("kafka", [_POM], lambda folder: copy_jars(_POM, folder))
+
+
+def _classes() -> Path:
+    """The broker's classes as a JVM has them in memory (class data sharing): reading the jars is half of a start."""
+
+    def build(folder: Path) -> None:
+        with Kafka(classes=f"-XX:ArchiveClassesAtExit={folder / _CLASSES}") as broker:
+            broker.process.stop(timeout_s=broker.ready_s)
+
+    return cached("kafka_classes", [_POM], build) / _CLASSES
 
 
 def _ssl_settings(tls: Certificates | None, require_certificate: bool) -> dict[str, str]:

@@ -1,17 +1,22 @@
 """Java libraries for test servers, by Maven from a pom.xml beside the server's own files."""
 
 import shutil
+import threading
 from pathlib import Path
 
 from tests.services.cache import run
 from tests.services.packages import java, maven
+
+_local_repository = threading.Lock()
+"""Maven's, which two at a time may spoil."""
 
 
 def copy_jars(pom: Path, folder: Path) -> None:
     """Puts a pom's runtime dependencies into folder/lib. ServiceMissing when Maven cannot."""
     shutil.copy(pom, folder / "pom.xml")
     goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=lib"]
-    run([maven(), "-q", "-B", *goal], f"jars of {pom.parent.name}/pom.xml", cwd=folder)
+    with _local_repository:
+        run([maven(), "-q", "-B", *goal], f"jars of {pom.parent.name}/pom.xml", cwd=folder)
 
 
 def class_path(folder: Path) -> str:

