@@ -410,7 +410,11 @@ class OpcUaSource:
             response = parse_response(body)
         except DecodeError as error:
             self.counters.add("undecodable")
-            raise NotConnected(f"{self._settings.opcua}: invalid RepublishResponse: {error}") from error
+            self._log.warning("notification %d came again and cannot be read: %s", ask.number, error)
+            self._streams.answered(ask.subscription_id, ask.number, has=False)
+            self._streams.acknowledge(ask.subscription_id, ask.number)  # else it is asked for in every session
+            self._missed(ask.subscription_id, 1)
+            return iter(())
         has = not response.result & 0x8000_0000 and response.sequence_number == ask.number
         self._streams.answered(ask.subscription_id, ask.number, has=has)
         if not has:

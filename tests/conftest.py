@@ -51,6 +51,7 @@ class _ByClass(LoadScopeScheduling):  # type: ignore[misc]  # xdist says nothing
         return f"{file}::{name.partition('::')[0]}" if "::" in name else nodeid
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByClass:
     """The biggest classes come first, then test by test in the order of the files."""
     return _ByClass(config, log)

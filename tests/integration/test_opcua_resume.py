@@ -6,13 +6,14 @@ import asyncio
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asyncua import ua
 
-from connectors import opcua_link, opcua_plan
+from connectors import opcua_link, opcua_plan, opcua_requests
 from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
 from pipelines.errors import NotConnected
@@ -132,6 +133,33 @@ async def test_anonymous_sessions_without_security_are_taken_up_by_the_next_proc
         values = await third.has(expected_value(i, last, "double"), f"v{i}")
         assert values[-last:] == [expected_value(i, tick, "double") for tick in range(1, last + 1)], i
     assert second.counted["reactivated"] == third.counted["reactivated"] == 1 and not [*second.notes, *third.notes]
+
+
+async def test_what_comes_again_and_cannot_be_read_is_said_to_be_lost_and_not_asked_for_any_more(
+    node_opcua_plant: Plant, rig: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session stays, what follows is collected, the gap is in the ledger."""
+    plant, request = node_opcua_plant, PublishSession.request
+
+    async def garbled(session: PublishSession, encode: Callable[[Any], bytes]) -> bytes:
+        again = isinstance(encode, partial) and encode.func is opcua_requests.republish
+        return b"garbled" if again else await request(session, encode)
+
+    first = rig(plant.settings())
+    counter = await begun(first, plant)
+    await counter.reaches(5)
+    first.durable[0].hangs = True
+    await counter.reaches(5)
+    await first.kill(tmp_path / "second")
+    monkeypatch.setattr(PublishSession, "request", garbled)
+    second = rig(plant.settings(), "second")
+    await second.start()
+    await counter.reaches(5)
+    last = await counter.stopped()
+    await second.has(float(last), TAG)
+    assert second.counted["transferred"] == 1 and second.counted["undecodable"] > 0
+    assert second.counted["missed_notifications"] == second.counted["undecodable"]
+    assert {note.reason for note in second.notes} == {Reason.MISSED}
 
 
 async def test_what_was_acknowledged_is_not_sent_again(
