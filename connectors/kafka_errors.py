@@ -32,7 +32,11 @@ _FENCED = (errors.ProducerFenced, errors.InvalidProducerEpoch)
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 
 
-class BatchTooLarge(NotConnected):
+class Spent(NotConnected):
+    """The producer cannot go on, another one can at once: no fault of its path."""
+
+
+class BatchTooLarge(Spent):
     """The topic takes only smaller record batches; the producer cannot go on (its sequence has a hole)."""
 
     def __init__(self, message: str, topic: str, records: int, batch_bytes: int) -> None:

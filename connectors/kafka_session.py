@@ -30,9 +30,10 @@ import asyncio
 import logging
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from socket import socket
 from typing import Any
 from weakref import WeakSet
 
@@ -44,7 +45,8 @@ from aiokafka.protocol.metadata import MetadataRequest
 from connectors.kafka_batches import Part
 from connectors.kafka_errors import TOO_LARGE, BatchTooLarge, greeting_failed, mapped
 from connectors.kafka_settings import KafkaTarget
-from connectors.network import over
+from connectors.network import knock, over
+from connectors.network_paths import PathSuspected
 from connectors.tcp import notice_dead_peer
 from pipelines.errors import GatewayError, NotConnected, Permanent
 
@@ -99,6 +101,26 @@ def connection_options(target: KafkaTarget, client_id: str, tls: ssl.SSLContext 
         "sasl_plain_username": auth.user if auth else None,
         "sasl_plain_password": auth.password.get_secret_value() if auth else None,
     }
+
+
+async def reach(target: KafkaTarget, timeout_s: float) -> None:
+    """Whether some bootstrap server's system takes a TCP connection; nothing is said. Raises NotConnected."""
+    hosts = collect_hosts(list(target.kafka))
+    failures: list[str] = []
+    for host, port, _ in hosts:
+        try:
+            async with asyncio.timeout(timeout_s / len(hosts)):
+                await knock(target.network.network, host, port)
+            return
+        except OSError as error:
+            failures.append(str(mapped(error, f"{host}:{port} by {target.path}")))
+    raise NotConnected("; ".join(failures))
+
+
+async def _answered(answer: Awaitable[Any]) -> None:
+    """Whatever it is."""
+    with suppress(KafkaError, TimeoutError):
+        await answer
 
 
 class Session:
@@ -259,6 +281,29 @@ class Session:
             await self._producer.commit_transaction()
         self.in_transaction = False
 
+    def waiting(self) -> dict[socket, object | None]:
+        """Its connections, each with the request that waits longest there for its answer, or None."""
+        links = [link for link in self._links if link._writer]
+        oldest = [link._requests[0][2] if link._requests else None for link in links]
+        return {link._writer.get_extra_info("socket"): one for link, one in zip(links, oldest, strict=True)}
+
+    def ping(self) -> bool:
+        """Asks for metadata of no topic on a connection that it has: the smallest request that any user may make, and
+        answered from memory. False: it has none."""
+        link = next((link for link in self._links if link._writer), None)
+        if link is not None:
+            self._track(asyncio.ensure_future(_answered(link.send(MetadataRequest([])))))
+        return link is not None
+
+    def end(self, reason: GatewayError) -> None:
+        """Who waits for something of this session learns that it is of no more use; `abort` is still due."""
+        self._end = self._end or reason
+        for waiting in self._waits:
+            waiting.reschedule(0)
+        for ack in list(self._acks):
+            if not ack.done():
+                ack.set_exception(KafkaConnectionError("the session was closed"))
+
     async def close(self) -> None:
         """As `abort`, but a transaction that was not committed is ended before: until the broker's time-out it would
         hide what others write from consumers of committed records."""
@@ -271,13 +316,12 @@ class Session:
 
     async def abort(self, reason: str = "") -> None:
         """Ends at once: what is not acknowledged fails, for `reason`. Idempotent; at most CLOSE_S_MAX."""
-        self._end = self._end or NotConnected(reason or f"Kafka at {self.servers}: the session was closed")
+        self.end(NotConnected(reason or f"Kafka at {self.servers}: the session was closed"))
         producer = self._producer
         producer._closed = True  # else its finalizer warns that `stop` was not called
         tasks = {task for task in (producer._sender.sender_task, producer.client._sync_task, *self._requests) if task}
         for task in tasks:
             task.cancel()
-        self._wake()
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_STEP_S)
         producer.client._sync_task = None
@@ -292,35 +336,27 @@ class Session:
             if future is not None and future.done() and not future.cancelled():
                 future.exception()
 
-    def _wake(self) -> None:
-        """Who waits for something of this session learns that it has ended."""
-        for waiting in self._waits:
-            waiting.reschedule(0)
-        for ack in list(self._acks):
-            if not ack.done():
-                ack.set_exception(KafkaConnectionError("the session was closed"))
-
     def _track_requests(self) -> None:
         """The sender keeps its requests in local variables; `abort` has to reach them."""
         sender = self._producer._sender
         send, transactional = sender._send_produce_req, sender._maybe_do_transactional_request
 
-        def track(task: asyncio.Task[Any] | None) -> None:
-            if task is not None:
-                self._requests.add(task)
-                task.add_done_callback(self._requests.discard)
-
         async def tracked_send(node_id: Any, batches: Any) -> None:
-            track(asyncio.current_task())
+            self._track(asyncio.current_task())
             await send(node_id, batches)
 
         def tracked_transactional() -> asyncio.Task[Any] | None:
             task: asyncio.Task[Any] | None = transactional()
-            track(task)
+            self._track(task)
             return task
 
         sender._send_produce_req = tracked_send
         sender._maybe_do_transactional_request = tracked_transactional
+
+    def _track(self, task: asyncio.Task[Any] | None) -> None:
+        if task is not None:
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)
 
     def _watch_links(self) -> None:
         """The client makes its connections in `_get_conn` and asks it for one before each request."""
@@ -345,13 +381,16 @@ class Session:
     def _link_lost(self, where: str, error: BaseException | None) -> None:
         if isinstance(error, TimeoutError) and self._end is None:  # ETIMEDOUT
             seconds = self._target.ack_timeout_s
-            self._end = NotConnected(f"Kafka at {where}: acknowledges nothing for {seconds:g} s: the link is half-open")
-            self._wake()
-            self._on_lost(self, self._end)
+            lost = NotConnected(f"Kafka at {where}: acknowledges nothing for {seconds:g} s: the link is half-open")
+            self.end(lost)
+            self._on_lost(self, lost)
 
     async def _close_connections(self) -> None:
         client = self._producer.client
         transports = [connection._writer.transport for connection in client._conns.values() if connection._writer]
+        if isinstance(self._end, PathSuspected):  # nothing arrives there: no farewell either
+            for transport in transports:
+                transport.abort()
         try:
             async with asyncio.timeout(CLOSE_STEP_S):
                 await client.close()

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from connectors.network_settings import AS_IT_IS, NetworkSettings
+from connectors.network_settings import (
+    AS_IT_IS,
+    SUSPECT_NS,
+    NetworkSettings,
+    Paths,
+    PathSettings,
+    Suspect,
+    along,
+    by_paths,
+)
 from connectors.payload import FormatName
 from connectors.tls_settings import TlsSettings
 from pipelines.quantities import Duration, Settings, Size, duration_ns, size_bytes
@@ -151,6 +169,21 @@ class KafkaTarget(Settings):
         None, description="Encryption; `tls: {}` trusts the host's own authorities. Without it nothing is encrypted."
     )
     network: NetworkSettings = Field(AS_IT_IS, description="Interface, source address and DSCP of its connections.")
+    paths: Paths = Field({})
+    suspect: Suspect = None
+    hold: Duration = Field(
+        duration_ns("30s"),
+        gt=0,
+        description="With `paths`: how long a preferred one must have been healthy before the gateway goes back to it.",
+    )
+
+    @field_validator("paths")
+    @classmethod
+    def _paths(cls, paths: dict[str, PathSettings]) -> dict[str, PathSettings]:
+        for name, path in paths.items():
+            if path.server is not None:
+                raise ValueError(f"{name}: leave out server: each broker of a Kafka cluster is needed by every path")
+        return paths
 
     @model_validator(mode="after")
     def _check(self) -> KafkaTarget:
@@ -167,8 +200,33 @@ class KafkaTarget(Settings):
 
     @property
     def servers(self) -> str:
-        """The bootstrap servers as one text, for messages."""
-        return ", ".join(self.kafka)
+        """The bootstrap servers as one text, and the path where there are several, for messages."""
+        return ", ".join(self.kafka) + (f" by {self.path}" if self.path else "")
+
+    @property
+    def candidates(self) -> tuple[KafkaTarget, ...]:
+        """These settings for each path by itself, the preferred one first."""
+        each = (self.model_copy(update=along(self.network, name, path)) for name, path in self.paths.items())
+        return tuple(each) or (self,)
+
+    @property
+    def path(self) -> str:
+        """The name of the preferred one; empty where there are none."""
+        return next(iter(self.paths), "")
+
+    @property
+    def way(self) -> str:
+        """The bootstrap servers, and by which path; empty where the cluster alone decides what is used."""
+        return f"{', '.join(self.kafka)} ({self.path})" if self.path else ""
+
+    @property
+    def suspect_ns(self) -> int:
+        """As it is without a `fast` route."""
+        return self.suspect or SUSPECT_NS
+
+    def by(self, paths: Sequence[str], fast: bool, *, first: bool) -> KafkaTarget:
+        """For those routes that take these paths, in this order. Sessions beside one another may have one client id."""
+        return self.model_copy(update=by_paths(self.paths, self.suspect, paths, fast))
 
     @property
     def exactly_once(self) -> bool:

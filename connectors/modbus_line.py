@@ -99,6 +99,8 @@ class Line:
             wire = self._wire
             if wire is not None and wire.usable:
                 return wire
+            if wire is not None and (others := wire.under_way):
+                await asyncio.wait(others)
             await self._hang_up()
             return await self._dial(timeout_s, clock, counters)
 

@@ -1,10 +1,11 @@
 """When which poll class of a device is read. Pure: no I/O, no clock.
 
 Each class has an absolute grid of its own. Classes that are due at once are one cycle where that saves a request: what
-is read every 10 s comes along with its neighbours of every 1 s. The others take turns, shortest period first, and their
-grids are moved apart within the shortest period, so that they seldom meet: a class waits at most for the cycles of the
-others. Devices are moved apart in the same way. What fast routes want is a class of its own, read before what is due
-with it, and never with others: a longer reply is a later one. Everything is read once at the start.
+is read every 10 s comes along with its neighbours of every 1 s. The others take turns: what is due
+longest first, then the shortest period. Their grids are moved apart within the shortest period, so that they seldom
+meet: a class waits at most for the cycles of the others. Devices are moved apart in the same way. What fast routes want
+is a class of its own, read before what is due with it, and never with others: a longer reply is a later one. Everything
+is read once at the start.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Schedule:
         self.polls = sorted(polls, key=lambda poll: poll.every_ns)
         self._plan = plan
         self._merged = merged
+        self._was_apart = False
         self._joint: dict[tuple[Poll, ...], Poll] = {}
         """Those that are read together, as one."""
 
@@ -59,21 +61,24 @@ class Schedule:
         return poll, missed
 
     def _due(self, now_ns: int) -> list[Poll]:
-        """The class of the shortest period that is due, and those that save a request when they come along.
+        """The class that is due longest, then that of the shortest period; those that save a request come along.
 
-        One that is read apart comes before all others, and alone.
+        One that is read apart comes before all others, and alone; but of what is due longer one waits for one such
+        cycle at most: a device that is too slow for its period is asked for the rest all the same.
         """
         first_ns = max(now_ns, self.due_ns)
         due = [poll for poll in self.polls if poll.due_ns <= first_ns]
+        first = min(due, key=lambda poll: poll.due_ns)
         for poll in due:
-            if poll.apart:
-                return [poll]
-        first, *others = due
+            if poll.apart and not (self._was_apart and first.due_ns < poll.due_ns):
+                first = poll
+                break
+        self._was_apart = first.apart
         chosen = [first]
-        for poll in others:
-            if self._saves(tuple(chosen), poll):
+        for poll in due:
+            if poll is not first and self._saves(tuple(chosen), poll):
                 chosen.append(poll)
-        return chosen
+        return [poll for poll in due if poll in chosen]
 
     def _saves(self, polls: tuple[Poll, ...], other: Poll) -> bool:
         """Read together with `polls` it takes fewer requests."""

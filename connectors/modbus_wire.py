@@ -125,6 +125,11 @@ class Wire(asyncio.Protocol):
         """Requests may be sent."""
         return not (self.spent or self.error or self._transport is None or self._transport.is_closing())
 
+    @property
+    def under_way(self) -> set[asyncio.Future[None]]:
+        """Who waits for a reply that may still come: also on a `spent` wire."""
+        return {sent.exchange.done for sent in self._sent.values() if sent.exchange.done}
+
     def behave(self, manners: Manners) -> None:
         """From the next request on."""
         self._sent_max = manners.pipeline

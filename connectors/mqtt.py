@@ -1,6 +1,6 @@
 """MQTT sink: `write` returns after the broker has every message.
 
-One broker of several is used (`mqtt_servers`). Going back to a better one is the only change that the sink makes by
+One broker of several is used (`network_choice`). Going back to a better one is the only change that the sink makes by
 itself: no write begins meanwhile, those under way are acknowledged first.
 
 At QoS 1 that is a PUBACK for each. At QoS 0 MQTT has no acknowledgement, so a ping follows the data: its answer says
@@ -23,14 +23,16 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
-from connectors.mqtt_errors import PACKET_TOO_LARGE, QUOTA_EXCEEDED, place, reason_name
-from connectors.mqtt_servers import Servers
+from connectors.mqtt_errors import PACKET_TOO_LARGE, QUOTA_EXCEEDED, opening_error, place, reason_name
+from connectors.mqtt_link import reach
 from connectors.mqtt_session import Session, open_session
 from connectors.mqtt_settings import MqttTarget
 from connectors.mqtt_status import Status
 from connectors.mqtt_topic import Topics
 from connectors.mqtt_window import Delivery
 from connectors.mqtt_wire import PINGREQ, PublishEncoder, content_type_property
+from connectors.network_choice import Choice
+from connectors.network_paths import PROBE_EVERY_S
 from connectors.payload import Identity, make_format
 from pipelines.batch import Batch, rows_of
 from pipelines.clock import Clock
@@ -79,7 +81,7 @@ class MqttSink:
         own_id = settings.client_id or f"mec-gateway-{identity.gateway}-{name}"
         self._client_id = f"{own_id}-{identity.worker}" if identity.worker else own_id
         self._status = Status(settings.status_topic, identity, self.counters) if settings.status_topic else None
-        self._servers = Servers(name, settings, self._open, clock, self.counters)
+        self._choice = Choice(name, settings, settings.servers, self._open, self._probe, clock, self.counters)
         self._writer = _Writer(settings, identity, tags)
         self._session: Session | None = None
         self._turn = asyncio.Lock()
@@ -87,24 +89,24 @@ class MqttSink:
 
     @property
     def server(self) -> str:
-        return self._servers.used.way if self._session else ""
+        return self._choice.used.way if self._session else ""
 
     @property
     def faults(self) -> Mapping[str, str]:
-        return self._servers.faults if self._session else {}
+        return self._choice.faults if self._session else {}
 
     @property
     def info(self) -> str:
-        return self._servers.info
+        return self._choice.info
 
     @property
     def path_counters(self) -> Sequence[Counters]:
-        return [path.counters for path in self._servers.paths.values()]
+        return [path.counters for path in self._choice.paths.values()]
 
     async def connect(self) -> Mapping[str, bytes]:
         """Empty: a broker keeps no positions."""
         await self.close()
-        self._session = await self._servers.open()
+        self._session = await self._choice.open()
         if self.counters.totals["sessions"]:
             self.counters.add("reconnects")
         self.counters.add("sessions")
@@ -138,10 +140,10 @@ class MqttSink:
         """
         while True:
             session = self._connected()
-            better = asyncio.ensure_future(self._servers.better())
-            await _first(session.ended.wait(), self._servers.watch(session), session.announce(), better)
+            better = await self._choice.keep(session.watched, session.announce())
             session.check()
-            await self._move(better.result())
+            if better is not None:
+                await self._move(better)
 
     def announce(self, kind: str, message: Mapping[str, Any]) -> None:
         """As `contracts.Announcer` says; to nobody where there is no status topic."""
@@ -153,15 +155,24 @@ class MqttSink:
         session, self._session = self._session, None
         if session is not None:
             if session.error:
-                self._servers.lost(session.error)
+                self._choice.lost(session.error)
             await session.close()
             self.counters.set("in_flight", 0)
 
-    async def _open(self, target: MqttTarget, probe: bool) -> Session:
-        if probe:
+    async def _open(self, target: MqttTarget, last: bool) -> Session:
+        opening = open_session(target, self._status, self._client_id, self._clock, self.counters)
+        return await (opening if last else _soon(target, opening))
+
+    async def _probe(self, target: MqttTarget, preferred: bool) -> None:
+        """One that may be gone back to with a session of its own client id, another with no more than a connection."""
+        if preferred:
             uncounted = Counters("probe", self.name)
-            return await open_session(target, None, f"{self._client_id}-probe", self._clock, uncounted)
-        return await open_session(target, self._status, self._client_id, self._clock, self.counters)
+            session = await _soon(
+                target, open_session(target, None, f"{self._client_id}-probe", self._clock, uncounted)
+            )
+            await session.close()
+        else:
+            await reach(target, PROBE_EVERY_S)
 
     async def _move(self, server: int) -> None:
         """Goes to that broker, or to another that works. Raises NotConnected or Permanent."""
@@ -171,12 +182,12 @@ class MqttSink:
                 await self._clock.sleep(DRAIN_LOOK_S)
             session.check()
             await self.close()
-            self._session = await self._servers.open(server)
+            self._session = await self._choice.open(server)
 
     def _connected(self) -> Session:
         """Raises NotConnected where no session works."""
         if self._session is None:
-            raise NotConnected(f"{place(self._servers.used)}: not connected")
+            raise NotConnected(f"{place(self._choice.used)}: not connected")
         self._session.check()
         return self._session
 
@@ -197,24 +208,20 @@ class MqttSink:
         codes = sorted({code for _, code in delivery.refused})
         reasons = ", ".join(reason_name(code) for code in codes)
         if QUOTA_EXCEEDED in codes:
-            raise Transient(f"{place(self._servers.used)}: {reasons}", QUOTA_RETRY_S)
+            raise Transient(f"{place(self._choice.used)}: {reasons}", QUOTA_RETRY_S)
         self.counters.add("rows", rows_of(batches) - len(rows))
         if rows:
             self.counters.add("rejected", len(rows))
-            raise Rejected(sorted(rows), f"{place(self._servers.used)}: {reasons}")
+            raise Rejected(sorted(rows), f"{place(self._choice.used)}: {reasons}")
 
 
-async def _first(*waits: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
-    """Until one of them ends; the others are cancelled. Raises what that one raised."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
+async def _soon(target: MqttTarget, opening: Coroutine[Any, Any, Session]) -> Session:
+    """In the little time that a broker has while there are others. Raises NotConnected or Permanent."""
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
+        async with asyncio.timeout(max(1.0, 2 * target.ack_timeout / 1e9)):
+            return await opening
+    except TimeoutError as error:
+        raise opening_error(target, error) from error
 
 
 class _Messages(NamedTuple):
@@ -248,7 +255,7 @@ class _Writer:
                 rows = 0
                 await asyncio.sleep(0)
             rows += BATCH_IN_ROWS + len(batch)
-            messages = self._messages(lane, batch, historical)
+            messages = self._messages(lane, batch, historical) if len(batch) else _Messages([], [])
             runs = self._sendable(session.packet_bytes_max, delivery, first, messages)
             if self._encoder.qos:
                 await self._at_least_once(session, delivery, first, messages, runs, turn)
@@ -270,11 +277,13 @@ class _Writer:
             return 0
         topics, payloads = self._messages(lane, batch, False)
         bytes_max = max(map(len, topics)) + max(map(len, payloads)) + encoder.beside_bytes_max
-        if bytes_max > min(BYTES_AT_ONCE, session.packet_bytes_max):
+        if bytes_max > BYTES_AT_ONCE or bytes_max > session.packet_bytes_max:
             return 0
         if encoder.qos:
-            ids = [window.take_one(delivery, number) for number in range(len(payloads))]
-            session.send(b"".join(map(encoder.one, topics, payloads, ids)))
+            packets = b""
+            for number, payload in enumerate(payloads):
+                packets += encoder.one(topics[number], payload, window.take_one(delivery, number))
+            session.send(packets)
         else:
             ping = PINGREQ if session.barrier.join(delivery) else b""
             session.send(encoder.one(topics[0], payloads[0], 0) + ping)
@@ -290,8 +299,6 @@ class _Writer:
         raise IndexError(f"a write of {len(batches)} batches has no message {message} behind its last")
 
     def _messages(self, lane: str, batch: Batch, historical: bool) -> _Messages:
-        if not len(batch):
-            return _Messages([], [])
         topics = self._topics.get(lane)
         if topics is None:
             topics = self._topics[lane] = self._new_topics(lane)

@@ -14,7 +14,7 @@ from typing import cast
 
 from connectors.mqtt_errors import opening_error
 from connectors.mqtt_settings import MqttTarget
-from connectors.network import over
+from connectors.network import knock, over
 from connectors.tcp import notice_dead_peer, uploaded
 from pipelines.errors import GatewayError
 
@@ -147,13 +147,9 @@ async def reach(settings: MqttTarget, timeout_s: float) -> None:
     """Whether the broker's system takes a TCP connection; nothing is said. Raises NotConnected."""
     try:
         async with asyncio.timeout(timeout_s):
-            with over(settings.network.network):
-                transport, _ = await asyncio.get_running_loop().create_connection(
-                    asyncio.Protocol, settings.host, settings.port
-                )
+            await knock(settings.network.network, settings.host, settings.port)
     except OSError as error:
         raise opening_error(settings, error) from error
-    transport.close()
 
 
 async def tls_refusal(settings: MqttTarget, timeout_s: float) -> GatewayError | None:

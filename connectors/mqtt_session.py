@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from connectors.mqtt_client import Engine
 from connectors.mqtt_errors import opening_error, place
@@ -19,6 +19,7 @@ from connectors.mqtt_settings import MqttTarget
 from connectors.mqtt_status import Status
 from connectors.mqtt_window import PACKET_ID_MAX, PingBarrier, Watchdog, Window
 from connectors.mqtt_wire import PINGREQ, PINGRESP, MalformedPacket, Received, Splitter
+from connectors.network_paths import Watched
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import GatewayError, NotConnected
@@ -77,15 +78,12 @@ class Session:
         self._splitter = Splitter(PACKET_ID_MAX)
         self._heart = _Heart(settings, clock, self._beat)
         self.window = Window(PACKET_ID_MAX)
+        self.packet_bytes_max = self._engine.limits.packet_bytes_max
+        """The broker takes no larger packet."""
         self.barrier = PingBarrier(lambda: link.write(PINGREQ))
         self.ended = asyncio.Event()
         self.error: GatewayError | None = None
         """Why it ended."""
-
-    @property
-    def packet_bytes_max(self) -> int:
-        """The broker takes no larger packet."""
-        return self._engine.limits.packet_bytes_max
 
     @property
     def in_flight(self) -> int:
@@ -93,14 +91,9 @@ class Session:
         return len(self.window) + len(self.barrier)
 
     @property
-    def socket(self) -> socket.socket | None:
-        """The connection's."""
-        return self._link.socket
-
-    @property
-    def oldest(self) -> object | None:
-        """What waits longest for the broker's answer (compare with ==); None where nothing does."""
-        return self.window.oldest or self.barrier.oldest
+    def watched(self) -> Watched:
+        """For whom watches its path."""
+        return Watched(self._waiting, self.ping, self.end, self.ended)
 
     async def start(self) -> None:
         """CONNECT, CONNACK and the online status."""
@@ -110,7 +103,7 @@ class Session:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await engine.connect(self._clock.wall_ns())
                 engine.limits.check(self._settings)
-                self.window = Window(engine.limits.window)
+                self.window, self.packet_bytes_max = Window(engine.limits.window), engine.limits.packet_bytes_max
                 await engine.publish_status(True, self._clock.wall_ns())
         except TimeoutError as error:
             raise opening_error(self._settings, error) from error
@@ -184,6 +177,10 @@ class Session:
         with contextlib.suppress(TimeoutError):  # a TLS peer that is silent is not waited for
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._link.closed.wait()
+
+    def _waiting(self) -> Mapping[socket.socket, object | None]:
+        sock = self._link.socket
+        return {sock: self.window.oldest or self.barrier.oldest} if sock else {}
 
     def _received(self, data: bytes) -> None:
         self._heart.quiet_beats = 0

@@ -18,7 +18,16 @@ from pydantic import (
 )
 
 from connectors.mqtt_topic import check_template
-from connectors.network_settings import AS_IT_IS, SUSPECT_NS, NetworkSettings, Paths, PathSettings, Suspect, by_paths
+from connectors.network_settings import (
+    AS_IT_IS,
+    SUSPECT_NS,
+    NetworkSettings,
+    Paths,
+    PathSettings,
+    Suspect,
+    along,
+    by_paths,
+)
 from connectors.payload import FormatName
 from connectors.tls_settings import TlsSettings
 from pipelines.quantities import Duration, Settings, Size, size_bytes
@@ -268,7 +277,7 @@ class MqttTarget(Settings):
         if not self.paths:
             return tuple(self.model_copy(update={"mqtt": (url,)}) for url in self.mqtt)
         return tuple(
-            self.model_copy(update={"mqtt": (url,), "paths": {name: path}, "network": path.beside(self.network)})
+            self.model_copy(update={"mqtt": (url,), **along(self.network, name, path)})
             for url in self.mqtt
             for name, path in self.paths.items()
             if path.server in (None, url)

@@ -1,7 +1,9 @@
 """Topics of data: a template with placeholders, filled once per tag. Pure.
 
-`+` and `#` (wildcards, MQTT 5 section 4.7.1) and NUL cannot stand in a topic that is published: in the names that fill
-a template they become `_`. A `/` in a name makes levels. Empty levels, such as an empty site leaves, are dropped.
+Wildcards (`+`, `#`: MQTT 5 section 4.7.1), control characters and what is no character (section 1.5.4: a broker may end
+the connection because of one, and many do) cannot stand in a topic that is published: in the names that fill a template
+they become `_`. A `/` in a name makes levels. Empty levels, such as an empty site leaves, are dropped; a topic of
+nothing else is `_`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from connectors.payload import Identity
 from pipelines.tags import Tag, TagTable
 
 PLACEHOLDERS = ("gateway", "site", "device", "tag", "route")
-_FORBIDDEN = re.compile("[+#\0]")
+_NO_CHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+_FORBIDDEN = re.compile(f"[+#\0-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_NO_CHARACTERS}]")
 _BYTES_MAX = 65_535
 
 
@@ -29,7 +32,10 @@ def check_template(template: str, placeholders: tuple[str, ...] = PLACEHOLDERS) 
         if name not in placeholders or spec or conversion:
             raise ValueError(f"unknown placeholder {{{name}}} in topic {template!r}; there are {known}")
     if _FORBIDDEN.search(template):
-        raise ValueError(f"topic {template!r} has a wildcard: + and # are for subscribers, data goes to plain topics")
+        raise ValueError(
+            f"topic {template!r} has a wildcard (+ and # are for subscribers, data goes to plain topics) or a control "
+            "character"
+        )
     if not template.strip("/ "):
         raise ValueError("a topic needs at least one level, such as {device}")
     return template
@@ -45,7 +51,7 @@ def fill(template: str, identity: Identity, tag: Tag | None = None, route: str =
         "route": route,
     }
     topic = template.format_map({name: _FORBIDDEN.sub("_", text) for name, text in names.items()})
-    return "/".join(level for level in topic.split("/") if level)
+    return "/".join(level for level in topic.split("/") if level) or "_"
 
 
 class Topics(dict[int, bytes]):
@@ -63,5 +69,6 @@ class Topics(dict[int, bytes]):
 
     def __missing__(self, tag_id: int) -> bytes:
         text = fill(self._template, self._identity, self._tags[tag_id], self._route).encode()[:_BYTES_MAX]
+        text = text.decode(errors="ignore").encode()  # cut between two characters
         packed = self[tag_id] = struct.pack(">H", len(text)) + text
         return packed

@@ -69,6 +69,13 @@ def over(network: Network) -> Iterator[None]:
         _NETWORK.reset(token)
 
 
+async def knock(network: Network, host: str, port: int) -> None:
+    """Returns when that system has taken a TCP connection; nothing is said. Raises OSError."""
+    with over(network):
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, host, port)
+    transport.close()
+
+
 def mark(sock: socket.socket, network: Network) -> None:
     """DSCP and priority; also of a socket that was accepted. Raises NetworkRefused."""
     if network.dscp is not None:

@@ -96,7 +96,8 @@ class PathSettings(NetworkSettings):
     """One of several ways to a destination; what it leaves out is as in the destination's `network`."""
 
     server: str | None = Field(
-        None, description="Only to this one of the destination's servers, as written there; default: to all of them."
+        None,
+        description="MQTT: only to this one of the destination's servers, as written there; default: to all of them.",
     )
 
 
@@ -125,6 +126,11 @@ def by_paths(
 ) -> dict[str, Any]:
     """What changes in a destination's settings for the routes that take those of its paths, in this order."""
     return {"paths": {name: paths[name] for name in names}, "suspect": suspect or (FAST_SUSPECT_NS if fast else None)}
+
+
+def along(network: NetworkSettings, name: str, path: PathSettings) -> dict[str, Any]:
+    """What changes in a destination's settings for that one of its paths; `network` is the destination's."""
+    return {"paths": {name: path}, "network": path.beside(network)}
 
 
 def _own(settings: NetworkSettings) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -23,46 +23,37 @@ from asyncua import ua
 from connectors import opcua_requests
 from connectors.opcua_backfill import Backfill
 from connectors.opcua_batches import Batches
+from connectors.opcua_beside import Beside
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_describe import Describer
 from connectors.opcua_directory import Directory
 from connectors.opcua_events import EventReader
 from connectors.opcua_hot import HotStandbys
-from connectors.opcua_learnt import Labels
+from connectors.opcua_known import KnownTags
 from connectors.opcua_link import Link, Opened, mapped
+from connectors.opcua_losses import Losses
 from connectors.opcua_notifications import PAUSE, Notifications
 from connectors.opcua_overlap import Overlap
 from connectors.opcua_plan import plan_events
 from connectors.opcua_refresh import Refresh
 from connectors.opcua_requests import TOO_MANY_PUBLISH_REQUESTS, ServiceError, status_name
 from connectors.opcua_response import PublishResponse, parse_response
-from connectors.opcua_session import PublishSession
 from connectors.opcua_settings import OpcUaDevice
+from connectors.opcua_silence import Silence
+from connectors.opcua_state import Subscription
 from connectors.opcua_streams import Step, Streams
 from connectors.opcua_upkeep import Upkeep
 from pipelines.batch import Batch
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected, Transient
-from pipelines.gaps import Gap, Ledger, NoLedger, Reason
+from pipelines.gaps import Ledger, NoLedger
 from pipelines.origin import newest
-from pipelines.tags import Tag, TagTable, device_of
+from pipelines.tags import TagTable, device_of
 
-LEARNT_PER_TURN: Final = 500
-"""Tags that become known: about a millisecond."""
 OUTSTANDING_MIN: Final = 4
 ARM_TOGETHER: Final = 2
 """PublishRequests in one write: each wakes a core at the server and costs us 0.1 ms."""
-SILENCE_KEEP_ALIVES: Final = 3
-"""Keep-alive times without any PublishResponse after which the connection counts as dead."""
-SILENCE_LEFT_S: Final = 0.1
-"""For what has arrived and was not looked at, after a long time without a read."""
-PROOF_S: Final = 3.0
-"""Beyond its keep-alive time: a subscription that was taken over and says nothing by then does not work."""
-
-DISPROVED_MAX: Final = 3
-"""Sessions in a row that ended before what they had taken over said anything."""
-
 SERVICE_UNSUPPORTED: Final = 0x800B_0000
 
 
@@ -91,64 +82,56 @@ class OpcUaSource:
     ) -> None:
         self.name = name
         self.counters = Counters("source", name)
-        self._ledger = NoLedger() if ledger is None else ledger
-        self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
+        self._log = log = logging.LoggerAdapter(logging.getLogger(__name__), {"subject": f"source {name}"})
         self._clock = clock
-        self._tags = tags
-        self._names: list[str] = []  # by client handle
-        self._upkeep = Upkeep(settings, data_dir, clock, self.counters, self._log)
+        device, ledger = device_of(name), NoLedger() if ledger is None else ledger
+        self._upkeep = Upkeep(settings, data_dir, clock, self.counters, log)
         self._make = Batches(source_id, tags, clock, self._upkeep.skew)
         self._settings = settings.at(self._upkeep.servers.current)
-        self._directory = Directory(name, settings, data_dir, self._log)
-        self._new_link = partial(
-            Link,
-            name,
-            clock=clock,
-            data_dir=data_dir,
-            counters=self.counters,
-            log=self._log,
-        )
-        self._link = self._new_link(self._settings, self._directory)
+        self._new_link = partial(Link, name, clock=clock, data_dir=data_dir, counters=self.counters, log=log)
+        self._link = self._new_link(self._settings, Directory(name, settings, data_dir, log))
         self._hot = HotStandbys(
             self._upkeep.servers,
             settings,
-            lambda standby: self._new_link(standby, self._directory.twin()),
+            lambda standby: self._new_link(standby, self._link.directory.twin()),
             clock,
-            self._log,
+            log,
         )
-        self._resume: Sequence[bytes] = ()
         self._events = EventReader(name, plan_events(settings), tags)
         self._streams = Streams()
-        self._backfill = Backfill(device_of(name), settings, clock, self._ledger, self.counters, self._log)
-        self._describer = Describer(name, tags, clock, self.counters, self._log)
+        self._backfill = Backfill(device, settings, clock, ledger, self.counters, log)
+        self._describer = Describer(name, tags, clock, self.counters, log)
+        self._known = KnownTags(device, tags, self._make, self._backfill, self._upkeep.heartbeat, self._describer)
+        self._losses = Losses(device, clock, ledger, self.counters, log, lambda: self._notifications.arrival_ns)
         self._notifications = Notifications(
-            self._names,
+            self._known.names,
             self._make,
             self._streams,
             self._events,
             self._backfill,
             self._upkeep,
             clock,
-            self._overflown,
+            self._losses.overflown,
         )
-        self._held: Batch | None = None  # while its structures are read
-        self._refresh = Refresh(name, settings, clock, self._log, self._learn, self._created)
-        while self._learn():
+        self._refresh = Refresh(name, settings, clock, log, self._known)
+        while self._known.learn_some(self._link.directory):
             pass
+        self._beside = Beside(self._make, self._backfill, self._upkeep.heartbeat, self._events)
+        self._silence = Silence(clock)
+        self._unproven = self._silence.unproven
+        self._resume: Sequence[bytes] = ()
         self._how = ""
         self._heard_ns = 0  # monotonic: the last PublishResponse
         self._batches: Iterator[Batch] = iter(())
+        self._held: Batch | None = None  # while its structures are read
         self._ahead: Callable[[Batch], None] | None = None
         self._due: deque[_Ask | bytes] = deque()  # before anything that is published now
         self._to_arm = 0
-        self._unproven: set[int] = set()  # subscription ids that were taken over and not heard of yet
-        self._proof_by_ns: int | None = None
-        self._disproved = 0
 
     @property
     def faults(self) -> Mapping[str, str]:
         of_items = self._link.items.faults if self._link.items else {}
-        of_selection = self._directory.faults
+        of_selection = self._link.directory.faults
         if self._refresh.fault:
             of_selection = {**of_selection, "select": self._refresh.fault}
         return {**of_items, **of_selection} if of_selection else of_items
@@ -158,7 +141,7 @@ class OpcUaSource:
         """How the present session came about, what is read from history, what is not as it should be."""
         link, upkeep = self._link, self._upkeep
         unfiltered = link.items.unfiltered.info if link.items else ""
-        tags = (self._directory.info, self._backfill.info, unfiltered, self._describer.info)
+        tags = (link.directory.info, self._backfill.info, unfiltered, self._describer.info)
         lacks = f"the server has no {', no '.join(link.lacks)}" if link.lacks else ""
         return "; ".join(
             filter(None, (self._how, *tags, upkeep.info, self._hot.info, link.server.info, lacks, *link.alarms))
@@ -171,19 +154,20 @@ class OpcUaSource:
     async def _open(self, first: Awaitable[None]) -> None:
         try:
             await first
-            opened = await self._link.open(durable=bool(self._resume))
-            while self._learn():  # noqa: ASYNC110  other tasks get a turn, nothing is waited for
-                await asyncio.sleep(0)
-            self._heed_profiles()
-            await self._describe(waits=not opened.available)
+            link = self._link
+            opened = await link.open(durable=bool(self._resume))
+            await self._known.learn(link.directory)
+            self._known.doubt(link.directory)
+            self._losses.changed(link.directory.take_changes())
+            await self._known.describe(link, waits=not opened.available)
             self._begin(opened, self._resume)
-            await self._begin_backfill()
+            await self._backfill.start(link)
             self._make.forget_bands()
-            self._make.set_bands(await self._link.unfiltered_bands())
-            assert self._link.session is not None
-            self._link.session.on_response = self._arrived
-            await self._upkeep.begin(self._link.session, self._link.limits)
-            self._refresh.start(self._link)
+            self._make.set_bands(await link.unfiltered_bands())
+            assert link.session is not None
+            link.session.on_response = self._arrived
+            await self._upkeep.begin(link.session, link.limits)
+            self._refresh.start(link)
             self._hot.start()
         except BaseException as error:
             await self.close()
@@ -199,7 +183,7 @@ class OpcUaSource:
                 if batch is PAUSE:
                     await asyncio.sleep(0)
                     continue
-                batch = batch or self._from_history() or self._from_heartbeat()
+                batch = batch or self._beside.take()
                 if batch is not None:
                     if self._describer.has_objects(batch):
                         self._held = batch  # a cancelled read loses nothing
@@ -251,10 +235,8 @@ class OpcUaSource:
         await self._hot.stop()
 
     async def _end(self) -> None:
-        self._disproved = self._disproved + 1 if self._unproven else 0
-        if self._disproved >= DISPROVED_MAX:
+        if self._silence.end():
             self._link.forget()
-        self._unproven = set()
         self._batches, self._held, self._notifications.overlap = iter(()), None, None
         self._due.clear()
         self._how = ""
@@ -264,64 +246,21 @@ class OpcUaSource:
         await self._describer.stop()
         await self._link.close()
 
-    def _learn(self) -> bool:
-        """Some of the tags that have become known, behind those that were; True: there are more.
-
-        One that a buffer has named already stays as it is.
-        """
-        known = len(self._names)
-        resolved = self._directory.resolved
-        tags = [*_tags(device_of(self.name), resolved.device, known, known + LEARNT_PER_TURN, self._directory.labels)]
-        learns = self._settings.learns_tags
-        added = [
-            found if learns and (found := self._tags.id_of(tag.path)) is not None else self._tags.add(tag)
-            for tag in tags
-        ]
-        names = [tag.name for tag in tags]
-        self._names += names
-        self._make.grow(added)
-        self._backfill.grow(names, resolved.nodes)
-        if self._upkeep.heartbeat is not None:
-            self._upkeep.heartbeat.grow(resolved.device, names, resolved.nodes)
-        return len(self._names) < len(resolved.device.tags)
-
-    def _heed_profiles(self) -> None:
-        """Which tags are not sure; said, where the server's profiles are not what they were."""
-        self._doubt()
-        for change in self._directory.take_changes():
-            self._log.warning("the device is another than before, its tags follow: %s", change.text)
-            now_ns = self._clock.wall_ns()
-            self._ledger.note(change.gap(device_of(self.name), self._notifications.arrival_ns or now_ns, now_ns))
-
-    def _doubt(self) -> None:
-        doubtful = self._directory.doubtful
-        self._make.doubt([int(self._make.tag_ids[at]) for at, name in enumerate(self._names) if name in doubtful])
-
-    async def _created(self, new: Sequence[int]) -> None:
-        """There are items that were not there before: what the server says of them, what it does not filter."""
-        assert self._link.items is not None
-        if new:
-            self._doubt()
-            nodes = self._link.items.nodes
-            self._describer.also([(int(self._make.tag_ids[item]), nodes[item]) for item in new])
-        self._make.set_bands(await self._link.unfiltered_bands())
-
     # --- connecting -------------------------------------------------------------------------------------------------
 
     async def _choose_server(self) -> None:
         """Another one than before begins from nothing."""
         url = await self._upkeep.servers.choose()
         if url != self._settings.opcua:
-            self._use(self._new_link(self._settings.at(url), self._directory))
+            self._use(self._new_link(self._settings.at(url), self._link.directory))
 
     def _use(self, link: Link) -> None:
         self._settings = self._settings.at(link.url)
         before, self._link = self._link, link
-        self._directory = link.directory
         link.follow(before)
 
-    async def _follow(self, url: str) -> None:
-        """With the standby there."""
+    async def _step_over(self, url: str) -> None:
+        """To the standby there."""
         await self._end()
         self._use(await self._hot.take(url))
 
@@ -331,56 +270,44 @@ class OpcUaSource:
         if url is None:
             return False
         held = self._held  # its structures can be read at the other server as well
-        await self._open(self._follow(url))
+        await self._open(self._step_over(url))
         self._held = held
         self._notifications.overlap = Overlap(self._backfill.newest_of_all(), self._clock, self.counters)
         return True
 
     def _begin(self, opened: Opened, resume: Sequence[bytes]) -> None:
         """The session is there: what the server still keeps of what was sent is asked for before anything else."""
-        assert self._link.items is not None
-        subscriptions = self._link.items.subscriptions
+        session, items = self._link.session, self._link.items
+        assert session is not None and items is not None
         before_ns = max([self._streams.newest_ns, *(entry.ts_ns for entry in newest(resume).values())])
-        pending = self._streams.begin(subscriptions, resume)
-        asked = 0
-        self._unproven, self._proof_by_ns = set(opened.available), None
-        for one in subscriptions:
+        pending = self._streams.begin(items.subscriptions, resume)
+        self._silence.begin(opened.available)
+        for one in items.subscriptions:
             if one.id in opened.available:
-                step = self._streams.resume(one.id, pending.get(one.id, ()), opened.available[one.id])
-                self._ask(one.id, step)
-                asked += len(step.ask)
+                self._ask(one.id, self._streams.resume(one.id, pending.get(one.id, ()), opened.available[one.id]))
         if opened.available or before_ns:
             self.counters.add(opened.step)
         self._heard_ns = self._clock.mono_ns()
-        self._how = f"{opened.how}, {asked} notifications are sent again" if asked else opened.how
-        if opened.created and before_ns:
-            lost = [item.handle for one in opened.created for item in one.items]
-            if lost:
-                self._backfill.missed(lost, before_ns)
-            if self._settings.learns_tags and len(self._names) == len(self._settings.tags):
-                # Tags that a former process had learnt by other rules: which they were is not known any more.
-                now = self._clock.wall_ns()
-                self._ledger.note(Gap(Reason.DISCONNECTED, device_of(self.name), "", (), before_ns, now, None))
-            if any(one.events for one in opened.created):
-                self._note(Reason.DISCONNECTED, self._events.names, before_ns)
-        self._events.begin(self._link.items.events.unfiltered)
-        self._batches = iter(self._bad_rows())
-        assert self._link.session is not None
-        has = self._link.session.outstanding + self._link.session.waiting
-        self._to_arm = max(OUTSTANDING_MIN, 2 * len(subscriptions)) - has
+        self._how = f"{opened.how}, {len(self._due)} notifications are sent again" if self._due else opened.how
+        if before_ns:
+            self._lost_with(opened.created, before_ns)
+        self._events.begin(items.events.unfiltered)
+        self._batches = iter(self._beside.bad(items))
+        has = session.outstanding + session.waiting
+        self._to_arm = max(OUTSTANDING_MIN, 2 * len(items.subscriptions)) - has
         if not self._due:
             self._arm()
 
-    async def _describe(self, waits: bool) -> None:
-        link = self._link
-        assert link.session is not None and link.items is not None
-        tags = list(zip(self._make.tag_ids.tolist(), link.items.nodes, strict=False))  # events have none
-        await self._describer.start(link.session, link.state.server_start, tags, waits=waits)
-
-    async def _begin_backfill(self) -> None:
-        assert self._link.session is not None
-        if await self._backfill.start(self._link):
-            self._log.info("what was missed is looked for in the server's history")
+    def _lost_with(self, created: Sequence[Subscription], before_ns: int) -> None:
+        """Instead of these subscriptions there were others, heard of last about `before_ns`."""
+        lost = [item.handle for one in created for item in one.items]
+        if lost:
+            self._backfill.missed(lost, before_ns)
+        if created and self._settings.learns_tags and len(self._known.names) == len(self._settings.tags):
+            # Tags that a former process had learnt by other rules: which they were is not known any more.
+            self._losses.disconnected((), before_ns)
+        if any(one.events for one in created):
+            self._losses.disconnected(self._events.names, before_ns)
 
     def _check_upkeep(self) -> None:
         try:
@@ -394,6 +321,9 @@ class OpcUaSource:
         self._due.extend(_Ask(subscription_id, number) for number in step.ask)
         if step.lost:
             self._missed(subscription_id, step.lost)
+
+    def _missed(self, subscription_id: int, count: int) -> None:
+        self._losses.missed(subscription_id, count, self._streams.newest_of(subscription_id))
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -413,17 +343,17 @@ class OpcUaSource:
         if self._events.take_refresh(self._clock.mono_ns()):
             await link.items.events.refresh()
         retry_s = link.items.retry_in_s()
-        wait_s = self._patience_s(link.session, link.items.keep_alive_s)
+        wait_s = self._silence.patience_s(link, self._heard_ns)
         try:
             async with asyncio.timeout(wait_s if retry_s is None else min(wait_s, retry_s)):
                 body = await link.session.response()
         except TimeoutError:
             if retry_s is None or retry_s > wait_s:
-                self._silent(SILENCE_KEEP_ALIVES * link.items.keep_alive_s)
-            await self._created(await link.retry())
+                raise self._silence.broken(link) from None
+            await self._known.created(link, await link.retry())
             body = None
         if body is None:
-            return chain(self._batches, self._bad_rows())  # what has arrived meanwhile comes first
+            return chain(self._batches, self._beside.bad(link.items))  # what has arrived meanwhile comes first
         self._to_arm += 1
         return self._open_response(body)
 
@@ -500,25 +430,6 @@ class OpcUaSource:
             response.events, response.skipped = [], 1  # there is nothing more in them
         return self._notifications.batches(body, response)
 
-    def _from_history(self) -> Batch | None:
-        """One batch of what was missed, between two notifications."""
-        found = self._backfill.take()
-        return None if found is None else self._make.of_history(*found)
-
-    def _from_heartbeat(self) -> Batch | None:
-        late = self._upkeep.heartbeat.take() if self._upkeep.heartbeat is not None else []
-        return self._make.of_late(late) if late else None
-
-    def _bad_rows(self) -> list[Batch]:
-        """One row for each tag that has just turned out bad."""
-        assert self._link.items is not None
-        bad = list(self._link.items.take_changed())
-        if self._upkeep.heartbeat is not None:
-            self._upkeep.heartbeat.bad(bad)
-        rows = [(int(self._make.tag_ids[item]), status) for item, status in bad]
-        rows += ((int(self._events.tag_ids[item]), status) for item, status in self._link.items.events.take_changed())
-        return self._make.of_bad(rows)
-
     def _arm(self) -> None:
         """Sends the PublishRequests that are due, some together; what may be acknowledged goes with the first."""
         assert self._link.session is not None
@@ -536,33 +447,6 @@ class OpcUaSource:
             return
         raise NotConnected(f"{self._settings.opcua}: publishing ended: {status_name(status)}")
 
-    def _patience_s(self, session: PublishSession, keep_alive_s: float) -> float:
-        """How long nothing may come; not long where a subscription that was taken over has yet to show that it works.
-
-        Raises NotConnected where one of several has not.
-        """
-        if not self._unproven:
-            silent_s = (self._clock.mono_ns() - self._heard_ns) / 1e9
-            return max(keep_alive_s * SILENCE_KEEP_ALIVES - silent_s, SILENCE_LEFT_S)
-        if self._proof_by_ns is None:
-            self._proof_by_ns = self._clock.mono_ns() + int((keep_alive_s + PROOF_S) * 1e9)
-        left_s = (self._proof_by_ns - self._clock.mono_ns()) / 1e9
-        if left_s <= 0 and not session.waiting:
-            self._silent(keep_alive_s + PROOF_S)
-        return max(left_s, 0.0)
-
-    def _silent(self, waited_s: float) -> None:
-        if not self._unproven:
-            silence = f"{self._settings.opcua}: no publish response for {waited_s:.0f} s"
-            assert self._link.session is not None
-            self._link.session.lose(silence)  # not closed, which may arrive late: what it has is wanted
-            raise NotConnected(silence)
-        self._link.forget()
-        raise NotConnected(
-            f"{self._settings.opcua}: the server handed over subscription {min(self._unproven)} and sends nothing of "
-            f"it; new ones are made"
-        )
-
     def _not_ours(self, response: PublishResponse) -> None:
         self._link.forget()
         raise NotConnected(
@@ -570,29 +454,6 @@ class OpcUaSource:
             f"{response.subscription_id} does not belong here; new subscriptions are made"
         )
 
-    def _missed(self, subscription_id: int, count: int) -> None:
-        self.counters.add("missed_notifications", count)
-        self._log.warning(
-            "subscription %d: %d notifications are lost, the server no longer has them", subscription_id, count
-        )
-        self._note(Reason.MISSED, (), self._streams.newest_of(subscription_id))
-
-    def _overflown(self, count: int, tags: tuple[str, ...], from_ns: int, to_ns: int) -> None:
-        self.counters.add("queue_overflows", count)
-        self._note(Reason.QUEUE_OVERFLOW, tags, from_ns, to_ns)
-
-    def _note(self, reason: Reason, tags: tuple[str, ...], from_ns: int = 0, to_ns: int = 0) -> None:
-        now = self._clock.wall_ns()
-        since_ns = from_ns or self._notifications.arrival_ns or now
-        self._ledger.note(Gap(reason, device_of(self.name), "", tags, since_ns, to_ns or now, None))
-
 
 def _raised(error: NotConnected) -> Batch:
     raise error
-
-
-def _tags(device: str, settings: OpcUaDevice, start: int, stop: int, labels: Mapping[str, Labels]) -> Iterator[Tag]:
-    """From the handle `start` on."""
-    for name, tag in islice(settings.tags.items(), start, stop):
-        own = labels.get(name, ())
-        yield Tag(device, name, unit=tag.unit, scale=tag.scale, offset=tag.offset, deadband=tag.deadband, labels=own)

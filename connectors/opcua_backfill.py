@@ -96,8 +96,8 @@ class Backfill:
         self._room.set()
         return self._waiting.popleft()
 
-    async def start(self, link: Link) -> bool:
-        """Begins with what was missed, now or by a former process. False: there is nothing to do."""
+    async def start(self, link: Link) -> None:
+        """Begins with what was missed, now or by a former process, where something was."""
         self._link = link
         if not self.open:
             everything = range(len(self._names))
@@ -105,10 +105,10 @@ class Backfill:
                 after_ns = np.full(len(self._names), start, dtype=np.int64)
                 self.open.append(Gap(everything, after_ns, end, end))
         if not self.open:
-            return False
+            return
+        self._log.info("what was missed is looked for in the server's history")
         await self._save(link)
         self._task = asyncio.create_task(self._run(link), name=f"history {self._name}")
-        return True
 
     async def stop(self) -> None:
         """Idempotent."""

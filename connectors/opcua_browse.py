@@ -118,24 +118,24 @@ async def session(
         client = ResumingClient(reverse.endpoint if reverse else url, TIMEOUT_S, None, _log, calls)
         opened = client.uaclient.session = PublishSession(client.uaclient, SystemClock(), TIMEOUT_S)
         try:
-            await secure(client, data_dir, access)
-            await client.connect()
+            await _connect(client, url, data_dir, access)
             opened.request_bytes_max = client.request_bytes_max
-        except ua.UaStatusCodeError as error:
-            client.disconnect_socket()
-            raise NotConnected(f"{url}: {refusal(error) or error}") from error
-        except (OSError, TimeoutError, ua.UaError) as error:
-            client.disconnect_socket()
-            raise NotConnected(f"{url}: {str(error) or f'no answer within {TIMEOUT_S:g} s'}") from error
-        except BaseException:
-            client.disconnect_socket()
-            raise
-        try:
             yield client
         except (ServiceError, DecodeError, TimeoutError, OSError, ua.UaError) as error:
             raise NotConnected(f"{url}: {reason(error)}") from error
         finally:
-            await client.disconnect()
+            await client.leave()
+
+
+async def _connect(client: ResumingClient, url: str, data_dir: Path, access: Access) -> None:
+    """Raises NotConnected, Permanent."""
+    try:
+        await secure(client, data_dir, access)
+        await client.connect()
+    except ua.UaStatusCodeError as error:
+        raise NotConnected(f"{url}: {refusal(error) or error}") from error
+    except (OSError, TimeoutError, ua.UaError) as error:
+        raise NotConnected(f"{url}: {str(error) or f'no answer within {TIMEOUT_S:g} s'}") from error
 
 
 @asynccontextmanager

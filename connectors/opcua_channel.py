@@ -21,6 +21,7 @@ MESSAGE: Final = b"MSGF"
 _SECURE: Final = struct.Struct("<4sIII")  # MESSAGE, size of it all, channel id, token id
 _SEQUENCE: Final = struct.Struct("<II")  # sequence number, request id
 HEADERS: Final = _SECURE.size + _SEQUENCE.size
+_NOT_SECURED: Final = ua.MessageSecurityMode.None_
 SEQUENCE_MAX: Final = 2**32 - 1024
 """From here on the sequence numbers may begin again (Part 6, 6.7.2.4): asyncua's matter."""
 
@@ -37,7 +38,7 @@ class Channel(UASocketProtocol):
         """A request as it goes over the wire."""
         connection = self._connection
         size, number = HEADERS + len(body), connection._sequence_number + 1
-        plain = connection.security_policy.Mode == ua.MessageSecurityMode.None_
+        plain = connection.security_policy.Mode == _NOT_SECURED
         if not plain or size > connection._limits.max_send_buffer or number > SEQUENCE_MAX:
             return connection.message_to_binary(body, cast(MessageType, MessageType.SecureMessage), request_id)
         connection._sequence_number = number
@@ -49,11 +50,13 @@ class Channel(UASocketProtocol):
         if self.receive_buffer:
             data = self.receive_buffer + data
             self.receive_buffer = None
-        at = 0
-        while end := self._whole_message(data, at):
+        at, size = 0, len(data)
+        while at < size:
+            end = self._whole_message(data, at)
+            if not end:
+                self._process_received_data(data[at:] if at else data)
+                return
             at = end
-        if at < len(data):
-            self._process_received_data(data[at:] if at else data)
 
     def _whole_message(self, data: bytes, at: int) -> int:
         """Takes the message at `at` where it is a plain one: its end. Else 0, and nothing has changed."""
@@ -69,9 +72,12 @@ class Channel(UASocketProtocol):
         ours = channel == current.ChannelId and token == current.TokenId
         if not whole or not ours or connection._incoming_parts:
             return 0
-        opened = self._opened(data[at:end])
-        if len(opened) < _SEQUENCE.size:
-            return 0
+        if connection.security_policy.Mode == _NOT_SECURED:
+            opened = data[at + _SECURE.size : end]
+        else:
+            opened = self._opened(data[at:end])
+            if len(opened) < _SEQUENCE.size:
+                return 0
         number, request_id = _SEQUENCE.unpack_from(opened)
         if number != before + 1 or request_id not in self._callbackmap:
             return 0
@@ -94,14 +100,10 @@ class Channel(UASocketProtocol):
 
     def _opened(self, chunk: bytes) -> bytes:
         """Sequence header and body, verified and decrypted (Part 6, 6.7.2.4); empty where it has to be looked into."""
-        secured = chunk[_SECURE.size :]
-        policy = self._connection.security_policy
-        if policy.Mode == ua.MessageSecurityMode.None_:
-            return secured
-        crypto: Any = policy.symmetric_cryptography  # its methods have no types
+        crypto: Any = self._connection.security_policy.symmetric_cryptography  # its methods have no types
         crypto.use_prev_key = False
         try:
-            plain = crypto.decrypt(secured)
+            plain = crypto.decrypt(chunk[_SECURE.size :])
             signed = len(plain) - crypto.vsignature_size()
             crypto.verify(chunk[: _SECURE.size] + plain[:signed], plain[signed:])
         except (InvalidSignature, ValueError):  # under the key before, or damaged: asyncua finds out

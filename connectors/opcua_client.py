@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,6 +23,9 @@ from pipelines.errors import Permanent
 
 OAEP_BYTES: Final = 66
 """Of each encrypted block that are not content (RFC 8017, 7.1.1: with SHA-256, the largest of the policies)."""
+
+LEAVE_S: Final = 1.0
+"""For the end of a session whose server may be gone."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,31 @@ class SecureClient(Client):
         with over(self.network):
             await super().connect_socket()
 
+    async def leave(self) -> bool:
+        """Ends session, channel and connection, as far as there are any. False: the server may still have the session.
+
+        Also after a `connect` that failed or was cancelled; never raises on its own.
+        """
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await self.disconnect()
+        except (TimeoutError, OSError, ua.UaError) as error:
+            logging.getLogger(__name__).debug("the session was not closed in order: %s", error)
+            return False
+        finally:
+            self.disconnect_socket()
+        return True
+
     async def create_session(self) -> ua.CreateSessionResult:
-        response = await super().create_session()
+        """Cancelled, it waits a little for the answer: `leave` can only end a session that it knows of."""
+        creating = asyncio.ensure_future(super().create_session())
+        try:
+            response = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await asyncio.wait([creating], timeout=LEAVE_S)
+            creating.cancel()
+            await asyncio.gather(creating, return_exceptions=True)
+            raise
         if self.discovered is not None:
             check_unchanged(self.discovered, response.ServerEndpoints)
         if self.check_certificate and self.security_policy.peer_certificate:

@@ -45,7 +45,6 @@ from pipelines.counters import Counters
 from pipelines.errors import Corrupt, NotConnected, Permanent
 from pipelines.tags import device_of
 
-CLOSE_S: Final = 1.0
 SESSION_OUTLIVES_MS: Final = 30_000
 
 
@@ -244,14 +243,7 @@ class Link:
         holds, self._holds = self._holds, False
         ended = not session.lost and not session.keep_session
         own = KeptSession.of(client)
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await client.disconnect()
-        except (TimeoutError, OSError, ua.UaError) as error:
-            ended = False
-            self._log.debug("the session was not closed in order: %s", error)
-        finally:
-            client.disconnect_socket()
+        ended = await client.leave() and ended
         if not holds:
             self._kept = client.kept
             return

@@ -62,17 +62,17 @@ class Notifications:
 
         One without rows is acknowledged, where it has a number, when this is called; one with rows by the batches.
         """
-        if response.rows:
-            return self._batches_of(body, response)
+        if rows := response.rows:
+            return self._batches_of(body, response, rows)
         if response.numbered:
             self.streams.acknowledge(response.subscription_id, response.sequence_number)
         return iter(())
 
-    def _batches_of(self, body: bytes, response: PublishResponse) -> Iterator[Batch]:
+    def _batches_of(self, body: bytes, response: PublishResponse, left: int) -> Iterator[Batch]:
         arrival_ns, clock = self.clock.wall_ns(), self.clock.state  # in this order: see Clock.state
         if self.overlap is not None and self.overlap.is_over:
             self.overlap = None
-        if response.rows < RUN_MIN and not response.events and self._plain():
+        if left < RUN_MIN and not response.events and self._plain():
             yield self._few(body, response, arrival_ns, clock)
             self.arrival_ns = arrival_ns
             return
@@ -81,7 +81,7 @@ class Notifications:
             if parts:
                 yield PAUSE
             parts.append(rows)
-        left, number, some = response.rows, 0, False
+        number, some = 0, False
         while parts:
             tag, columns, newest_ns, read = parts.popleft()
             left -= read
@@ -106,9 +106,13 @@ class Notifications:
     def _few(self, body: bytes, response: PublishResponse, arrival_ns: int, clock: ClockState) -> Batch:
         """A whole message, without numpy."""
         rows, extra = decode_few(body, response, arrival_ns)
-        if (largest := max([row[0] for row in rows])) >= len(self.names):
-            raise DecodeError(f"client handle {largest} was never given to the server")
-        if overflown := [row for row in rows if row[3] & OVERFLOW_BITS == OVERFLOW_BITS]:
+        known, overflown = len(self.names), []
+        for row in rows:
+            if row[0] >= known:
+                raise DecodeError(f"client handle {row[0]} was never given to the server")
+            if row[3] & OVERFLOW_BITS == OVERFLOW_BITS:
+                overflown.append(row)
+        if overflown:
             handles, times, *_ = zip(*overflown, strict=True)
             self._values_overflown(np.array(handles, np.uint32), np.array(times, np.int64))
         self.backfill.live_few(rows)

@@ -121,8 +121,7 @@ class Servers:
     async def close(self) -> None:
         """Idempotent."""
         standby, self._standby = self._standby, {}
-        for stack, client in standby.values():
-            await _leave(stack, client)
+        await asyncio.gather(*(stack.aclose() for stack, _ in standby.values()))
 
     def _fittest(self, levels: Mapping[str, int]) -> str:
         """Highest service level; among equals the one in use, then the first."""
@@ -176,7 +175,7 @@ class Servers:
             self._log.debug("%s", error)
             self._levels.pop(url, None)
             if url in self._standby:
-                await _leave(*self._standby.pop(url))
+                await self._standby.pop(url)[0].aclose()
 
     async def _enter(self, url: str, stack: AsyncExitStack) -> Client:
         return await stack.enter_async_context(looking(url, Access.of(self._settings), self._data_dir))
@@ -200,12 +199,3 @@ async def fittest(settings: OpcUaDevice, data_dir: Path) -> str:
     """The server for one session. Raises like `Servers.choose`."""
     log = logging.LoggerAdapter(logging.getLogger(__name__), {})
     return await Servers(settings, data_dir, SystemClock(), log).choose()
-
-
-async def _leave(stack: AsyncExitStack, client: Client) -> None:
-    """Ends a session whose server may be gone."""
-    try:
-        async with asyncio.timeout(1.0):
-            await stack.aclose()
-    except (OSError, TimeoutError, ua.UaError):
-        client.disconnect_socket()

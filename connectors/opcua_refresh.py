@@ -5,7 +5,6 @@ that its address space has changed (GeneralModelChangeEventType, Part 3, 9.32.7)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from asyncua import ua
@@ -13,6 +12,7 @@ from asyncua import ua
 from connectors.opcua_binary import DecodeError
 from connectors.opcua_directory import Changes
 from connectors.opcua_items import MonitoredItems
+from connectors.opcua_known import KnownTags
 from connectors.opcua_link import Link
 from connectors.opcua_requests import ServiceError
 from connectors.opcua_resume import Log, reason
@@ -33,29 +33,16 @@ GONE: Final = ua.StatusCodes.BadNodeIdUnknown
 
 
 class Refresh:
-    """`start` for each session, `stop` at its end.
+    """`start` for each session, `stop` at its end."""
 
-    `learnt` is called, until it is False, before items for new tags are created, and `created` with their handles
-    when they are there.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        settings: OpcUaDevice,
-        clock: Clock,
-        log: Log,
-        learnt: Callable[[], bool],
-        created: Callable[[range], Awaitable[None]],
-    ) -> None:
+    def __init__(self, name: str, settings: OpcUaDevice, clock: Clock, log: Log, known: KnownTags) -> None:
         self.fault = ""
         self._name = name
         self._every_s = (settings.select.refresh if settings.select else REFRESH) / 1e9
         self._wanted = settings.learns_tags
         self._clock = clock
         self._log = log
-        self._learnt = learnt
-        self._created = created
+        self._known = known
         self._changed = asyncio.Event()
         self._watched: set[int] = set()  # ids of subscriptions that have the item; no other events come in them
         self._task: asyncio.Task[None] | None = None
@@ -115,15 +102,14 @@ class Refresh:
             return
         assert link.session is not None
         self._log.info("%d new tags, %d are gone, %d are back", len(changes.new), len(changes.gone), len(changes.back))
-        while self._learnt():  # noqa: ASYNC110  other tasks get a turn, nothing is waited for
-            await asyncio.sleep(0)
+        await self._known.learn(link.directory)
 
         async def change(items: MonitoredItems) -> None:
             await items.remove(changes.gone, GONE, "its node is no longer there, or no longer selected")
             await items.create_missing(again=changes.back)
 
         await link.with_items(change)
-        await self._created(changes.new)
+        await self._known.created(link, changes.new)
         link.session.nudge()
 
     async def _wait(self, seconds: float) -> None:

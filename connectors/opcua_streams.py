@@ -131,13 +131,13 @@ class Streams:
         if stream is None:
             return Step(foreign=True)
         number, expected = response.sequence_number, stream.next
-        takes = response.numbered
+        takes = response.changes or response.numbered  # the first is quicker, and most have some
         missing = 0
         if expected is not None and number != expected:
             missing = _steps_ahead(expected, number)
             if not missing:
                 late = distance(number, expected) <= LATE_MAX
-                return Step(late=late and takes, foreign=not late)
+                return Step(late=late and bool(takes), foreign=not late)
         stream.next = following(number) if takes else number
         if not missing and not stream.unlisted:
             return _PLAIN

@@ -7,7 +7,6 @@ long as the session lasts.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,7 +31,6 @@ BAD_ARGUMENTS_MISSING: Final = 0x8076_0000
 BAD_TOO_MANY_ARGUMENTS: Final = 0x80E5_0000
 CURRENT_WRITE: Final = 0x02
 """Bit of AccessLevel and UserAccessLevel (Part 3, 8.57)."""
-CLOSE_S: Final = 2.0
 ENUMERATION: Final = ua.NodeId(ua.Int32(ua.ObjectIds.Enumeration))
 
 _OF_THE_SESSION: Final = frozenset(
@@ -103,11 +101,7 @@ class OpcUaWriter:
         self._types.clear()
         self._arguments.clear()
         stack, self._stack = self._stack, AsyncExitStack()
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await stack.aclose()
-        except (OSError, TimeoutError, ua.UaError):
-            return  # the server closes it by itself
+        await stack.aclose()
 
     @asynccontextmanager
     async def _asking(self) -> AsyncIterator[Client]:

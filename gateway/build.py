@@ -10,6 +10,7 @@ from socket import socket
 from typing import Final
 
 from connectors import SINKS, SOURCES, load
+from connectors.kafka_settings import KafkaTarget
 from connectors.mqtt_settings import LocalBroker, MqttTarget
 from connectors.payload import Identity, make_format
 from gateway.app import App, Parts
@@ -257,7 +258,7 @@ def _sessions(
 ) -> Iterable[tuple[str, Settings, Mapping[str, RouteSettings]]]:
     """What stands behind the destination's name, its settings, its routes: ("", the destination), one more for each
     other order of paths that routes name, and where it has one, (LOCAL, its broker on site)."""
-    if isinstance(target, MqttTarget) and target.paths:
+    if isinstance(target, MqttTarget | KafkaTarget) and target.paths:
         for number, order in enumerate(orders := _orders(target, routes)):
             its = orders[order]
             settings = target.by(order, any(how.fast for how in its.values()), first=not number)
@@ -268,7 +269,9 @@ def _sessions(
         yield LOCAL, target.at_local(target.local), routes
 
 
-def _orders(target: MqttTarget, routes: Mapping[str, RouteSettings]) -> dict[tuple[str, ...], dict[str, RouteSettings]]:
+def _orders(
+    target: MqttTarget | KafkaTarget, routes: Mapping[str, RouteSettings]
+) -> dict[tuple[str, ...], dict[str, RouteSettings]]:
     """Paths in the order of preference -> the routes that take them so; the file's own order first if any does."""
     found: dict[tuple[str, ...], dict[str, RouteSettings]] = {}
     everything = tuple(target.paths)

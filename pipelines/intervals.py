@@ -48,7 +48,11 @@ class Intervals:
         """Every integer of [start, end) is in the set. Empty ranges are allowed."""
         if start >= end:
             return
-        if self._ends and self._ends[-1] == start:  # what a lane does for each batch
+        if not self._ends or self._ends[-1] < start:  # what a lane does for each batch, this or the next
+            self._starts.append(start)
+            self._ends.append(end)
+            return
+        if self._ends[-1] == start:
             self._ends[-1] = end
             return
         first = bisect_left(self._ends, start)

@@ -7,7 +7,7 @@ Constraints, first to last:
 3. It never takes more disk than it was given, and a full disk shows where room is reserved, not where data is written.
 4. Nobody waits for it but the one who appends the batch that needs a new segment.
 
-How: a segment (`pipelines.segment`) is reserved in full when it is made. `roll` seals and syncs the old one, then
+How: a segment (`pipelines.segment`) is reserved in full when it is made. The old one is sealed and synced, then `roll`
 makes, syncs and names the new one (its folder is synced), and only then a batch goes into it: so only the last segment
 can have a torn end. A start never continues an old segment: it cuts the torn end off and rolls. A damaged segment is
 renamed to `.broken`; what is whole in it is read like any other, and the file stays as evidence until its room is
@@ -25,6 +25,7 @@ import errno
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -59,8 +60,8 @@ INDEXED_MAX: Final = 4
 """Sealed segments whose index is kept in memory; the others' are read again when they are needed."""
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
 """The process's trouble; anything else is the file's own (bad sector, permission, no file), and stays."""
-_KEPT_BY_OTHERS = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EISDIR, errno.ENOTEMPTY)
-"""Why one file may be neither renamed nor removed while the disk is sound."""
+_KEPT_BY_OTHERS = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EISDIR, errno.ENOTEMPTY, errno.ENOENT)
+"""Why one file may be neither renamed nor removed while the disk is sound (ENOENT: somebody else removed it)."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -187,11 +188,10 @@ class Journal:
             self._never_twice(self.active.writer.sync)
 
     def roll(self, size: int, created_ns: int, first: int) -> None:
-        """Waits for the disk. Seals the segment that is written, and makes one with room for `size` bytes.
+        """Waits for the disk. Makes the next segment, with room for `size` bytes; none is written any more (`sealing`).
 
-        Raises NoRoom (then there is none that is written) or Poisoned.
+        Raises NoRoom or Poisoned.
         """
-        self.seal()
         writer, number = self._created(size, created_ns)
         self._never_twice(lambda: self.files.sync_folder(self.folder))
         self.origins = writer.tables.origins
@@ -219,9 +219,15 @@ class Journal:
                 raise Poisoned(f"{writer.path} cannot be made: {error.strerror or error}") from error
             return writer, number
 
-    def seal(self) -> None:
-        """Waits for the disk. After it, nothing is written but by `roll`. Raises Poisoned."""
+    def sealing(self) -> Callable[[], None]:
+        """Nothing more is appended before `roll`: decided here, on the event loop, because `append` is called there.
+
+        What is returned waits for the disk: it seals the segment that was written. Raises Poisoned.
+        """
         segment, self.active = self.active, None
+        return partial(self._seal, segment)
+
+    def _seal(self, segment: Segment | None) -> None:
         if segment and segment.writer:
             writer = segment.writer
             self._never_twice(writer.seal)
@@ -278,7 +284,7 @@ class Journal:
 
     def between(self, low: int, high: int) -> list[tuple[Segment, int, int]]:
         """The segments with seqs in [low, high), each with its part of that."""
-        active = self.active  # a thread may be sealing it
+        active = self.active
         if active and active.first <= low < high <= active.end:  # as a rule
             return [(active, low, high)]
         at = max(bisect_right(self.segments, low, key=lambda segment: segment.first) - 1, 0)

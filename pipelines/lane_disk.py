@@ -171,7 +171,7 @@ class DiskLane:
             if self._poisoned is None:
                 async with self._writing:
                     await self._group()
-                    await self._worker.change(self._journal.seal)
+                    await self._worker.change(self._journal.sealing())
                     await self._save_origins()
         except Poisoned as error:
             self._fail(error)

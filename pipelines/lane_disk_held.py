@@ -40,8 +40,9 @@ class Held:
         segment = self._journal.segment_of(first[0]) if first else None
         if first is None or segment is None:
             return None
-        content = segment.content  # as far as it is in memory
-        return content.index.received_ns[content.index.between(*first).start] if content else segment.first_ns
+        index = segment.content.index if segment.content else Index()  # as far as it is in memory, and can be read
+        at = index.between(*first).start
+        return index.received_ns[at] if at < len(index) else segment.first_ns
 
     def recent(self, offset: int) -> Batch | None:
         """A batch that is in memory."""

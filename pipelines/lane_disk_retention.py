@@ -81,7 +81,7 @@ class Retention:
         if wanted > self._limits.bytes_max or self._clock.mono_ns() < self._no_room_until_ns:
             return False
         if self._journal.active:
-            await self._worker.change(self._journal.seal)
+            await self._worker.change(self._journal.sealing())
         while self._journal.bytes + wanted > self._limits.bytes_max:
             if not await self._drop_one():
                 return False
@@ -104,7 +104,7 @@ class Retention:
         now_ns = self._clock.mono_ns()
         active = self._journal.active
         if active and active.pending_batches and active.began_ns < now_ns - self._limits.max_age_ns // AGES_MIN:
-            await self._worker.change(self._journal.seal)
+            await self._worker.change(self._journal.sealing())
         while expired := await self._indexed(partial(self._untouched_since, now_ns - self._limits.max_age_ns)):
             self._counters.add("expired_rows", expired.pending_rows)
             self._held.drop(expired, Reason.EXPIRED)

@@ -200,7 +200,11 @@ class _Intake:
         left = _through(self._stages, batch)
         if left is not None:
             for route, lanes in self._promptly:
-                if to := [one for one in lanes if not one[1].behind or not _has(one, batch)]:
+                to = []
+                for one in lanes:
+                    if not one[1].behind or not _has(one, batch):
+                        to.append(one)
+                if to:
                     route.put(left, to)
         self._seen.append((batch.number, [] if left is None else [left]))
 

@@ -114,6 +114,13 @@ class SinkSuite:
         )
         assert first["seq"] == ROWS
 
+    async def test_a_batch_without_a_row_is_delivered_as_it_is(self, fixture: Fixture) -> None:
+        """A lane has such where a damaged segment no longer says what its tags are: it keeps nothing behind it back."""
+        await fixture.connect()
+        await fixture.write(fixture.batch(0))
+        await fixture.write(fixture.batch(1), fixture.batch(0), fixture.batch(1))
+        assert await fixture.received_all() == [0, 1]
+
     async def test_writes_in_flight_keep_their_order(self, fixture: Fixture) -> None:
         """As many writes as the sink allows, started one after the other: delivered in that order."""
         await fixture.connect()

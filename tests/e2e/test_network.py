@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import made
-from tests.e2e.consumers import Subscriber, check_ticks, without_repeats
+from tests.e2e.consumers import Subscriber, check_ticks, read_topic, without_repeats
 from tests.e2e.gateway_process import Gateway
 from tests.services.asyncua_server import AsyncuaServer
 from tests.services.far import FarKafka, FarMosquitto
@@ -112,23 +112,13 @@ def test_the_other_path_is_taken(
     again; then the interface of the other goes down. On both routes every tick arrives."""
     machine, broker = milo([GROUP]), at_far(FarMosquitto(paths))
     url = f"mqtt://{paths.address}:{broker.port}"
-    ways = {name: {"bind": paths.links[name].device, "dscp": dscp} for name, dscp in (("a", "EF"), ("b", "AF31"))}
     gateway = Gateway(
-        devices={
-            "press": {
-                "opcua": machine.url,
-                "security": "none",
-                "every": f"{GROUP.period_ms}ms",
-                "sampling": "0ms",
-                "queue": 300,
-                "tags": {f"v{index}": node_id for index, node_id in enumerate(GROUP.node_ids())},
-            }
-        },
+        devices={"press": _press(machine)},
         send={
             "alarms": {"from": "*", "to": "plant", "fast": True},
             "history": {"from": "*", "to": "plant", "paths": ["b", "a"]},
         },
-        to={"plant": {"mqtt": url, "paths": ways, "hold": "1s"}},
+        to={"plant": {"mqtt": url, "paths": _ways(paths), "hold": "1s"}},
     )
     fast, bulk = "plant", "plant@b+a"
 
@@ -155,16 +145,84 @@ def test_the_other_path_is_taken(
         _go_on(gateway)
         paths.plug("b")
         gateway.wait_for(way(bulk, "b"), "the other route by its first path again")
-        last = machine.stop_ticking()["v"]
-        gateway.wait_for(
-            lambda: gateway.metric("gateway_source_rows_total", "press") >= GROUP.count * (last + 1), "all"
-        )
-        gateway.wait_for(lambda: all(lane["pending_rows"] == 0 for lane in gateway.health()["lanes"]), "empty lanes")
-        assert gateway.gaps() == []
-        assert gateway.end() == 0
+        last = _stopped(machine, gateway)
         received = without_repeats(subscriber.all_messages())
     for route in ("alarms", "history"):
         check_ticks([message for message in received if message["stream"] == route], "press", GROUP, last)
+
+
+def test_kafka_takes_the_other_path(paths: Paths, milo: Callable[..., Milo], at_far: Callable[[Any], Any]) -> None:
+    """As above. Two sessions of an exactly-once destination do not shut one another out, and every tick is there once;
+    with at-least-once every tick is there; an idle session goes the same ways."""
+    machine, kafka = milo([GROUP]), at_far(FarKafka(paths))
+    exactly = {"kafka": kafka.bootstrap, "topic": "{route}", "paths": _ways(paths), "hold": "1s"}
+    at_least = {**exactly, "delivery": "at-least-once"}
+    gateway = Gateway(
+        devices={"press": _press(machine)},
+        send={
+            "alarms": {"from": "*", "to": "plant", "fast": True},
+            "history": {"from": "*", "to": "plant", "paths": ["b", "a"]},
+            "copies": {"from": "*", "to": "copy"},
+            "quiet": {"from": "*", "to": "idle", "steps": [{"deadband": 1e12}]},
+        },
+        to={"plant": exactly, "copy": at_least, "idle": at_least},
+    )
+    prefer_a, prefers_b = ("plant", "copy", "idle"), "plant@b+a"
+
+    def by(name: str, *destinations: str) -> Callable[[], bool]:
+        server = f"{kafka.bootstrap} ({name})"
+        return lambda: all(gateway.component(each).get("server") == server for each in destinations)
+
+    with gateway:
+        gateway.wait_for(by("a", *prefer_a), "these by their first path")
+        gateway.wait_for(by("b", prefers_b), "the other one by its own")
+        gateway.wait_for(lambda: min(_delivered(gateway)) >= GROUP.count, "first values")
+        machine.go(0)
+        _go_on(gateway)
+        paths.links["a"].cut()
+        gateway.wait_for(by("b", *prefer_a, prefers_b), "all by one path")
+        assert "(a)" in next(iter(gateway.component("plant")["faults"]))
+        assert gateway.metric("gateway_path_works", "plant/a") == 0
+        _go_on(gateway)
+        assert gateway.metric("gateway_path_rtt_seconds", "plant/b") > 0
+        paths.links["a"].mend()
+        gateway.wait_for(by("a", *prefer_a), "these by their first path again")
+        _go_on(gateway)
+        paths.pull("b")
+        gateway.wait_for(by("a", prefers_b), "the other one by its second path")
+        _go_on(gateway)
+        paths.plug("b")
+        gateway.wait_for(by("b", prefers_b), "the other one by its first path again")
+        last = _stopped(machine, gateway)
+    received = {route: read_topic(kafka.bootstrap, route) for route in ("alarms", "history", "copies")}
+    received["copies"] = without_repeats(received["copies"])
+    for messages in received.values():
+        check_ticks(messages, "press", GROUP, last)
+
+
+def _press(machine: Milo) -> dict[str, Any]:
+    return {
+        "opcua": machine.url,
+        "security": "none",
+        "every": f"{GROUP.period_ms}ms",
+        "sampling": "0ms",
+        "queue": 300,
+        "tags": {f"v{index}": node_id for index, node_id in enumerate(GROUP.node_ids())},
+    }
+
+
+def _ways(paths: Paths) -> dict[str, Any]:
+    return {name: {"bind": paths.links[name].device, "dscp": dscp} for name, dscp in (("a", "EF"), ("b", "AF31"))}
+
+
+def _stopped(machine: Milo, gateway: Gateway) -> int:
+    """Ends both once everything is delivered: the last tick."""
+    last: int = machine.stop_ticking()["v"]
+    gateway.wait_for(lambda: gateway.metric("gateway_source_rows_total", "press") >= GROUP.count * (last + 1), "all")
+    gateway.wait_for(lambda: all(lane["pending_rows"] == 0 for lane in gateway.health()["lanes"]), "empty lanes")
+    assert gateway.gaps() == []
+    assert gateway.end() == 0
+    return last
 
 
 def _go_on(gateway: Gateway) -> None:

@@ -119,6 +119,19 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         await asyncio.sleep(0.001)
 
 
+async def test_no_name_of_a_tag_ends_the_session(mosquitto: Mosquitto, sinks: Any, tags: TagTable) -> None:
+    """What no topic can hold (MQTT 5 section 1.5.4) becomes `_`: Mosquitto hangs up because of such a topic, each time
+    that it is sent again; so nothing of any route would arrive any more."""
+    names = ["+", "Line\tA", "\x7f", "\u0085", "\ufdd0", "\U0001ffff", "/", "\ud800", "x" + "ä" * 40_000]
+    first, *_ = [tags.add(Tag("odd", name)) for name in names]
+    sink = sinks(mosquitto.url, topic="{tag}", format="value", status_topic=None)
+    await sink.connect()
+    async with Listener(mosquitto, "+") as listener:
+        await write(sink, doubles(len(names), 1, first))
+        topics = [message.topic for message in await listener.take(len(names))]
+    assert topics == ["_", "Line_A", "_", "_", "_", "_", "_", "_", "x" + "ä" * 32_767]
+
+
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 @pytest.mark.parametrize("qos", [0, 1])
 async def test_every_message_in_order(mosquitto: Mosquitto, sinks: Any, protocol: str, qos: int) -> None:

@@ -25,7 +25,7 @@ async def test_a_poor_server_works_and_health_says_what_it_lacks(
 ) -> None:
     """Live values; after a cut the session that goes on says nothing and is replaced, the gap is in the ledger."""
     monkeypatch.setattr(opcua_plan, "KEEP_ALIVE_NS", 300_000_000)
-    monkeypatch.setattr("connectors.opcua.PROOF_S", 0.5)
+    monkeypatch.setattr("connectors.opcua_silence.PROOF_S", 0.5)
     with made(Gopcua) as server:
         device = {"opcua": server.url, "security": "none", "every": "50ms", "tags": {TAG: server.node}}
         rig = Rig(tmp_path / "press", OpcUaDevice.model_validate({**device, "sampling": 0, "queue": 10}))

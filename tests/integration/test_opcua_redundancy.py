@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from asyncua import Server, ua
+from asyncua.client.ua_session import UaSession
 
 from connectors import opcua_redundancy
 from connectors.opcua import OpcUaSource
+from connectors.opcua_browse import session
+from connectors.opcua_security import Access
 from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_write import OpcUaWriter
 from pipelines.errors import NotConnected, Transient
@@ -151,3 +154,47 @@ async def test_a_killed_server_costs_a_gap_that_is_in_the_ledger(second: Server,
                 await asyncio.sleep(0.02)
         assert [gap.reason for gap in rig.notes] == [Reason.DISCONNECTED]
         await rig.stop()
+
+
+@pytest.mark.parametrize("request_type", [ua.CreateSessionRequest, ua.ActivateSessionRequest])
+async def test_a_look_that_is_cancelled_leaves_no_session(
+    node: NodeOpcua, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request_type: type
+) -> None:
+    """Cancelled while an answer is awaited that makes the session, or makes it usable."""
+    reached, send = asyncio.Event(), UaSession._send_request
+
+    async def sent(self: UaSession, request: object) -> object:
+        sending = asyncio.ensure_future(send(self, request))
+        await asyncio.sleep(0)
+        if isinstance(request, request_type):
+            reached.set()
+        return await sending
+
+    async def look() -> None:
+        async with session(node.url, Access(security=None), tmp_path):
+            pytest.fail("it was to be cancelled")
+
+    before = node.sessions_and_subscriptions()
+    monkeypatch.setattr(UaSession, "_send_request", sent)
+    looking = asyncio.create_task(look())
+    await within(reached.wait())
+    looking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(looking)
+    assert node.sessions_and_subscriptions() == before
+
+
+async def test_a_server_that_hangs_while_it_is_left(
+    node: NodeOpcua, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The connection is closed nevertheless, in time, and what was done with it counts."""
+    closing = asyncio.Event()
+
+    async def never(*_: object) -> None:
+        closing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(UaSession, "close_session", never)
+    async with session(node.url, Access(security=None), tmp_path) as client:
+        transport = client.uaclient.protocol.transport
+    assert closing.is_set() and transport.is_closing()

@@ -310,7 +310,7 @@ async def test_a_server_that_hands_over_and_sends_nothing_gets_new_subscriptions
 ) -> None:
     """Taken over, but nothing comes, not even a keep-alive: noticed before the usual silence, said, and replaced."""
     monkeypatch.setattr(opcua_plan, "KEEP_ALIVE_NS", 200_000_000)
-    monkeypatch.setattr("connectors.opcua.PROOF_S", 0.5)
+    monkeypatch.setattr("connectors.opcua_silence.PROOF_S", 0.5)
     plant = node_opcua_plant
     first = rig(plant.settings())
     counter = await begun(first, plant)
@@ -339,7 +339,7 @@ async def test_a_server_that_hands_over_badly_is_coped_with(
     or none at all: collection goes on within a few sessions, and what is missing is in the ledger."""
     monkeypatch.setattr(opcua_link.KeptSession, "anonymous", lambda _session, _timeout_ms: None)
     monkeypatch.setattr(opcua_plan, "KEEP_ALIVE_NS", 500_000_000)
-    monkeypatch.setattr("connectors.opcua.PROOF_S", 0.5)
+    monkeypatch.setattr("connectors.opcua_silence.PROOF_S", 0.5)
     plant = asyncua_plant
     first = rig(plant.settings())
     counter = await begun(first, plant)

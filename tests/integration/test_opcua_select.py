@@ -316,7 +316,7 @@ async def test_learnt_tags_outlive_the_process(server: Server, tmp_path: Path, m
         await second.has(5.0, "Kept.a")
         await node(server, "Kept.c").write_value(22.0)
         await second.has(22.0, "Kept.c")
-        assert second.source._names == ["Kept.b", "Kept.c", "Kept.a"]
+        assert second.source._known.names == ["Kept.b", "Kept.c", "Kept.a"]
         [taken] = second.source._link.state.subscriptions
         assert taken is not None and (taken.id, taken.model_changes) == (kept.id, kept.model_changes)
         assert [(item.handle, item.id) for item in taken.items][:2] == before

@@ -18,7 +18,7 @@ from connectors.modbus_url import Manners, parse_url
 from pipelines.clock import SystemClock
 from pipelines.counters import Counters
 from pipelines.errors import NotConnected
-from tests.unit.connectors.modbus_device import Answer, Device, read_pdu, registers, tcp_frame, until
+from tests.unit.connectors.modbus_device import Answer, Device, read_pdu, registers, tcp_frame, until, within
 
 TIMEOUT_NS = 60_000_000_000
 
@@ -172,6 +172,24 @@ async def test_the_most_careful_device_of_a_shared_connection_sets_the_pace() ->
         for request in device.requests[1:]:
             device.send(right(request))
         assert await reading == [registers(1), registers(2), registers(3)]
+
+
+async def test_a_time_out_of_one_unit_costs_another_neither_its_reply_nor_its_connection() -> None:
+    """Both are asked at the same time; the connection is given up only when nothing is under way on it."""
+    both = Manners(shared=True, pipeline=2)
+    async with users(nothing, both, both) as (device, (one, two)):
+        slow = asyncio.create_task(two.read(20))
+        await until(lambda: len(device.requests) == 1)
+        with within(one.link, 0.02):
+            assert await one.read(10) == [registers(0)]
+        again = asyncio.create_task(one.read(11))
+        assert await asyncio.wait([again, slow], timeout=0.05) == (set(), {again, slow})
+        device.send(right(device.requests[0]))
+        assert await slow == [registers(20)]
+        await until(lambda: len(device.requests) == 3)
+        device.send(right(device.requests[2]))
+        assert await again == [registers(11)]
+        assert device.connections == 2
 
 
 async def test_a_pause_is_kept_between_a_reply_and_the_next_request() -> None:

@@ -96,3 +96,17 @@ async def test_what_is_apart_is_read_first_and_alone() -> None:
         assert cycles[:2] == [["h7"], others]
         assert cycles.count(["h7"]) == cycles.count(others) == 4
         assert setup.source.counters.totals["overruns"] == 0
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_device_too_slow_for_one_period_is_asked_for_the_others_all_the_same(apart: bool) -> None:
+    """A class that is due again whenever its cycle ends, of a fast route or not, keeps no other from being read."""
+    tags = words(0) | every("10s", 1000) | every("1h", 2000)
+    async with started(Image(), tags=tags, apart=["h0"] if apart else []) as setup:
+        seen: list[str] = []
+        for _ in range(60):
+            seen += setup.rows(await setup.source.read())
+            setup.clock.now_ns += 2 * SECOND
+        assert set(seen[:4]) == {"h0", "h1000", "h2000"}
+        assert seen.count("h1000") == 12
+        assert seen.count("h2000") == 1

@@ -141,6 +141,22 @@ async def test_a_session_for_each_order_of_paths(tmp_path: Path) -> None:
         await lane.close()
 
 
+async def test_a_kafka_lane_is_in_one_session_only(tmp_path: Path) -> None:
+    """Whatever paths routes name: two producers with its transactional id would shut one another out."""
+    path = tmp_path / "gateway.yaml"
+    text = FILE.format(data_dir=tmp_path / "data", listen="null")
+    text = text.replace('mqtt: "mqtt://127.0.0.1:1883"', "kafka: k1, paths: {a: {dscp: EF}, b: {dscp: CS1}}")
+    path.write_text(text.replace("to: broker", "to: broker, paths: [b, a]", 1))
+    built_ = built(path)
+    assert [(sink.name, [lane.name for lane in sink.lanes], sink.info) for sink in built_.app.parts.sinks] == [
+        ("broker", ["hot"], "a not tried; b not tried"),
+        ("broker@b+a", ["all"], "b not tried; a not tried"),
+        ("other", ["energy"], ""),
+    ]
+    for lane in built_.app.parts.lanes:
+        await lane.close()
+
+
 async def test_each_start_numbers_on(file: Path) -> None:
     """`seq` begins at the data folder's instance count times 2^36."""
     for instance in (1, 2):

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from pipelines.gaps import Gap, Reason
 from pipelines.lane_disk import DiskLane, Limits
 from pipelines.lane_memory import SEQ_PER_INSTANCE
 from pipelines.tags import Tag, TagTable
-from tests.unit.pipelines.fakes import make_batch, settle, until
+from tests.unit.pipelines.fakes import WALL_NS, make_batch, settle, until
 
 Make = Callable[..., DiskLane]
 LIMITS = Limits(10**7, segment_bytes=20_000, fsync_every_ns=1_000_000)
@@ -507,12 +507,66 @@ async def test_what_is_too_old_goes_by_the_clock_that_never_steps(make: Make) ->
     assert lane.counters.totals["expired_rows"] == 2
 
 
+class Preempting(RealFiles):
+    """What a thread is to do is done in the middle of the event loop's next write, where there is one soon."""
+
+    def __init__(self) -> None:
+        self._waiting = deque[Callable[[], None]]()
+
+    async def offload(self, work: Callable[[], object]) -> object:
+        done = list[object]()
+        self._waiting.append(lambda: done.append(work()))
+        await settle(5)
+        self._begin()
+        return done[0]
+
+    def write(self, handle: int, position: int, data: bytes) -> None:
+        self._begin()
+        super().write(handle, position, data)
+
+    def _begin(self) -> None:
+        while self._waiting:
+            self._waiting.popleft()()
+
+
+async def test_nothing_is_appended_to_a_segment_that_a_thread_is_sealing(make: Make) -> None:
+    """With `max_age` a segment is sealed by its age, at any time: a batch that comes meanwhile goes into the next."""
+    clock, files, hour = SetClock(), Preempting(), 3600 * 10**9
+    limits = replace(LIMITS, max_age_ns=10 * hour, fsync_every_ns=0)
+    lane = make(clock=clock, limits=limits, files=files, offload=files.offload)
+    for number in range(20):
+        clock.mono += hour * 2 if number % 5 == 4 else 0
+        await lane.append(make_batch(number))
+        await settle(3)
+    await lane.close()
+    again = make()
+    assert await read_all(again) == list(range(20))
+    assert again.counters.totals["corrupt_rows"] == 0
+
+
 async def test_reading_many_foreign_segments_at_once_keeps_every_name(make: Make) -> None:
     """More segments in one read than indexes in memory: the rows of none are taken for nameless."""
     await filled(make, 60, limits=replace(LIMITS, segment_bytes=1))
     again = make(tags=tags(*map(str, reversed(range(20)))))
     assert await read_all(again) == list(range(60))
     assert again.counters.totals["corrupt_rows"] == 0
+
+
+async def test_the_age_of_the_oldest_is_told_while_its_segment_cannot_be_read(make: Make, tmp_path: Path) -> None:
+    """Pages ask for it at any time: also when a file that somebody removed has just been missed."""
+    await filled(make, 60, limits=replace(LIMITS, segment_bytes=1))
+    looked = list[int | None]()
+
+    async def offload(work: Callable[[], object]) -> object:
+        try:
+            return work()
+        finally:
+            looked.append(again.oldest_ns)
+
+    again = make(offload=offload)
+    segments(tmp_path)[0].unlink()
+    assert await read_all(again) == list(range(1, 60))
+    assert WALL_NS in looked
 
 
 async def test_a_commit_asks_no_disk(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,22 @@
 """Paths as settings; when one is suspicious; what is said of it."""
 
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
+from connectors import network_paths
+from connectors.kafka_settings import KafkaTarget
 from connectors.mqtt_settings import MqttTarget
 from connectors.network import Network
-from connectors.network_paths import STEADY_NS, PathState, Patience
+from connectors.network_paths import STEADY_NS, PathState, PathSuspected, Patience, Watched, watch
 from connectors.network_settings import FAST_SUSPECT_NS
 from connectors.tcp_path import Silence, TcpInfo
+from pipelines.errors import GatewayError
+from tests.unit.pipelines.fakes import FakeClock, until
 
 MS = 10**6
 IDLE = TcpInfo(0, 0, 5000, 4000, 500, 0, 0, 65535)
@@ -57,6 +66,94 @@ def test_sessions_of_one_destination() -> None:
     assert (second.client_id, second.status_topic, second.suspect_ns) == ("gw-embb", None, 10**9)
     assert [one.path for one in second.servers] == ["embb"]
     assert _target(suspect="3s").by(["embb"], True, first=True).suspect_ns == 3 * 10**9
+
+
+def test_candidates_of_kafka() -> None:
+    """Every path with all of the brokers. Sessions beside one another may have one client id."""
+    target = KafkaTarget.model_validate({"kafka": "k1, k2", "paths": PATHS, "network": {"dscp": 8}, "client_id": "gw"})
+    assert [one.way for one in target.candidates] == ["k1:9092, k2:9092 (urllc)", "k1:9092, k2:9092 (embb)"]
+    assert [one.servers for one in target.candidates][1] == "k1:9092, k2:9092 by embb"
+    assert [one.network.network for one in target.candidates] == [Network("wwan0", "", 46), Network("wwan1", "", 8)]
+    own = target.by(["embb"], True, first=False)
+    assert ([*own.paths], own.client_id, own.suspect_ns, target.suspect_ns) == (["embb"], "gw", FAST_SUSPECT_NS, 10**9)
+    plain = KafkaTarget(kafka=("k1:9092",))
+    assert [(one.way, one.servers) for one in plain.candidates] == [("", "k1:9092")]
+    with pytest.raises(ValidationError, match="urllc: leave out server: each broker of a Kafka cluster is needed"):
+        KafkaTarget.model_validate({"kafka": "k1", "paths": {"urllc": {"server": "k1"}}})
+
+
+@dataclass(eq=False)
+class Connection:
+    """A socket that says `info`; `oldest` waits for the far side's answer."""
+
+    info: TcpInfo = IDLE
+    oldest: object | None = None
+
+
+@dataclass
+class Session:
+    """Two connections by one path. `fails`: from when on the second one's peer is silent."""
+
+    clock: FakeClock
+    fails_ns: int
+    connections: list[Connection] = field(default_factory=lambda: [Connection(), Connection()])
+    pings: list[int] = field(default_factory=list)
+    error: GatewayError | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def watched(self) -> Watched:
+        return Watched(self._waiting, lambda: self.pings.append(self.clock.now_ns), self._end, self.ended)
+
+    def _waiting(self) -> Any:
+        if self.clock.now_ns >= self.fails_ns:
+            self.connections[1].info = IDLE._replace(unacked_segments=2)
+        return {one: one.oldest for one in self.connections}
+
+    def _end(self, error: GatewayError) -> None:
+        self.error = error
+        self.ended.set()
+
+
+@pytest.fixture
+def watching(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Watches a session for some seconds: the session, and what is known of its path then."""
+    monkeypatch.setattr(network_paths, "tcp_info", lambda sock: sock.info)
+
+    async def run(seconds: float, another: bool = True, **how: Any) -> tuple[Session, PathState]:
+        clock = FakeClock()
+        clock.now_ns = 0
+        session, state = Session(clock, **how), PathState("plant", "a")
+        state.begin()
+        done = watch(session.watched(), "k (a)", state, Patience(10**9, 2 * 10**9), clock, lambda: another)
+        task = asyncio.create_task(done)
+        await until(lambda: clock.now_ns >= seconds * 1e9 or task.done())
+        task.cancel()
+        await asyncio.wait([task])
+        return session, state
+
+    return run
+
+
+async def test_one_silent_connection_of_several(watching: Callable[..., Any]) -> None:
+    """Is enough, where another path may work."""
+    session, state = await watching(60.0, fails_ns=5 * 10**9)
+    assert isinstance(session.error, PathSuspected)
+    assert str(session.error).startswith("k (a): nothing acknowledged for 1000 ms")
+    assert session.clock.now_ns == 6 * 10**9
+    assert state.works is False
+    assert state.counters.gauges["unacked_segments"] == 2
+    session, state = await watching(60.0, another=False, fails_ns=5 * 10**9)
+    assert (session.error, state.works) == (None, True)
+
+
+async def test_an_idle_session_is_pinged(watching: Callable[..., Any]) -> None:
+    """Four times within `suspect`; not while something waits for its answer."""
+    session, _ = await watching(2.0, fails_ns=10**18)
+    assert session.pings[:4] == [250 * MS, 500 * MS, 750 * MS, 1000 * MS]
+    busy = [Connection(), Connection(oldest="request 5")]
+    session, state = await watching(2.0, fails_ns=10**18, connections=busy)
+    assert session.pings == []
+    assert state.counters.gauges["acknowledgement_age_seconds"] >= 1.9
 
 
 def test_silence() -> None:

@@ -1,47 +1,89 @@
-"""Which of a destination's brokers is used, and by which of its paths: every pair is a candidate.
+"""Which way to a destination is used: every one of its servers by every path that leads to it is a candidate.
 
 The first one in the file's order that takes a session, but for the one whose session has just been lost: that is tried
-last, behind those that were probed and did not work, or share a path that was given up (`mqtt_paths`). While a later
-one is in use, those before it are probed with sessions of their own client id; when one of them has been healthy for
-`hold`, it is time to go back to it. Why a preferred broker is not in use stands in `faults`. Where there are paths,
-those behind it are probed, too, with no more than a TCP connection.
+last, behind those that were probed and did not work, or share a path that was given up (`network_paths`). While a later
+one is in use, those before it are probed; when one of them has been healthy for `hold`, it is time to go back to it.
+Why a preferred one is not in use stands in `faults`. Where there are paths, those behind it are probed, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from connectors.mqtt_errors import opening_error
-from connectors.mqtt_link import reach
-from connectors.mqtt_paths import watch
-from connectors.mqtt_session import Session
-from connectors.mqtt_settings import MqttTarget
-from connectors.network_paths import PROBE_EVERY_S, PathState, PathSuspected, Patience
+from connectors.network_paths import PROBE_EVERY_S, PathState, PathSuspected, Patience, Watched, watch
 from pipelines.clock import Clock
 from pipelines.counters import Counters
 from pipelines.errors import GatewayError, NotConnected, Permanent
 
 REFUSED_EVERY_S: Final = 60.0
-"""A broker that refused credentials is asked no sooner: some lock accounts."""
+"""A server that refused credentials is asked no sooner: some lock accounts."""
 _log = logging.getLogger(__name__)
 
-Open = Callable[[MqttTarget, bool], Awaitable[Session]]
-"""(one broker's settings, whether only to probe it): a session that the broker has accepted."""
+
+class Candidate(Protocol):
+    """Settings of one way."""
+
+    @property
+    def path(self) -> str:
+        """The path's name; empty where there are none."""
+
+    @property
+    def way(self) -> str:
+        """The server, and by which path: for messages."""
 
 
-class Servers:
-    """The brokers of one destination, the preferred one first."""
+class Destination(Protocol):
+    """Settings of all of them."""
 
-    def __init__(self, name: str, settings: MqttTarget, open_one: Open, clock: Clock, counters: Counters) -> None:
+    @property
+    def paths(self) -> Iterable[str]:
+        """Their names."""
+
+    @property
+    def hold(self) -> int:
+        """In nanoseconds, as the next two."""
+
+    @property
+    def suspect_ns(self) -> int:
+        """As the file says, or its default."""
+
+    @property
+    def ack_timeout(self) -> int:
+        """Above all suspicion."""
+
+
+C = TypeVar("C", bound=Candidate)
+S = TypeVar("S")
+
+
+class Choice(Generic[C, S]):
+    """The candidates of one destination, the preferred one first.
+
+    open_one: (candidate, whether no other one is left) -> a session that the far side has accepted. probe: (candidate,
+    whether it comes before the one in use); returns where it works. Both raise NotConnected or Permanent.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Destination,
+        candidates: Sequence[C],
+        open_one: Callable[[C, bool], Awaitable[S]],
+        probe: Callable[[C, bool], Awaitable[None]],
+        clock: Clock,
+        counters: Counters,
+    ) -> None:
         self.faults: Mapping[str, str] = {}
-        """Address -> why it is not in use, of those before the one that is."""
+        """Way -> why it is not in use, of those before the one that is."""
+        self.paths = {path: PathState(name, path) for path in settings.paths}
         self._name = name
-        self._all = settings.servers
+        self._all = candidates
         self._hold_ns = settings.hold
         self._open_one = open_one
+        self._probe = probe
         self._clock = clock
         self._counters = counters
         self._number = 0
@@ -49,10 +91,9 @@ class Servers:
         self._broken: set[int] = set()
         """Of those not in use: what the last probe says."""
         self._patience = Patience(settings.suspect_ns, settings.ack_timeout)
-        self.paths = {path: PathState(name, path) for path in settings.paths}
 
     @property
-    def used(self) -> MqttTarget:
+    def used(self) -> C:
         """The one in use, or that was used last."""
         return self._all[self._number]
 
@@ -68,17 +109,17 @@ class Servers:
         if path := self.paths.get(self.used.path):
             path.use(False)
 
-    async def open(self, planned: int | None = None) -> Session:
+    async def open(self, planned: int | None = None) -> S:
         """A session with the best that takes one; `planned` is tried first. Raises NotConnected or Permanent.
 
-        One broker's refusal does not hide that another works. Each but the last has little time.
+        One's refusal does not hide that another works.
         """
         order = sorted(range(len(self._all)), key=lambda number: self._rank(number, planned))
         errors: dict[int, GatewayError] = {self._number: self._lost} if self._lost else {}
         self._lost = None
         for number in order:
             try:
-                session = await self._limited(number, last=number == order[-1])
+                session = await self._open_one(self._all[number], number == order[-1])
             except (NotConnected, Permanent) as error:
                 errors[number] = error
                 self._note(number, error)
@@ -87,18 +128,23 @@ class Servers:
                 return session
         raise _together([errors[number] for number in sorted(errors)])
 
-    async def watch(self, session: Session) -> None:
-        """Until the session ends, or is ended because another path is better; for ever where there are no paths."""
-        target = self.used
-        if not target.path:
+    async def keep(self, session: Watched, *beside: Coroutine[Any, Any, Any]) -> int | None:
+        """Until the session ends, or is ended because another path is better, or one of `beside` ends or raises: None;
+        or until it is time to go back to a better candidate: its number."""
+        better = asyncio.ensure_future(self._better())
+        await _first(session.ended.wait(), self._watch(session), better, *beside)
+        return better.result() if better.done() and not better.cancelled() else None
+
+    async def _watch(self, session: Watched) -> None:
+        """For ever where there are no paths."""
+        path, way = self.used.path, self.used.way
+        if not path:
             await session.ended.wait()
             return
-        others = {number for number, one in enumerate(self._all) if one.path != target.path}
-        await watch(
-            session, target, self.paths[target.path], self._patience, self._clock, lambda: bool(others - self._broken)
-        )
+        others = {number for number, one in enumerate(self._all) if one.path != path}
+        await watch(session, way, self.paths[path], self._patience, self._clock, lambda: bool(others - self._broken))
 
-    async def better(self) -> int:
+    async def _better(self) -> int:
         """Waits until one before the one in use has been healthy for `hold`: its number. For ever if there is none."""
         healthy_since_ns: dict[int, int] = {}
         probed = [number for number in range(len(self._all) if self.paths else self._number) if number != self._number]
@@ -109,7 +155,7 @@ class Servers:
                 now_ns = self._clock.mono_ns()
                 if now_ns < not_before_ns[number]:
                     continue
-                error = await self._probe(number)
+                error = await self._probed(number)
                 self._note(number, error, self._clock.mono_ns() - now_ns)
                 if number > self._number:
                     continue
@@ -128,26 +174,12 @@ class Servers:
             return bool(self._lost) and number == self._number, shared, number in self._broken, number
         return number != planned, number != self._number, False, number
 
-    async def _limited(self, number: int, *, last: bool, probe: bool = False) -> Session:
-        target = self._all[number]
-        if last:
-            return await self._open_one(target, probe)
+    async def _probed(self, number: int) -> GatewayError | None:
+        """Why that candidate does not work; None where it does."""
         try:
-            async with asyncio.timeout(max(1.0, 2 * target.ack_timeout / 1e9)):
-                return await self._open_one(target, probe)
-        except TimeoutError as error:
-            raise opening_error(target, error) from error
-
-    async def _probe(self, number: int) -> GatewayError | None:
-        """Why that broker takes no session (one behind that in use: no connection); None where it does."""
-        try:
-            if number > self._number:
-                await reach(self._all[number], PROBE_EVERY_S)
-                return None
-            session = await self._limited(number, last=False, probe=True)
+            await self._probe(self._all[number], number < self._number)
         except (NotConnected, Permanent) as error:
             return error
-        await session.close()
         return None
 
     def _note(self, number: int, error: GatewayError | None, probe_ns: int | None = None) -> None:
@@ -177,8 +209,21 @@ class Servers:
 
 
 def _together(errors: list[GatewayError]) -> GatewayError:
-    """One error for all brokers: Permanent where every one refuses."""
+    """One error for all candidates: Permanent where every one refuses."""
     if len(errors) == 1:
         return errors[0]
     kind = Permanent if all(isinstance(error, Permanent) for error in errors) else NotConnected
     return kind("; ".join(map(str, errors)))
+
+
+async def _first(*waits: Coroutine[Any, Any, Any] | asyncio.Future[Any]) -> None:
+    """Until one of them ends; the others are cancelled. Raises what that one raised."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
