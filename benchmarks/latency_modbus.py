@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from typing import Final
 
 from benchmarks.latency import QUANTILES, Program, Times, measure
-from benchmarks.measure import Bar, Figure, by_turns, report
+from benchmarks.measure import Figure, by_turns, report
 from benchmarks.runtime import DEVICE, ROUTE, GatewayProcess, mqtt
 from benchmarks.subscriber import Subscriber
 from tests.services.libmodbus import LibmodbusServer
@@ -30,7 +30,6 @@ from tests.services.process import ServerProcess
 
 PERIOD_MS: Final = 2
 STAMP_REGISTERS: Final = 4
-BARRED: Final = ("p50", "p99")
 _DIGITS: Final = re.compile(rb"1[0-9]{15}")
 _INT64: Final = re.compile(rb"(?=(\x00[\x05-\x0f].{6}))", re.DOTALL)
 """Registers with a time in us of these years, in a reply or as the floor sends it on."""
@@ -78,9 +77,8 @@ def _figures(
 ) -> Iterable[Figure]:
     for quantile, share in QUANTILES.items():
         of_floor, of_stock, of_ours = ([one.at(share, whole) for one in times] for times in (floor, stock, ours))
-        bar = Bar("at most", 1 / 3, of="ratio") if quantile in BARRED and not whole else None
         remark = "floor " + ", ".join(f"{us:,.0f}" for us in of_floor) + " us"
-        yield Figure(f"{name} {quantile}, beside the stock script", "us", of_ours, of_stock, bar, remark=remark)
+        yield Figure(f"{name} {quantile}, beside the stock script", "us", of_ours, of_stock, remark=remark)
 
 
 class _Gateway:
