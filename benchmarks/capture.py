@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -66,13 +67,16 @@ class Capture:
         _, dropped = struct.unpack("II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         if dropped:
             raise RuntimeError(f"{dropped} packets did not fit into the capture's buffer")
+        now_ns = time.time_ns()  # on a busy machine more may come than is read
         while True:
             try:
                 data, extra, _, _ = self._socket.recvmsg(SNAP_BYTES, 128)
             except BlockingIOError:
                 return
             seconds, ns = struct.unpack("qq", extra[0][2])
-            yield _packet(seconds * 10**9 + ns, data)
+            if (at_ns := seconds * 10**9 + ns) > now_ns:
+                return
+            yield _packet(at_ns, data)
 
 
 def _packet(at_ns: int, data: bytes) -> Packet:

@@ -78,8 +78,8 @@ def main() -> int:
 
         floor, stock, ours = by_turns(
             asked.rounds,
-            measured(lambda: Program("gateway.latency_floor", machine, broker)),
-            measured(lambda: Program("benchmarks.latency_stock", machine, broker)),
+            measured(lambda: Program("gateway.latency_floor", [machine.url, machine.node], broker)),
+            measured(lambda: Program("benchmarks.latency_stock", [machine.url, machine.node], broker)),
             measured(lambda: _Gateway(machine, broker)),
         )
     quiet = _all(floor).at(QUANTILES["p99"]) < FLOOR_P99_US
@@ -125,10 +125,20 @@ def _rounds(rounds: list[Times], quantile: float) -> str:
     return ", ".join(f"{times.at(quantile):,.0f}" for times in rounds) + " us"
 
 
+def values_of(data: bytes) -> list[int]:
+    """What may be one: decimal text, or an Int64 Variant of OPC UA."""
+    return [int(text) for text in _DIGITS.findall(data)] + [struct.unpack("<q", raw)[0] for raw in _INT64.findall(data)]
+
+
 def measure(
-    program: AbstractContextManager[ServerProcess], machine: int, broker: int, seconds: float, realtime: int
+    program: AbstractContextManager[ServerProcess],
+    machine: int,
+    broker: int,
+    seconds: float,
+    realtime: int,
+    values: Callable[[bytes], list[int]] = values_of,
 ) -> Times:
-    """Of what goes from one port to the other while the program runs, for some seconds."""
+    """Of what goes from one port to the other while the program runs, for some seconds. `values`: in a packet."""
     with program as process:
         if realtime:
             for task in Path(f"/proc/{process.pid}/task").iterdir():
@@ -136,21 +146,21 @@ def measure(
         time.sleep(SETTLE_S)
         with Capture([machine, broker]) as capture:
             time.sleep(seconds)
-            return _times(capture.packets(), machine, broker)
+            return _times(capture.packets(), machine, broker, values)
 
 
-def _times(packets: Iterable[Packet], machine: int, broker: int) -> Times:
+def _times(packets: Iterable[Packet], machine: int, broker: int, values: Callable[[bytes], list[int]]) -> Times:
     """By the value: when it came from the machine, first went to the broker, first went to the subscriber."""
     came: dict[int, int] = {}
     sent: dict[int, int] = {}
     received: dict[int, int] = {}
     for packet in packets:
         if packet.source_port == machine:
-            _note(came, _stamps(packet))
+            _note(came, _stamps(packet, values))
         elif packet.target_port == broker:
-            _note(sent, _stamps(packet))
+            _note(sent, _stamps(packet, values))
         elif packet.source_port == broker:
-            _note(received, _stamps(packet))
+            _note(received, _stamps(packet, values))
     added = sorted((sent[stamp] - at_ns) / 1e3 for stamp, at_ns in came.items() if stamp in sent)
     whole = sorted(received[stamp] / 1e3 - stamp for stamp in sent if stamp in received)
     if len(added) < 0.95 * len(came) or not whole:
@@ -163,21 +173,22 @@ def _note(times: dict[int, int], stamps: Iterable[tuple[int, int]]) -> None:
         times.setdefault(stamp, at_ns)
 
 
-def _stamps(packet: Packet) -> Iterable[tuple[int, int]]:
-    """(value, when) of each value in the packet: decimal text, or an Int64 Variant of OPC UA."""
+def _stamps(packet: Packet, values: Callable[[bytes], list[int]]) -> Iterable[tuple[int, int]]:
+    """(value, when) of each value in the packet."""
     now_us = packet.at_ns // 1000
-    found = [int(text) for text in _DIGITS.findall(packet.data)]
-    found += [struct.unpack("<q", raw)[0] for raw in _INT64.findall(packet.data)]
-    return [(stamp, packet.at_ns) for stamp in found if 0 <= now_us - stamp < _WINDOW_US]
+    return [(stamp, packet.at_ns) for stamp in values(packet.data) if 0 <= now_us - stamp < _WINDOW_US]
 
 
 class Program:
-    """A module as a process that relays from the machine to the broker; ready when it says so."""
+    """A module as a process that relays from the machine to the broker; ready when it says so.
 
-    def __init__(self, module: str, machine: Stamper, broker: Mosquitto) -> None:
+    `python -m MODULE *machine HOST PORT TOPIC`, with the broker's address.
+    """
+
+    def __init__(self, module: str, machine: Sequence[str], broker: Mosquitto) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mec-latency-")
         topic = f"{SITE}/machine"
-        argv = [sys.executable, "-m", module, machine.url, machine.node, HOST, str(broker.port), topic]
+        argv = [sys.executable, "-m", module, *machine, HOST, str(broker.port), topic]
         root = str(Path(__file__).resolve().parents[1])
         self._process = ServerProcess(module, argv, Path(self._folder.name) / "log", {"PYTHONPATH": root})
 

@@ -53,9 +53,12 @@ def main() -> int:
         with Subscriber(broker.port, "drain"):
             floor, ours, floor_loaded, ours_loaded = by_turns(
                 asked.rounds,
-                measured(lambda: Program("gateway.latency_floor", machine, broker), asked.realtime),
+                measured(lambda: Program("gateway.latency_floor", [machine.url, machine.node], broker), asked.realtime),
                 measured(lambda: _gateway(fast), 0),
-                measured(lambda: _beside(bulk, Program("gateway.latency_floor", machine, broker)), asked.realtime),
+                measured(
+                    lambda: _beside(bulk, Program("gateway.latency_floor", [machine.url, machine.node], broker)),
+                    asked.realtime,
+                ),
                 measured(lambda: _gateway(fast, bulk), 0),
             )
     apart = [_at(ours, P99) / _at(floor, P99)]

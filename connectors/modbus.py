@@ -1,4 +1,4 @@
-"""Modbus source: poll cycles over a read plan, one Batch per cycle.
+"""Modbus source: poll cycles over a read plan, one Batch per cycle; on fast routes one per reply (`show`).
 
 Each poll period has its own absolute schedule (`modbus_schedule`); periods that go by without a poll are counted
 (`overruns`). Modbus gives no time: a row's time is when its block's reply came, flagged ARRIVAL_TIME.
@@ -147,7 +147,8 @@ class ModbusSource:
         return self._ready.popleft()
 
     def show(self, ahead: Callable[[Batch], None] | None) -> None:
-        """As `contracts.CutThroughSource` says: each reply by itself, of a cycle that nothing else is read in."""
+        """As `contracts.CutThroughSource` says: each reply as it comes, a batch by itself; what of the cycle cannot be
+        given so is one more, behind them."""
         self._ahead = ahead
 
     def commit(self, number: int) -> None:

@@ -345,7 +345,7 @@ def _column(row: int, placed: Sequence[_Placed]) -> _Numbers:
 
 
 def _bits(row: int, placed: Sequence[_Placed]) -> _Bits:
-    where = [_bit(one.point, one.byte, one.block) for one in placed]
+    where = [bit_place(one.point, one.byte, one.block) for one in placed]
     index, shift = np.array(where, dtype=np.intp).T.copy()
     return _Bits(row, row + len(placed), index, shift.astype(np.uint8))
 
@@ -406,7 +406,7 @@ def _kind(point: Point) -> int:
     return kind + ARRAY if point.items else kind
 
 
-def _bit(point: Point, byte: int, block: Block) -> tuple[int, int]:
+def bit_place(point: Point, byte: int, block: Block) -> tuple[int, int]:
     """Byte of the joined replies, and the bit in it (0 is the least significant)."""
     if block.table.of_bits:
         place = point.address - block.start

@@ -36,7 +36,7 @@ class Poll:
         self._slot_ns = 0
         self._url = url
         self._tag_ids = tag_ids
-        self._meanings = meanings
+        self._meanings = {point.name: meanings[point.name] for point in points if point.name in meanings}
 
     def adopt(self, blocks: Sequence[Block], absent: Sequence[Point] = ()) -> None:
         """Reads `blocks` from now on; `absent` are the points that are in none of them."""

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from connectors.modbus_convert import Conversion, Meaning
-from connectors.modbus_decode import Layout
+from connectors.modbus_decode import NOTHING_BAD, Layout
+from connectors.modbus_few import scalars
 from connectors.modbus_frames import EXCEPTIONS, ILLEGAL_ADDRESS, Reply
 from connectors.modbus_plan import Block, Point
 from pipelines.batch import GOOD, Batch, Flag, Kind
@@ -44,6 +45,9 @@ class Rows:
         self._flags = _shared(np.full(len(ids), Flag.ARRIVAL_TIME, dtype=np.uint8))
 
         self._few = list(zip(ids, self._layout.kind.tolist(), strict=True)) if len(ids) <= FEW_MAX else []
+        self._scalars = (
+            scalars(blocks[0], self._layout.points) if self._few and len(blocks) == 1 and not absent else None
+        )
 
     def __len__(self) -> int:
         return len(self._tag)
@@ -86,10 +90,14 @@ class Rows:
         """`batch` of the good reply to the only block, and `converted`; without columns where its rows are few."""
         if not self._few:
             return self.converted(self.batch([reply], source_id, number, reply.received_ns, clock))
-        value, extra, bad = self._layout.decode([reply.data])
+        extra, bad = None, NOTHING_BAD
+        values = self._scalars(reply.data) if self._scalars else None
+        if values is None:
+            column, extra, bad = self._layout.decode([reply.data])
+            values = column.tolist()
         rows = [
-            (tag, reply.received_ns, one, GOOD, kind, Flag.ARRIVAL_TIME)
-            for (tag, kind), one in zip(self._few, value.tolist(), strict=True)
+            (tag, reply.received_ns, value, GOOD, kind, Flag.ARRIVAL_TIME)
+            for (tag, kind), value in zip(self._few, values, strict=True)
         ]
         batch = FewRows.of(rows, source_id, number, None, reply.received_ns, extra, clock)
         return self.converted(_without(batch, list(bad), list(bad.values())) if bad else batch)

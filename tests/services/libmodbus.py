@@ -63,12 +63,15 @@ def mbpoll(*arguments: str) -> dict[int, int]:
 
 
 class LibmodbusServer(Service):
-    """A Modbus TCP server for several clients that answers every unit id."""
+    """A Modbus TCP server for several clients that answers every unit id.
 
-    def __init__(self) -> None:
+    stamps: input registers 0 to 3 are the time of the request, UTC us, an int64.
+    """
+
+    def __init__(self, *, stamps: bool = False) -> None:
         folder = _install()
         super().__init__("libmodbus", free_port())
-        self.run_as([folder / "server", str(self.port)])
+        self.run_as([folder / "server", str(self.port), *(["stamp"] if stamps else [])])
 
     @property
     def url(self) -> str:

@@ -1,6 +1,7 @@
 /* A foreign Modbus server on Debian's libmodbus.
  *
  *   libmodbus_server PORT                        listens on 127.0.0.1 for several clients, answers every unit id
+ *   libmodbus_server PORT stamp                  the same, with the time in its input registers
  *   libmodbus_server DEVICE BAUD PARITY UNIT     RTU on a serial port (parity N, E or O), answers that unit
  *
  * Its image, LIMIT addresses of each kind:
@@ -10,14 +11,18 @@
  *   coil c               c mod 3 == 0                 writable
  *   discrete input d     d mod 5 == 0
  *
+ * With "stamp" input registers 0 to 3 are the UTC time in microseconds since 1970 of each request, an int64.
+ *
  * An address of LIMIT or more is answered with exception 2 (illegal data address). Prints "ready". One select loop.
  */
 #include <errno.h>
 #include <modbus/modbus.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/select.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { LIMIT = 2000, CLIENTS_MAX = 64 };
@@ -35,6 +40,16 @@ static modbus_mapping_t *make_image(void) {
     return image;
 }
 
+static int stamping;
+
+static void stamp(modbus_mapping_t *image) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    uint64_t now_us = (uint64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+    for (int i = 0; i < 4; i++)
+        image->tab_input_registers[i] = (uint16_t)(now_us >> (48 - 16 * i));
+}
+
 /* Answers one request of a client; false when the client has gone or sent what is no Modbus. */
 static int answer(modbus_t *context, int client, modbus_mapping_t *image) {
     uint8_t request[MODBUS_TCP_MAX_ADU_LENGTH];
@@ -42,6 +57,8 @@ static int answer(modbus_t *context, int client, modbus_mapping_t *image) {
     int length = modbus_receive(context, request);
     if (length == 0)
         return 1; /* libmodbus ignores a request that is not for it */
+    if (stamping)
+        stamp(image);
     return length > 0 && modbus_reply(context, request, length, image) >= 0;
 }
 
@@ -101,8 +118,9 @@ int main(int argc, char **argv) {
     modbus_mapping_t *image = make_image();
     if (argc == 5 && image != NULL)
         return serve_serial(argv, image);
-    if (argc != 2) {
-        fprintf(stderr, "usage: %s PORT | DEVICE BAUD PARITY UNIT\n", argv[0]);
+    stamping = argc == 3 && strcmp(argv[2], "stamp") == 0;
+    if (argc != 2 && !stamping) {
+        fprintf(stderr, "usage: %s PORT [stamp] | DEVICE BAUD PARITY UNIT\n", argv[0]);
         return 2;
     }
     modbus_t *context = modbus_new_tcp("127.0.0.1", atoi(argv[1]));

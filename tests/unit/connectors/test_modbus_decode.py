@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.modbus_decode import BAD_DECODING_ERROR, BAD_NO_DATA, Layout
+from connectors.modbus_few import scalars
 from connectors.modbus_plan import DATE_TIMES, REGISTERS, Block, DataType, Point, Table, WordOrder, plan
 from connectors.modbus_register import parse_register
 from connectors.modbus_time import to_ns
@@ -119,6 +120,25 @@ def test_every_type_in_every_order_at_every_place(points: list[Point], image: by
         else:
             assert row not in bad
             check_row(row, expected, point, layout, value, extra or {})
+
+
+@given(any_points(), IMAGES, st.integers(0, 8), st.integers(16, 40))
+def test_a_few_numbers_without_numpy_are_the_same(points: list[Point], image: bytes, gap: int, size: int) -> None:
+    """Where the scalar way takes a block, it gives what the columns are; nothing, where some are in `extra`."""
+    memory = {Table.HOLDING: image, Table.INPUT: image[::-1], Table.COIL: image[7:] + image[:7], Table.DISCRETE: image}
+    blocks = plan(
+        [point for point in points if not point.items and point.type in FORMATS | {DataType.BOOL: ()}], gap, size
+    )
+    for block, data in zip(blocks, answers(blocks, memory), strict=True):
+        layout = Layout([block])
+        value, extra, bad = layout.decode([data])
+        decode = scalars(block, layout.points)
+        bcd = any(point.type in {DataType.BCD16, DataType.BCD32} for point in block.points)
+        assert (decode is None) is bcd
+        if decode is not None:
+            found = decode(data)
+            assert (found is None) is bool(extra) and not bad
+            assert found is None or repr(found) == repr(value.tolist())
 
 
 def check_row(row: int, expected: Any, point: Point, layout: Layout, value: Any, extra: dict[int, Any]) -> None:
