@@ -89,7 +89,8 @@ class ModbusSource:
         self._plan()
         self._ahead: Callable[[Batch], None] | None = None
         self._ready: deque[Batch] = deque()
-        """What `read` gives next: shown ahead, in the order of the replies, and what is left of their cycle."""
+        """What `read` gives next, in another session too: shown ahead, in the order of the replies, and what is left of
+        their cycle."""
         self._asked_ns = 0
         """When it was asked what it is."""
         self._read_ns = 0
@@ -156,7 +157,6 @@ class ModbusSource:
 
     async def close(self) -> None:
         """Idempotent, allowed before `connect`."""
-        self._ready.clear()
         await self._link.close()
 
     def _shows(self, poll: Poll) -> Arrived | None:

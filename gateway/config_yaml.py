@@ -35,6 +35,10 @@ _CONSTANTS = dict.fromkeys(["", "~", "null", "Null", "NULL"]) | {
 _WHOLE = re.compile(r"[-+]?[0-9]{1,300}")
 _OCTAL_HEX = re.compile(r"0o[0-7]{1,100}|0x[0-9a-fA-F]{1,100}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_HALF = re.compile("[\ud800-\udfff]")
+_HALVES = (
+    "half a character (\\ud800 to \\udfff) stands for nothing by itself: write the whole one, as it is or as \\U..."
+)
 _INFINITY = re.compile(r"([-+]?)\.(?:inf|Inf|INF)")
 
 
@@ -165,6 +169,8 @@ class _Builder:
                 item.value = resolve(text, self._lookup)
             except ValueError as error:
                 self._refuse(item, str(error))
+        if isinstance(item.value, str) and _HALF.search(item.value):
+            self._refuse(item, _HALVES)
 
     def _mapping(self, node: MappingNode) -> dict[str, Item]:
         found: dict[str, Item] = {}
@@ -185,6 +191,8 @@ class _Builder:
         if not key:
             message = "a key has to be text" if not isinstance(node, ScalarNode) else "a key is missing before the `:`"
             self.mistakes.append((_place(node), message))
+        elif _HALF.search(key):
+            self.mistakes.append((_place(node), _HALVES))
         elif key in found:
             message = f"`{key}` is given twice: first in line {found[key].key_place.line}"
             self.mistakes.append((_place(node), message))

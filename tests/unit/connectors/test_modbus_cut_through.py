@@ -183,7 +183,7 @@ async def test_a_connection_that_is_cut_within_a_cycle() -> None:
 
 
 async def test_a_cancelled_read_loses_nothing_that_was_shown() -> None:
-    """The next one gives it; after `close` nothing of it is left."""
+    """The next one gives it, after `close` and `connect` too: a durable route may not have it yet."""
     image = Image()
     async with started(image, tags=words(1, 500)) as setup:
         shown = Shown(setup)
@@ -201,7 +201,7 @@ async def test_a_cancelled_read_loses_nothing_that_was_shown() -> None:
         await setup.source.close()
         setup.device.answer = image
         await setup.source.connect([])
-        assert (await setup.source.read()).number == shown.batches[1].number + 1
+        assert await setup.source.read() is shown.batches[1]
 
 
 async def test_only_the_polls_of_fast_tags_are_shown_where_there_are_such() -> None:

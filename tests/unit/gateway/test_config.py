@@ -212,6 +212,8 @@ ONE_MISTAKE = [
     ("devices:", "gateway: {listen: localhost}\ndevices:", "1:19: `listen`: 'localhost' is not an address and port"),
     ("devices:", "gateway: [a]\ndevices:", "1:10: `gateway`: has to be a mapping of `key: value` lines, not a list"),
     ("devices:", "? [a]\n: b\ndevices:", "1:3: a key has to be text"),
+    ("temperature:", '"\\ud800x":', "5:7: half a character (\\ud800 to \\udfff) stands for nothing by itself"),
+    ("ns=2;s=Press4.Temp", '"ns=2;s=\\uD83D\\uDE00"', "5:20: half a character (\\ud800 to \\udfff) stands for nothing"),
     ("ns=2;s=Press4.Temp", "!secret x", "5:20: the YAML tag !secret is not known here"),
     ("ns=2;s=Press4.Temp", "&a {node: *a}", "5:20: this alias refers to a mapping or list that contains it"),
     ("ns=2;s=Press4.Temp", "{<<: 5, node: i=1}", "5:25: `<<` takes a mapping"),
