@@ -26,7 +26,7 @@ from benchmarks.measure import ROUNDS, Bar, Figure, in_child, on_loop, report
 from connectors import opcua_items
 from connectors.opcua import OpcUaSource
 from connectors.opcua_settings import OpcUaDevice
-from gateway.app import calm_garbage_collection
+from gateway.garbage import collect_between_steps
 from pipelines.clock import SystemClock
 from pipelines.contracts import Part
 from pipelines.lane_memory import MemoryLane
@@ -180,7 +180,7 @@ async def _received(url: str, trust: str, group: Group) -> AsyncIterator[Receive
         "timeout": "60s",
         "tags": {node.partition("s=")[2]: node for node in group.node_ids()},
     }
-    calm_garbage_collection(asyncio.get_running_loop())
+    collect_between_steps(asyncio.get_running_loop())
     lane = MemoryLane("received", bytes_max=2**30)
     with tempfile.TemporaryDirectory(prefix="mec-bench-") as folder:
         settings = OpcUaDevice.model_validate(device)

@@ -8,7 +8,6 @@ start, so it is given a moment only. A second signal skips the rest of it, but f
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Final
 
 from gateway.clock import ClockWatch
 from gateway.drops import dropped_rows
+from gateway.garbage import collect_between_steps
 from gateway.health import Health
 from gateway.http import HttpService
 from gateway.latency import LatencyWatch
@@ -37,8 +37,6 @@ LOOK_EVERY_S: Final = 0.02
 DURABLE_DRAIN_S: Final = 1.0
 """For what is in flight: it would be sent a second time after the next start."""
 CLOSE_S: Final = 5.0
-FROZEN_AFTER_S: Final = 30.0
-"""By then what lives as long as the process has been made, and the garbage collector need not look at it again."""
 
 Tasks = Sequence[asyncio.Task[None]]
 Told = Callable[[Callable[[], None]], AbstractContextManager[None]]
@@ -223,7 +221,7 @@ async def serve(app: App, service: HttpService | None, watch: LoopWatch, told: T
         try:
             if service:
                 await service.start()
-            calm_garbage_collection(asyncio.get_running_loop())
+            collect_between_steps(asyncio.get_running_loop())
             sys.setswitchinterval(THREAD_TURN_S)
             watch.start()
             return await app.run()
@@ -243,14 +241,6 @@ def exit_code(run: Callable[[], int]) -> int:
     except Poisoned as error:
         Log("gateway").error(f"cannot start: {error}")
         return Exit.STORAGE_FAILED
-
-
-def calm_garbage_collection(loop: asyncio.AbstractEventLoop) -> None:
-    """A full collection over all loaded modules takes 50 ms and more: they are taken out of its view for good."""
-    gc.set_threshold(20_000, 20, 50)
-    gc.collect()
-    gc.freeze()
-    loop.call_later(FROZEN_AFTER_S, gc.freeze)
 
 
 async def _cancel(tasks: Tasks) -> None:
