@@ -53,17 +53,22 @@ class SecureClient(Client):
     async def leave(self) -> bool:
         """Ends session, channel and connection, as far as there are any. False: the server may still have the session.
 
-        Also after a `connect` that failed or was cancelled; never raises on its own.
+        Also after a `connect` that failed or was cancelled; never raises on its own. asyncua swallows a cancellation
+        while it waits for its own tasks, and could wait for ever: it is left to itself after LEAVE_S, and once more.
         """
+        leaving = asyncio.ensure_future(self.disconnect())
         try:
-            async with asyncio.timeout(LEAVE_S):
-                await self.disconnect()
-        except (TimeoutError, OSError, ua.UaError) as error:
-            logging.getLogger(__name__).debug("the session was not closed in order: %s", error)
-            return False
+            done, _ = await asyncio.wait([leaving], timeout=LEAVE_S)
         finally:
+            leaving.cancel()
             self.disconnect_socket()
-        return True
+            await asyncio.wait([leaving], timeout=LEAVE_S)
+        error = None if not leaving.done() or leaving.cancelled() else leaving.exception()
+        if error is not None and not isinstance(error, TimeoutError | OSError | ua.UaError):
+            raise error
+        if not done or error is not None:
+            logging.getLogger(__name__).debug("the session was not closed in order: %s", error or "no answer")
+        return bool(done) and error is None
 
     async def create_session(self) -> ua.CreateSessionResult:
         """Cancelled, it waits a little for the answer: `leave` can only end a session that it knows of."""

@@ -368,8 +368,11 @@ def _at(url: str, error: BaseException) -> str:
 
 
 def _is_of_asyncua(error: Exception) -> bool:
-    """Raised there: what asyncua's decoders make of nonsense is anything from an AssertionError to a TypeError."""
-    at = error.__traceback__
-    while at is not None and at.tb_next is not None:
+    """Raised there, or in what it called that is not ours (`enum`): its decoders make anything of nonsense, from an
+    AssertionError to a TypeError."""
+    inner, at = "", error.__traceback__
+    while at is not None:
+        package = str(at.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        inner = package if package in ("asyncua", "connectors", "pipelines") else inner
         at = at.tb_next
-    return at is not None and str(at.tb_frame.f_globals.get("__name__", "")).startswith("asyncua.")
+    return inner == "asyncua"

@@ -19,6 +19,7 @@ from pipelines.json_file import JsonFile
 
 FORMAT: Final = 1
 FOLDER: Final = "opcua"
+KEEP_ALIVE_S_MAX: Final = 600.0
 
 
 @dataclass(slots=True)
@@ -56,8 +57,9 @@ class Subscription:
 
     @property
     def keep_alive_s(self) -> float:
-        """An idle one says that it is alive about this often."""
-        return self.publishing_ms * self.keep_alive_count / 1000
+        """An idle one says that it is alive about this often. A server that says more than KEEP_ALIVE_S_MAX, be it
+        infinity, is not waited for that long."""
+        return min(self.publishing_ms * self.keep_alive_count / 1000, KEEP_ALIVE_S_MAX)
 
 
 @dataclass(slots=True)

@@ -81,10 +81,15 @@ async def harm(
         proxy.every = CHUNKS_PER_HARM
         await until(reading, lambda: proxy.harmed >= times)
         proxy.every = 0
+        await counter.reaches(3)  # nobody sees that a number was harmed: the last one must not be
         last = await counter.stopped()
         await until(reading, lambda: reader.values["Int32"][-1] == last)
     except BaseException as error:
+        source = reader.source
         error.add_note(f"seed {seed}; {proxy.harmed} chunks harmed, faults: {reader.faults[-5:]}")
+        error.add_note(
+            f"now: {source.info}; {source.faults}; {source.counters.snapshot()}; {reader.values['Int32'][-3:]}"
+        )
         raise
     finally:
         reading.cancel()

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from connectors.opcua_plan import plan_subscriptions
 from connectors.opcua_settings import OpcUaDevice
-from connectors.opcua_state import DeviceState, MonitoredItem, StateFile, Subscription, fingerprint
+from connectors.opcua_state import (
+    KEEP_ALIVE_S_MAX,
+    DeviceState,
+    MonitoredItem,
+    StateFile,
+    Subscription,
+    fingerprint,
+)
 from pipelines.errors import Corrupt
 
 STATE = DeviceState(
@@ -36,6 +43,12 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     file.remove()
     file.remove()
     assert file.load() is None
+
+
+@pytest.mark.parametrize("publishing_ms", [1e9, 1e300, float("inf")])
+def test_no_server_is_waited_for_without_end(publishing_ms: float) -> None:
+    """Whatever it says of itself."""
+    assert Subscription(9, 1, publishing_ms, 2**31, 3 * 2**31, []).keep_alive_s == KEEP_ALIVE_S_MAX
 
 
 @given(st.integers(0), st.integers(1, 255))
