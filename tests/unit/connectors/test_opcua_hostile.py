@@ -13,13 +13,19 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from asyncua import ua
+from asyncua.common.utils import Buffer
+from asyncua.ua.ua_binary import struct_from_binary, struct_to_binary
 
 from connectors.opcua_binary import DEPTH_MAX, Cursor, DecodeError, UnreadObject
+from connectors.opcua_link import mapped
 from connectors.opcua_records import RECORDS
 from connectors.opcua_response import parse_response
+from connectors.opcua_settings import OpcUaDevice
 from connectors.opcua_structures import UNKNOWN_MAX
 from connectors.opcua_variable import READ
 from pipelines.batch import ARRAY, Kind
+from pipelines.errors import NotConnected
 from tests.unit.connectors.hostile import Oracle, mutated
 from tests.unit.connectors.opcua_messages import (
     every_bytes,
@@ -99,6 +105,23 @@ def test_what_real_servers_send_is_read() -> None:
         found.setdefault(line["server"], set()).add(what)
     assert set(found) == {"node-opcua", "milo", "gopcua", "open62541"}
     assert all("keep-alive" in each for each in found.values()) and oracle.events == 2
+
+
+def test_what_asyncua_makes_of_nonsense_is_the_servers_fault() -> None:
+    """It raises anything, also from within `enum`; the contract knows one error for it."""
+    device = OpcUaDevice.model_validate({"opcua": "opc.tcp://h:1", "security": "none", "tags": {"a": "i=1"}})
+    answer = ua.CreateSessionResponse()
+    answer.Parameters.ServerEndpoints = [ua.EndpointDescription()] * 3
+    plain, chance, raised = struct_to_binary(answer), random.Random(7), set()
+    for _ in range(2000):
+        damaged = bytearray(plain)
+        damaged[chance.randrange(len(plain))] ^= 1 << chance.randrange(8)
+        try:
+            struct_from_binary(ua.CreateSessionResponse, Buffer(bytes(damaged)))
+        except Exception as error:  # noqa: BLE001  whatever it is
+            raised.add(type(error))
+            assert isinstance(mapped(error, device), NotConnected), repr(error)
+    assert ValueError in raised and len(raised) > 1
 
 
 def test_a_message_cut_anywhere_is_refused() -> None:
