@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -49,6 +50,12 @@ class _ByClass(LoadScopeScheduling):  # type: ignore[misc]  # xdist says nothing
         file, _, inside = nodeid.partition("::")
         name = inside.partition("[")[0]
         return f"{file}::{name.partition('::')[0]}" if "::" in name else nodeid
+
+
+def pytest_configure() -> None:
+    """Processes inherit what is ignored, and a shell lets what it runs in the background ignore Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
