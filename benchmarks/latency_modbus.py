@@ -46,7 +46,7 @@ def main() -> int:
     with LibmodbusServer(stamps=True) as machine, Mosquitto() as broker, Subscriber(broker.port, "drain"):
 
         def measured(start: Callable[[], AbstractContextManager[ServerProcess]]) -> Callable[[], Times]:
-            return lambda: measure(start(), machine.port, broker.port, asked.seconds, asked.realtime, values_of)
+            return lambda: measure(start, machine.port, broker.port, asked.seconds, asked.realtime, values_of)
 
         def peer(name: str) -> Program:
             place = [name, str(machine.port), str(asked.registers), str(PERIOD_MS)]

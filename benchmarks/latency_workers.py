@@ -48,7 +48,7 @@ def main() -> int:
         fast, bulk = _fast(machine, broker, asked.realtime), _bulk(load, far)
 
         def measured(start: Callable[[], AbstractContextManager[ServerProcess]], priority: int) -> Callable[[], Times]:
-            return lambda: measure(start(), machine.port, broker.port, asked.seconds, priority)
+            return lambda: measure(start, machine.port, broker.port, asked.seconds, priority)
 
         with Subscriber(broker.port, "drain"):
             floor, ours, floor_loaded, ours_loaded = by_turns(
